@@ -1,0 +1,152 @@
+"""What startd, spawner and starter tell one another, over local sockets at the pilot's uid.
+
+Three conversations use it: startd and spawner (``SPAWNER``), startd and one starter (``STARTER``).
+Descriptors travel beside a message by SCM_RIGHTS; each message says which ones it wants.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import attrs
+
+from pilot.rpc import Protocol
+
+# --- startd <-> spawner ------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class StartStarter:
+    """startd -> spawner: fork a starter. Descriptors: the activation's connection, the starter's end of its channel.
+
+    ``ticket`` is the startd's own number for the request; the answer repeats it. ``activation`` holds secrets (claim id,
+    cipher state): it is never logged.
+    """
+
+    ticket: int
+    activation: Activation = attrs.field(repr=False)
+
+
+@attrs.frozen
+class StarterStarted:
+    """spawner -> startd: the starter of ``ticket`` runs as ``pid``, identified by (pid, start_ticks)."""
+
+    ticket: int
+    pid: int
+    start_ticks: int
+
+
+@attrs.frozen
+class StarterFailed:
+    """spawner -> startd: no starter could be forked for ``ticket``."""
+
+    ticket: int
+    text: str
+
+
+@attrs.frozen
+class StarterEnded:
+    """spawner -> startd: the starter ``pid`` was reaped with this wait status."""
+
+    pid: int
+    wait_status: int
+
+
+# --- startd <-> starter ------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Activation:
+    """Everything that a starter needs to know about its claim.
+
+    Ads are text in new ClassAd syntax. ``stream_state`` is what ``cedar.stream.CedarStream.export`` gave for the
+    activation's connection, which becomes the syscall socket. Sizes as carved for the slot.
+    """
+
+    slot: str
+    claim_id: str = attrs.field(repr=False)
+    slot_ad: str
+    job_ad: str
+    stream_state: dict[str, Any] = attrs.field(repr=False)
+    startd_address: str
+    cpus: int
+    memory_mb: int
+    disk_kb: int
+    vacate_max_s: float
+    procd_socket: str
+
+
+How = Literal["graceful", "fast", "final-transfer"]
+
+
+@attrs.frozen
+class Deactivate:
+    """startd -> starter: end the job. graceful: soft signal and grace; fast: kill, no output; final-transfer: soft, then output."""
+
+    how: How
+    reason: str
+    vacate_code: int = 0
+
+
+@attrs.frozen
+class SuspendJob:
+    """startd -> starter: stop every process of the job until ContinueJob."""
+
+
+@attrs.frozen
+class ContinueJob:
+    """startd -> starter: the end of a suspension."""
+
+
+@attrs.frozen
+class PassedCommand:
+    """startd -> starter: a command that arrived at the startd's port for this job. Descriptor: its connection."""
+
+    command: int
+    identity: str
+    stream_state: dict[str, Any] = attrs.field(repr=False)
+
+
+@attrs.frozen
+class Progress:
+    """starter -> startd: the job's state as in ``starter.life.State``, for the slot ad; ``uid`` once it is known."""
+
+    state: str
+    uid: int | None = None
+
+
+@attrs.frozen
+class JobUpdate:
+    """starter -> startd: attributes for the slot ad (new ClassAd text), as sent to the shadow."""
+
+    ad: str
+
+
+@attrs.frozen
+class UserRefused:
+    """starter -> startd: the site refused this user; do not match this identity here for a while."""
+
+    identity: str
+    text: str
+
+
+@attrs.frozen
+class SlotBroken:
+    """starter -> startd: something of the job is left that could not be removed (processes, a sandbox)."""
+
+    text: str
+
+
+@attrs.frozen
+class Ended:
+    """starter -> startd: last message before the starter exits; ``verdict`` as in ``starter.life.Verdict``."""
+
+    verdict: str
+    text: str
+    exit_status: int | None = None
+
+
+SPAWNER = Protocol(StartStarter, StarterStarted, StarterFailed, StarterEnded)
+STARTER = Protocol(
+    Deactivate, SuspendJob, ContinueJob, PassedCommand, Progress, JobUpdate, UserRefused, SlotBroken, Ended
+)
