@@ -99,15 +99,6 @@ class ContinueJob:
 
 
 @attrs.frozen
-class PassedCommand:
-    """startd -> starter: a command that arrived at the startd's port for this job. Descriptor: its connection."""
-
-    command: int
-    identity: str
-    stream_state: dict[str, Any] = attrs.field(repr=False)
-
-
-@attrs.frozen
 class Progress:
     """starter -> startd: the job's state as in ``starter.life.State``, for the slot ad; ``uid`` once it is known."""
 
@@ -147,6 +138,4 @@ class Ended:
 
 
 SPAWNER = Protocol(StartStarter, StarterStarted, StarterFailed, StarterEnded)
-STARTER = Protocol(
-    Deactivate, SuspendJob, ContinueJob, PassedCommand, Progress, JobUpdate, UserRefused, SlotBroken, Ended
-)
+STARTER = Protocol(Deactivate, SuspendJob, ContinueJob, Progress, JobUpdate, UserRefused, SlotBroken, Ended)

@@ -1,0 +1,95 @@
+"""The job's proxy: fetched by delegation before any file, verified by us, held against the job, stored at the pilot's side.
+
+The user's private key never crosses the wire: the key pair is made here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from cedar.commands import HoldCode
+from pilot import credentials
+from pilot.credentials import Credential, CredentialError
+from starter.description import Description
+from starter.shadow import Shadow
+from starter.verdict import Hold
+
+Exchange = Callable[[bytes], Awaitable[bytes]]
+
+
+class ProxyUnusable(Exception):
+    """The proxy that came is not fit for the job; ``hold`` says so to the user."""
+
+    def __init__(self, hold: Hold) -> None:
+        super().__init__(hold.text)
+        self.hold = hold
+
+
+async def receive_proxy(exchange: Exchange) -> bytes:
+    """One delegation: make key and request, let ``exchange`` have it signed; the proxy as PEM.
+
+    Raises:
+        CredentialError: the certificates do not fit the request, or are expired.
+        PeerFault: the connection failed.
+    """
+    pending = credentials.make_request("ec")
+    return pending.complete(await exchange(pending.der))
+
+
+async def fetch_proxy(
+    shadow: Shadow, job: Description, *, certificates_dir: Path | None, limit_to: float | None = None
+) -> Credential:
+    """The job's proxy by get_delegated_proxy (303), verified and held against the job.
+
+    ``expiration`` is never 0: that would override the user's own limit (wire reference 7.5).
+
+    Raises:
+        ProxyUnusable: expired, broken, untrusted, or not the proxy of the ad.
+        PeerFault: the shadow could not delegate; the syscall socket is lost then.
+    """
+    expiration = int(time.time() + job.proxy_lifetime_s) if job.proxy_lifetime_s else int(time.time() + MAX_LIFETIME_S)
+    try:
+        pem = await shadow.fetch_proxy(expiration, receive_proxy)
+        return check_proxy(pem, job, certificates_dir=certificates_dir)
+    except CredentialError as fault:
+        raise ProxyUnusable(_hold(job, str(fault))) from fault
+
+
+# "As long as the source proxy lives", where the user asked for no limit of his own.
+MAX_LIFETIME_S = 30 * 86_400
+
+
+def check_proxy(pem: bytes, job: Description, *, certificates_dir: Path | None) -> Credential:
+    """Verify a proxy and hold it against the ad: the identity must be the ad's x509userproxysubject.
+
+    Without a certificates directory the chain cannot be verified; what it states is held against the ad all the same.
+
+    Raises:
+        CredentialError: verification failed.
+        ProxyUnusable: somebody else's proxy.
+    """
+    now = time.time()
+    credential = (
+        credentials.load(pem) if certificates_dir is None else credentials.verify(pem, certificates_dir, now=now)
+    )
+    if credential.expires_at <= now:
+        raise CredentialError("expired", f"the proxy of {credential.identity} has expired")
+    if job.proxy_subject and credential.identity != job.proxy_subject:
+        raise ProxyUnusable(
+            _hold(
+                job,
+                f"the delegated proxy belongs to {credential.identity}, but the job was submitted with a proxy"
+                f" of {job.proxy_subject}",
+            )
+        )
+    return credential
+
+
+def _hold(job: Description, text: str) -> Hold:
+    return Hold(
+        HoldCode.CORRUPTED_CREDENTIAL,
+        0,
+        f"The proxy of job {job.job_id} cannot be used: {text}. Renew the proxy and release the job.",
+    )

@@ -1,0 +1,534 @@
+"""The life of one activation, from the shadow's job to the removed sandbox. Pure: events in, commands out.
+
+Nothing here does I/O, reads a clock or logs. ``starter.job`` carries the commands out and reports facts.
+Every pair of state and event has a rule; the numbers stand in docs/job-life.md, in the log and in failure reports.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+
+import attrs
+
+from starter.verdict import Abandoned, Exited, Hold, Killed, Requeue, Verdict, wants_output
+
+# A failure report shows the last events only, however long the job ran.
+STORY_LENGTH = 64
+
+
+class State(Enum):
+    """Where an activation is. The value is the word in logs and in the slot ad."""
+
+    ASKING = "asking"
+    CREDENTIAL = "credential"
+    STAGING_IN = "staging in"
+    LAUNCHING = "launching"
+    RUNNING = "running"
+    SUSPENDED = "suspended"
+    STOPPING = "stopping"
+    STAGING_OUT = "staging out"
+    CLEANING = "cleaning"
+    REPORTING = "reporting"
+    ENDED = "ended"
+
+
+# --- events ------------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class JobKnown:
+    """The shadow has told the job. ``refusal``: why it cannot run here at all, if so."""
+
+    has_proxy: bool
+    output_on_evict: bool
+    refusal: Verdict | None = None
+
+
+@attrs.frozen
+class CredentialStored:
+    """The job's proxy was fetched, verified and stored at the pilot's side."""
+
+
+@attrs.frozen
+class StagedIn:
+    """The sandbox is complete."""
+
+
+@attrs.frozen
+class Started:
+    """The job's program replaced the wrapper: exec succeeded."""
+
+
+@attrs.frozen
+class StepFailed:
+    """The step of the current state failed. ``sandbox``: something may lie in the user's sandbox directory."""
+
+    verdict: Verdict
+    sandbox: bool
+
+
+@attrs.frozen
+class JobEnded:
+    """The job's first process ended with this wait status."""
+
+    wait_status: int
+    exact: bool
+
+
+@attrs.frozen
+class FamilyStopped:
+    """The family was stopped. ``survivors``: pids that even SIGKILL did not end within its deadline."""
+
+    survivors: tuple[int, ...]
+
+
+@attrs.frozen
+class StagedOut:
+    """The other end has every output file, and the sandbox was removed (or ``left`` says why not)."""
+
+    left: str
+
+
+@attrs.frozen
+class Cleaned:
+    """The sandbox was removed without output, or ``left`` says why it was not."""
+
+    left: str
+
+
+@attrs.frozen
+class Reported:
+    """The shadow took the final report, or its connection ended on it."""
+
+
+@attrs.frozen
+class ShadowLost:
+    """The syscall socket is gone."""
+
+    text: str
+
+
+@attrs.frozen
+class StartdLost:
+    """The startd is gone: nobody may command this job any more."""
+
+
+@attrs.frozen
+class ProxyEnding:
+    """The job's proxy ends within the safety margin; afterwards the site would let us do nothing for the job."""
+
+    text: str
+
+
+@attrs.frozen
+class DeactivateAsked:
+    """The startd wants the job ended. ``soft``: with its own signal and grace; ``output``: fetch output whatever the job says."""
+
+    reason: str
+    vacate_code: int
+    soft: bool
+    output: bool
+
+
+@attrs.frozen
+class SuspendAsked:
+    """Stop every process of the job for a while."""
+
+
+@attrs.frozen
+class ContinueAsked:
+    """The end of a suspension."""
+
+
+Event = (
+    JobKnown
+    | CredentialStored
+    | StagedIn
+    | Started
+    | StepFailed
+    | JobEnded
+    | FamilyStopped
+    | StagedOut
+    | Cleaned
+    | Reported
+    | ShadowLost
+    | StartdLost
+    | ProxyEnding
+    | DeactivateAsked
+    | SuspendAsked
+    | ContinueAsked
+)
+
+# Facts come from the kernel, a peer or the clock at any moment: each has a rule in every state. The other events are the
+# outcome of a step and come only while that step runs.
+FACTS: tuple[type, ...] = (
+    JobEnded, ShadowLost, StartdLost, ProxyEnding, DeactivateAsked, SuspendAsked, ContinueAsked,
+)  # fmt: skip
+
+
+# --- commands ----------------------------------------------------------------------------------------------------
+
+
+class Step(Enum):
+    """Work that reports one fact when it is over. A new step cancels the one before it."""
+
+    ASK = "ask the shadow"
+    FETCH_CREDENTIAL = "fetch the credential"
+    STAGE_IN = "stage in"
+    LAUNCH = "launch"
+    STOP_SOFTLY = "stop softly"
+    STOP_HARD = "stop hard"
+    STAGE_OUT = "stage out"
+    CLEAN = "clean"
+    REPORT = "report"
+
+
+@attrs.frozen
+class Begin:
+    """Cancel the current step, if any, and begin this one."""
+
+    step: Step
+
+
+@attrs.frozen
+class Suspend:
+    """Stop the family's processes; the shadow is told."""
+
+
+@attrs.frozen
+class Resume:
+    """Continue the family's processes; the shadow is told."""
+
+
+@attrs.frozen
+class DeclareBroken:
+    """Tell the startd that the slot cannot be used until somebody has looked."""
+
+    text: str
+
+
+@attrs.frozen
+class Exit:
+    """The starter ends; its exit status is ``EXIT_*`` of HTCondor's starter (execute-side reference 3.8)."""
+
+    status: int
+
+
+Command = Begin | Suspend | Resume | DeclareBroken | Exit
+
+EXIT_NORMAL, EXIT_FAILURE, EXIT_LOST_SHADOW, EXIT_UNKILLABLE = 0, 1, 2, 16
+
+
+@attrs.frozen
+class Entry:
+    """One line of the story."""
+
+    now_s: float
+    event: str
+    number: int
+    state: str
+
+
+class BrokenRule(Exception):
+    """An event came that this state cannot meet: our own fault. Carries the story."""
+
+
+# --- the machine -------------------------------------------------------------------------------------------------
+
+
+@attrs.define
+class Life:
+    """State and memory of one activation. ``handle`` is the only way in."""
+
+    state: State = State.ASKING
+    verdict: Verdict | None = None
+    has_proxy: bool = False
+    output_on_evict: bool = False
+    sandbox: bool = False
+    unkillable: bool = False
+    ended: JobEnded | None = None
+    number: int = 0
+    story: deque[Entry] = attrs.field(factory=lambda: deque(maxlen=STORY_LENGTH))
+
+    def handle(self, event: Event, *, now_s: float) -> tuple[Command, ...]:
+        """Apply the rule for (state, event).
+
+        Raises:
+            BrokenRule: the event cannot happen in this state; nothing has changed.
+        """
+        try:
+            self.number, rule = RULES[self.state, type(event)]
+        except KeyError:
+            raise BrokenRule(f"{type(event).__name__} while {self.state.value}; {self.tell()}") from None
+        state, commands = rule(self, event)
+        self.state = state
+        self.story.append(Entry(now_s, type(event).__name__, self.number, state.value))
+        return commands
+
+    def tell(self) -> str:
+        """The story in one line, for failure reports."""
+        return ", ".join(f"{e.event} (rule {e.number}) -> {e.state}" for e in self.story) or "nothing happened yet"
+
+
+Outcome = tuple[State, tuple[Command, ...]]
+Rule = Callable[[Life, Event], Outcome]
+
+
+def _begin(state: State, step: Step) -> Outcome:
+    return state, (Begin(step),)
+
+
+def _report(life: Life) -> Outcome:
+    """Report where somebody is left to hear it; otherwise end."""
+    if isinstance(life.verdict, Abandoned):
+        return _end(life)
+    return _begin(State.REPORTING, Step.REPORT)
+
+
+def _end(life: Life) -> Outcome:
+    return State.ENDED, (Exit(_exit_status(life)),)
+
+
+def _exit_status(life: Life) -> int:
+    if life.unkillable:
+        return EXIT_UNKILLABLE
+    match life.verdict:
+        case Abandoned():
+            return EXIT_LOST_SHADOW
+        case Exited() | Killed() | Hold():
+            return EXIT_NORMAL
+        case Requeue() | None:
+            return EXIT_FAILURE
+
+
+def _clean_or_report(life: Life) -> Outcome:
+    return _begin(State.CLEANING, Step.CLEAN) if life.sandbox else _report(life)
+
+
+def _stay(life: Life, _event: Event) -> Outcome:
+    return life.state, ()
+
+
+def _job_known(life: Life, event: Event) -> Outcome:
+    assert isinstance(event, JobKnown)
+    life.has_proxy, life.output_on_evict = event.has_proxy, event.output_on_evict
+    if event.refusal is not None:
+        life.verdict = event.refusal
+        return _report(life)
+    if event.has_proxy:
+        return _begin(State.CREDENTIAL, Step.FETCH_CREDENTIAL)
+    return _stage_in(life, event)
+
+
+def _stage_in(life: Life, _event: Event) -> Outcome:
+    life.sandbox = True
+    return _begin(State.STAGING_IN, Step.STAGE_IN)
+
+
+def _launch(_life: Life, _event: Event) -> Outcome:
+    return _begin(State.LAUNCHING, Step.LAUNCH)
+
+
+def _run(_life: Life, _event: Event) -> Outcome:
+    return State.RUNNING, ()
+
+
+def _failed_early(life: Life, event: Event) -> Outcome:
+    assert isinstance(event, StepFailed)
+    life.verdict, life.sandbox = event.verdict, event.sandbox
+    return _clean_or_report(life)
+
+
+def _failed_launch(life: Life, event: Event) -> Outcome:
+    assert isinstance(event, StepFailed)
+    life.verdict = event.verdict
+    return _begin(State.STOPPING, Step.STOP_HARD)
+
+
+def _failed_output(life: Life, event: Event) -> Outcome:
+    assert isinstance(event, StepFailed)
+    life.verdict, life.sandbox = event.verdict, event.sandbox
+    return _clean_or_report(life)
+
+
+def _note_end(life: Life, event: Event) -> Outcome:
+    assert isinstance(event, JobEnded)
+    life.ended = event
+    return life.state, ()
+
+
+def _job_ended(life: Life, event: Event) -> Outcome:
+    assert isinstance(event, JobEnded)
+    life.ended = event
+    life.verdict = Exited(event.wait_status, event.exact)
+    return _begin(State.STOPPING, Step.STOP_HARD)
+
+
+def _stopped(life: Life, event: Event) -> Outcome:
+    assert isinstance(event, FamilyStopped) and life.verdict is not None
+    if event.survivors:
+        life.unkillable = True
+        pids = ", ".join(map(str, event.survivors))
+        return State.CLEANING, (DeclareBroken(f"processes {pids} survived SIGKILL"), Begin(Step.CLEAN))
+    if wants_output(life.verdict):
+        return _begin(State.STAGING_OUT, Step.STAGE_OUT)
+    return _clean_or_report(life)
+
+
+def _removed(life: Life, event: Event) -> Outcome:
+    assert isinstance(event, StagedOut | Cleaned)
+    life.sandbox = bool(event.left)
+    state, commands = _report(life)
+    if event.left:
+        return state, (DeclareBroken(event.left), *commands)
+    return state, commands
+
+
+def _reported(life: Life, _event: Event) -> Outcome:
+    return _end(life)
+
+
+def _killed(life: Life, event: Event, *, output: bool) -> None:
+    assert isinstance(event, DeactivateAsked)
+    life.verdict = Killed(event.reason, event.vacate_code, output)
+
+
+def _deactivate_early(life: Life, event: Event) -> Outcome:
+    _killed(life, event, output=False)
+    return _clean_or_report(life)
+
+
+def _deactivate_launch(life: Life, event: Event) -> Outcome:
+    _killed(life, event, output=False)
+    return _begin(State.STOPPING, Step.STOP_HARD)
+
+
+def _deactivate_running(life: Life, event: Event) -> Outcome:
+    assert isinstance(event, DeactivateAsked)
+    _killed(life, event, output=event.output or (event.soft and life.output_on_evict))
+    return _begin(State.STOPPING, Step.STOP_SOFTLY if event.soft else Step.STOP_HARD)
+
+
+def _deactivate_stopping(life: Life, event: Event) -> Outcome:
+    """A hard request overtakes a soft one; a soft one changes nothing that is already under way."""
+    assert isinstance(event, DeactivateAsked)
+    if event.soft:
+        return life.state, ()
+    _killed(life, event, output=False)
+    return _begin(State.STOPPING, Step.STOP_HARD)
+
+
+def _deactivate_staging_out(life: Life, event: Event) -> Outcome:
+    assert isinstance(event, DeactivateAsked)
+    if event.soft:
+        return life.state, ()
+    _killed(life, event, output=False)
+    return _begin(State.CLEANING, Step.CLEAN)
+
+
+def _proxy_ending(life: Life, event: Event) -> Outcome:
+    assert isinstance(event, ProxyEnding)
+    life.verdict = Hold(4, 0, event.text)
+    return _begin(State.STOPPING, Step.STOP_SOFTLY)
+
+
+def _proxy_ending_early(life: Life, event: Event) -> Outcome:
+    assert isinstance(event, ProxyEnding)
+    life.verdict = Hold(4, 0, event.text)
+    return _clean_or_report(life)
+
+
+def _proxy_ending_launch(life: Life, event: Event) -> Outcome:
+    assert isinstance(event, ProxyEnding)
+    life.verdict = Hold(4, 0, event.text)
+    return _begin(State.STOPPING, Step.STOP_HARD)
+
+
+def _abandon(life: Life, event: Event) -> None:
+    life.verdict = Abandoned(event.text if isinstance(event, ShadowLost) else "the startd is gone")
+
+
+def _abandon_early(life: Life, event: Event) -> Outcome:
+    _abandon(life, event)
+    return _clean_or_report(life)
+
+
+def _abandon_running(life: Life, event: Event) -> Outcome:
+    _abandon(life, event)
+    return _begin(State.STOPPING, Step.STOP_HARD)
+
+
+def _abandon_staging_out(life: Life, event: Event) -> Outcome:
+    _abandon(life, event)
+    return _begin(State.CLEANING, Step.CLEAN)
+
+
+def _abandon_cleaning(life: Life, event: Event) -> Outcome:
+    _abandon(life, event)
+    return life.state, ()
+
+
+def _abandon_reporting(life: Life, event: Event) -> Outcome:
+    """What was to be reported stays the verdict: only the listener is gone."""
+    return _end(life)
+
+
+def _suspend(_life: Life, _event: Event) -> Outcome:
+    return State.SUSPENDED, (Suspend(),)
+
+
+def _resume(_life: Life, _event: Event) -> Outcome:
+    return State.RUNNING, (Resume(),)
+
+
+S = State
+_EARLY = (S.ASKING, S.CREDENTIAL, S.STAGING_IN)
+_WITH_JOB = (S.LAUNCHING, S.RUNNING, S.SUSPENDED)
+_LOST = (ShadowLost, StartdLost)
+
+# The numbered rules, in the order of docs/job-life.md.
+NUMBERED: tuple[tuple[tuple[State, ...], tuple[type, ...], Rule], ...] = (
+    ((S.ASKING,), (JobKnown,), _job_known),  # 1
+    ((S.CREDENTIAL,), (CredentialStored,), _stage_in),  # 2
+    ((S.STAGING_IN,), (StagedIn,), _launch),  # 3
+    ((S.LAUNCHING,), (Started,), _run),  # 4
+    (_EARLY, (StepFailed,), _failed_early),  # 5
+    ((S.LAUNCHING,), (StepFailed,), _failed_launch),  # 6
+    ((S.STAGING_OUT,), (StepFailed,), _failed_output),  # 7
+    (_WITH_JOB, (JobEnded,), _job_ended),  # 8
+    ((S.STOPPING,), (JobEnded,), _note_end),  # 9
+    ((S.STOPPING,), (FamilyStopped,), _stopped),  # 10
+    ((S.STAGING_OUT,), (StagedOut,), _removed),  # 11
+    ((S.CLEANING,), (Cleaned,), _removed),  # 12
+    ((S.REPORTING,), (Reported,), _reported),  # 13
+    (_EARLY, (DeactivateAsked,), _deactivate_early),  # 14
+    ((S.LAUNCHING,), (DeactivateAsked,), _deactivate_launch),  # 15
+    ((S.RUNNING, S.SUSPENDED), (DeactivateAsked,), _deactivate_running),  # 16
+    ((S.STOPPING,), (DeactivateAsked,), _deactivate_stopping),  # 17
+    ((S.STAGING_OUT,), (DeactivateAsked,), _deactivate_staging_out),  # 18
+    (_EARLY, _LOST, _abandon_early),  # 19
+    ((*_WITH_JOB, S.STOPPING), _LOST, _abandon_running),  # 20
+    ((S.STAGING_OUT,), _LOST, _abandon_staging_out),  # 21
+    ((S.CLEANING,), _LOST, _abandon_cleaning),  # 22
+    ((S.REPORTING,), _LOST, _abandon_reporting),  # 23
+    (_EARLY, (ProxyEnding,), _proxy_ending_early),  # 24
+    ((S.LAUNCHING,), (ProxyEnding,), _proxy_ending_launch),  # 25
+    ((S.RUNNING, S.SUSPENDED), (ProxyEnding,), _proxy_ending),  # 26
+    ((S.RUNNING,), (SuspendAsked,), _suspend),  # 27
+    ((S.SUSPENDED,), (ContinueAsked,), _resume),  # 28
+)
+
+
+def _rules() -> dict[tuple[State, type], tuple[int, Rule]]:
+    """The numbered rules by (state, event); a fact without one changes nothing there (rule 0)."""
+    table: dict[tuple[State, type], tuple[int, Rule]] = {
+        (state, fact): (0, _stay) for state in State for fact in FACTS
+    }
+    for number, (states, events, rule) in enumerate(NUMBERED, start=1):
+        table.update({(state, event): (number, rule) for state in states for event in events})
+    return table
+
+
+RULES = _rules()

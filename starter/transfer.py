@@ -1,0 +1,199 @@
+"""Files between the shadow and the sandbox. Input: the wire becomes a tar stream on the fly. Output: an untrusted tar
+stream becomes items on the wire. The user's files never lie on the pilot's disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import attrs
+from classad2 import ClassAd
+
+from cedar.classads import to_wire, without_private
+from cedar.commands import Command, HoldCode
+from cedar.filetransfer import (
+    Ack,
+    Directory,
+    File,
+    Item,
+    StoreFailed,
+    TransferLimits,
+    open_transfer,
+    receive_files,
+    send_files,
+)
+from cedar.sessions import Session
+from cedar.sinful import Sinful
+from pilot.credentials import CredentialError
+from starter.credential import ProxyUnusable, check_proxy, receive_proxy
+from starter.description import JOB_AD_NAME, MACHINE_AD_NAME, NULL_DEVICE, Description
+from starter.sandbox import Inward, OutDirectory, OutFile, Outward
+
+# A proxy with its chain; the limit of pilot.credentials.
+MAX_PROXY_BYTES = 1 << 20
+
+
+@attrs.frozen
+class Route:
+    """Where and how the shadow's file transfer is reached."""
+
+    address: Sinful
+    session: Session
+    key: str = attrs.field(repr=False)
+
+
+class TransferFailed(Exception):
+    """A transfer ended with a negative acknowledgement of either side. ``retry``: the same may work again soon."""
+
+    def __init__(self, ack: Ack, who: str) -> None:
+        super().__init__(f"{who}: {ack.reason}")
+        self.ack, self.who = ack, who
+
+
+# --- input -------------------------------------------------------------------------------------------------------
+
+
+@attrs.define
+class InputSink:
+    """Stores what comes off the wire into the sandbox, through the far side."""
+
+    inward: Inward
+    job: Description
+    certificates_dir: Path | None
+    names: set[str] = attrs.field(factory=set)
+    proxy_stored: bool = False
+
+    async def directory(self, name: str, mode: int) -> None:
+        await self.inward.directory(name, mode)
+
+    async def file(self, name: str, mode: int, size: int, chunks: AsyncIterator[bytes]) -> None:
+        if self.job.proxy_name is not None and name == self.job.proxy_name:
+            await self._copied_proxy(name, size, chunks)
+            return
+        self.names.add(name)
+        executable = self.job.transfer_executable and name == posixpath.basename(self.job.program)
+        await self.inward.file(name, 0o755 if executable else mode, size, chunks)
+
+    async def proxy(self, name: str, exchange: Callable[[bytes], Awaitable[bytes]]) -> None:
+        """The proxy as an item of its own: answered always, compared before it enters the sandbox."""
+        pem = await receive_proxy(exchange)
+        await self._store_proxy(name, pem)
+
+    async def _copied_proxy(self, name: str, size: int, chunks: AsyncIterator[bytes]) -> None:
+        if size > MAX_PROXY_BYTES:
+            raise StoreFailed(HoldCode.UPLOAD_FILE_ERROR, errno.EFBIG, f"the proxy {name} has {size} bytes")
+        await self._store_proxy(name, b"".join([chunk async for chunk in chunks]))
+
+    async def _store_proxy(self, name: str, pem: bytes) -> None:
+        try:
+            check_proxy(pem, self.job, certificates_dir=self.certificates_dir)
+        except (CredentialError, ProxyUnusable) as fault:
+            raise StoreFailed(HoldCode.CORRUPTED_CREDENTIAL, 0, str(fault)) from fault
+        await self.inward.file(name, 0o600, len(pem), _once(pem))
+        self.proxy_stored = True
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+async def fetch_input(route: Route, sink: InputSink, limits: TransferLimits) -> Ack:
+    """Input from the shadow into the sandbox; the own acknowledgement.
+
+    Raises:
+        TransferFailed: a side said no.
+        PeerFault, Refused: the connection failed.
+    """
+    stream = await open_transfer(route.address, Command.FILETRANS_UPLOAD, route.session, route.key)
+    try:
+        own, peer = await receive_files(stream, sink, limits=limits)
+    finally:
+        await stream.aclose()
+    _raise_if_failed(own, peer)
+    return own
+
+
+async def write_ads(inward: Inward, job_ad: ClassAd, machine_ad: ClassAd) -> None:
+    """``.job.ad`` and ``.machine.ad``: old syntax, without what is private (T28)."""
+    for name, ad in ((JOB_AD_NAME, job_ad), (MACHINE_AD_NAME, machine_ad)):
+        text = "".join(f"{line}\n" for line in sorted(to_wire(without_private(ad)))).encode("utf-8", "surrogateescape")
+        await inward.file(name, 0o644, len(text), _once(text))
+
+
+# --- output ------------------------------------------------------------------------------------------------------
+
+
+def missing_output(missing: tuple[str, ...], host: str) -> Ack | None:
+    """Code 13 with ENOENT: we could not read output (wire reference 4.5, T34)."""
+    if not missing:
+        return None
+    names = ", ".join(missing)
+    word = "file" if len(missing) == 1 else "files"
+    return Ack(
+        ok=False,
+        hold_code=HoldCode.UPLOAD_FILE_ERROR,
+        hold_subcode=errno.ENOENT,
+        reason=f"the job did not make its output {word} {names} (transfer_output_files) on {host}:"
+        f" {os.strerror(errno.ENOENT)}",
+        retry=False,
+        files=0,
+        bytes=0,
+    )
+
+
+def is_sent(name: str, job: Description) -> bool:
+    """What the starter or the credential put there never goes back."""
+    return name not in (JOB_AD_NAME, MACHINE_AD_NAME, job.proxy_name)
+
+
+async def output_items(outward: Outward, job: Description) -> AsyncIterator[Item]:
+    """The untrusted stream as items; what is not sent is drained."""
+    async for entry in outward.entries():
+        match entry:
+            case OutDirectory():
+                yield Directory(entry.name, entry.mode)
+            case OutFile() if is_sent(entry.name, job):
+                yield File(entry.name, entry.mode, entry.size, entry.chunks)
+            case OutFile():
+                async for _ in entry.chunks:
+                    pass
+
+
+async def send_output(route: Route, outward: Outward, job: Description, own: Ack | None) -> None:
+    """Output to the shadow.
+
+    Raises:
+        TransferFailed: a side said no; ``own`` is this side's, known before the first byte (missing files).
+        PeerFault, Refused, StageFailed: a connection or the far side failed.
+    """
+    stream = await open_transfer(route.address, Command.FILETRANS_DOWNLOAD, route.session, route.key)
+    try:
+        mine, peer = await send_files(
+            stream,
+            output_items(outward, job),
+            final=True,
+            sandbox_bytes=sum(entry.size for entry in outward.manifest.entries),
+            own_failure=lambda: own,
+        )
+    finally:
+        await stream.aclose()
+    _raise_if_failed(mine, peer)
+
+
+def _raise_if_failed(own: Ack, peer: Ack) -> None:
+    if not own.ok:
+        raise TransferFailed(own, "the execute side")
+    if not peer.ok:
+        raise TransferFailed(peer, "the submit side")
+
+
+def wanted_names(job: Description) -> tuple[str, ...] | None:
+    """Names to fetch: the listed ones and the standard streams; None means whatever is new or changed."""
+    if job.output_names is None:
+        return None
+    streams = dict.fromkeys(name for name in (job.stdout, job.stderr) if name != NULL_DEVICE)
+    return (*streams, *(name for name in job.output_names if name not in streams))

@@ -1,0 +1,121 @@
+"""The ads that a starter sends to its shadow: what it is, how the job is doing, how it ended. Pure."""
+
+from __future__ import annotations
+
+import math
+
+from classad2 import ClassAd, ExprTree
+
+from cedar.commands import condor_version_text
+from procd.messages import Usage
+from starter.life import JobEnded
+from starter.messages import Activation
+from starter.verdict import Hold, Killed, Requeue, Verdict
+
+# A hold reason longer than this says no more to a person, and ads are limited (wire reference 4.5).
+MAX_REASON_LENGTH = 1_024
+# Stock: 3 times without an update and the shadow gives up (T23); we promise the interval of our own updates.
+NO_PROMISE = -1
+
+
+def starter_info(activation: Activation, sandbox: str, uid_domain: str) -> ClassAd:
+    """register_starter_info (-77). Tools reach the starter at the startd's one port. No reconnect yet: said so."""
+    ad = ClassAd()
+    ad["Name"] = activation.slot
+    ad["StarterIpAddr"] = activation.startd_address
+    ad["MyAddress"] = activation.startd_address
+    ad["CondorVersion"] = condor_version_text()
+    ad["CondorScratchDir"] = sandbox
+    ad["UidDomain"] = uid_domain
+    ad["FileSystemDomain"] = uid_domain
+    ad["HasReconnect"] = False
+    ad["Cpus"] = activation.cpus
+    ad["Memory"] = activation.memory_mb
+    ad["Disk"] = activation.disk_kb
+    ad["MachineResources"] = "Cpus Memory Disk"
+    return ad
+
+
+def provisioned(activation: Activation) -> ClassAd:
+    """The register_job_info before the input transfer: resources only, no JobState (wire reference 4.2, T31)."""
+    ad = ClassAd()
+    ad["CpusProvisioned"] = activation.cpus
+    ad["MemoryProvisioned"] = activation.memory_mb
+    ad["DiskProvisioned"] = activation.disk_kb
+    ad["ProvisionedResources"] = "Cpus Memory Disk"
+    ad["_condor_JOBINFO_MAXINTERVAL"] = NO_PROMISE
+    return ad
+
+
+def running(usage: Usage, *, suspended: bool, address: str) -> ClassAd:
+    """A periodic update. Every one repeats the true JobState (T16)."""
+    ad = _usage_ad(usage)
+    ad["JobState"] = "Suspended" if suspended else "Running"
+    ad["StarterIpAddr"] = address
+    ad["_condor_JOBINFO_MAXINTERVAL"] = NO_PROMISE
+    return ad
+
+
+def final(verdict: Verdict, ended: JobEnded | None, usage: Usage | None, duration_s: float | None) -> ClassAd:
+    """The last update, also sent with job_exit."""
+    ad = ClassAd() if usage is None else _usage_ad(usage)
+    ad["JobState"] = "Exited"
+    ad["NumPids"] = 0
+    ad["_condor_JOBINFO_MAXINTERVAL"] = NO_PROMISE
+    if duration_s is not None:
+        ad["JobDuration"] = duration_s
+    if ended is not None:
+        _put_wait_status(ad, ended)
+    if isinstance(verdict, Killed):
+        ad["VacateReason"] = verdict.reason[:MAX_REASON_LENGTH]
+        ad["VacateReasonCode"] = verdict.vacate_code
+        ad["VacateReasonSubCode"] = 0
+    return ad
+
+
+def _put_wait_status(ad: ClassAd, ended: JobEnded) -> None:
+    number = ended.wait_status & 0x7F
+    ad["ExitBySignal"] = bool(number)
+    if number:
+        ad["ExitSignal"] = number
+        ad["JobCoreDumped"] = bool(ended.wait_status & 0x80)
+    else:
+        ad["ExitCode"] = ended.wait_status >> 8
+        ad["SailplaneExitCodeExact"] = ended.exact
+
+
+def error_event(verdict: Hold | Requeue, host: str, event_time: str) -> ClassAd:
+    """The ulog (284) that ends a job as held, or as idle again (wire reference 4.5)."""
+    ad = ClassAd()
+    ad["MyType"] = "RemoteErrorEvent"
+    ad["EventTypeNumber"] = 21
+    ad["EventTime"] = event_time
+    ad["Daemon"] = "starter"
+    ad["ExecuteHost"] = host
+    ad["ErrorMsg"] = one_line(verdict.text)
+    ad["HoldReasonCode"] = verdict.code
+    ad["HoldReasonSubCode"] = verdict.subcode if isinstance(verdict, Hold) else REQUEUE_SUBCODE
+    return ad
+
+
+# Subcodes at or below this one mean "vacate, not hold" (wire reference 4.5).
+REQUEUE_SUBCODE = -1_000
+
+
+def one_line(text: str) -> str:
+    """A reason without control characters (they could forge an ad or log line), of bounded length."""
+    clean = "".join(c if c.isprintable() else " " for c in text)
+    return clean if len(clean) <= MAX_REASON_LENGTH else clean[: MAX_REASON_LENGTH - 1] + "…"
+
+
+def _usage_ad(usage: Usage) -> ClassAd:
+    ad = ClassAd()
+    ad["NumPids"] = usage.processes
+    ad["RemoteUserCpu"] = usage.user_s
+    ad["RemoteSysCpu"] = usage.system_s
+    ad["ImageSize"] = math.ceil(usage.image_kb)
+    ad["ResidentSetSize"] = math.ceil(usage.rss_peak_kb)
+    ad["MemoryUsage"] = ExprTree("((ResidentSetSize + 1023) / 1024)")
+    if usage.pss_kb is not None:
+        ad["ProportionalSetSizeKb"] = math.ceil(usage.pss_kb)
+    return ad

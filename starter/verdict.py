@@ -1,0 +1,91 @@
+"""How an activation ends, and what the shadow is told of it. Pure values; no I/O, no clock."""
+
+from __future__ import annotations
+
+import attrs
+
+from cedar.commands import HoldCode, JobExit
+
+
+@attrs.frozen
+class Exited:
+    """The job's own end. ``wait_status`` as wait(2) gives it; ``exact`` is False where a foreign switch masks codes."""
+
+    wait_status: int
+    exact: bool = True
+
+
+@attrs.frozen
+class Hold:
+    """The job cannot run until a person has done something: goes on hold with these codes and words."""
+
+    code: int
+    subcode: int
+    text: str
+
+
+@attrs.frozen
+class Requeue:
+    """Nobody's fault on the job's side: the job goes back to idle. ``code`` is the hold code that stock would use,
+    sent with subcode -1000 so that the shadow requeues (wire reference 4.5)."""
+
+    code: int
+    text: str
+
+
+@attrs.frozen
+class Killed:
+    """The startd's side ended it (rm, hold, vacate, shutdown). ``output``: fetch the sandbox's output first."""
+
+    reason: str
+    vacate_code: int
+    output: bool
+
+
+@attrs.frozen
+class Abandoned:
+    """The shadow or the startd is gone: nobody is left to report to."""
+
+    text: str
+
+
+Verdict = Exited | Hold | Requeue | Killed | Abandoned
+
+
+def wants_output(verdict: Verdict) -> bool:
+    """Whether the sandbox's output is fetched before the sandbox is removed."""
+    return isinstance(verdict, Exited) or (isinstance(verdict, Killed) and verdict.output)
+
+
+def words(verdict: Verdict) -> str:
+    """One line for logs and for the startd."""
+    match verdict:
+        case Exited(wait_status=status):
+            return f"exited, wait status {status}"
+        case Hold(code=code, subcode=subcode, text=text):
+            return f"hold {code}/{subcode}: {text}"
+        case Requeue(code=code, text=text):
+            return f"requeue ({code}): {text}"
+        case Killed(reason=reason):
+            return f"killed: {reason}"
+        case Abandoned(text=text):
+            return f"abandoned: {text}"
+
+
+def hold_for_user_refused(user: str, site: str, tool_words: str) -> Hold:
+    """Code 28 (GlexecChownSandboxToUser): the site refused this user, or has no account for him."""
+    said = f" The site's tool said: {tool_words}" if tool_words else ""
+    return Hold(
+        HoldCode.GLEXEC_TO_USER,
+        0,
+        f"{site} refused to run jobs of {user}, or has no account for that identity.{said}"
+        " Ask the site's administrator to authorise it, or release the job with requirements that avoid this site.",
+    )
+
+
+def job_exit_reason(verdict: Verdict) -> int:
+    """The reason code of job_exit (-65), wire reference 4.3."""
+    if isinstance(verdict, Exited):
+        dumped_core = bool(verdict.wait_status & 0x80) and bool(verdict.wait_status & 0x7F)
+        return JobExit.CORE_DUMPED if dumped_core else JobExit.EXITED
+    return JobExit.KILLED
