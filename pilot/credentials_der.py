@@ -1,4 +1,4 @@
-"""Just enough DER for what X.509 libraries do not decode: proxyCertInfo, attribute certificates, canonical names.
+"""Just enough DER for what X.509 libraries do not decode: proxyCertInfo, VOMS attributes, canonical names.
 
 Reads definite lengths only, within the bytes given; it does not decode values, and it never recurses.
 """

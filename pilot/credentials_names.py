@@ -1,4 +1,4 @@
-"""Distinguished names as the grid writes them, and the hash by which a certificates directory is looked up."""
+"""Distinguished names as the grid writes them, and the hash by which a CA is found in its directory."""
 
 from __future__ import annotations
 

@@ -1,0 +1,154 @@
+"""Credentials of users and pilots: look into them, verify them, delegate them, keep them.
+
+The import surface of the modules pilot.credentials_*. Never logs, and no repr shows PEM: a credential file
+holds a private key. Attribute certificates of VOMS are read, not verified.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+
+from pilot.credentials_delegate import PendingRequest, make_request, sign_request
+from pilot.credentials_names import old_slash_form, slash_form
+from pilot.credentials_parse import Chain, CredentialError, check_key, parse_pem
+from pilot.credentials_trust import TrustStore
+from pilot.credentials_verify import verify_chain
+from pilot.credentials_voms import stated_fqans
+
+__all__ = [
+    "Credential",
+    "CredentialError",
+    "PendingRequest",
+    "load",
+    "make_request",
+    "sign_request",
+    "store_private",
+    "verify",
+]
+
+
+@attrs.frozen
+class Credential:
+    """What a credential says about itself.
+
+    Attributes:
+        pem: the file, with its private key; never log it.
+        identity: whose it is: subject of the first certificate that is no proxy, `/DC=org/CN=Alice`.
+        subject: the leaf's own subject, in the same form.
+        issuer_ca: the issuer of the identity's certificate, in the same form.
+        expires_at: unix time at which the first certificate of the chain ends.
+        limited: whether the chain has a limited proxy.
+        proxy: whether the leaf is a proxy.
+        fqans: VOMS groups and roles **as stated**, the primary one first; nobody has verified them.
+    """
+
+    pem: bytes = attrs.field(repr=False)
+    identity: str
+    subject: str
+    issuer_ca: str
+    expires_at: float
+    limited: bool
+    proxy: bool
+    fqans: tuple[str, ...]
+    _old_identity: str = attrs.field(repr=False, default="")
+
+    def is_of(self, identity: str) -> bool:
+        """Whether this name, as a peer or a file states it, is the identity.
+
+        OpenSSL before 3.0.22 wrote names without backslashes before `/` and `+`: that form counts too.
+        """
+        return identity != "" and identity in (self.identity, self._old_identity)
+
+
+def load(pem: bytes) -> Credential:
+    """Look into a credential file without believing it; verify() is what makes it count.
+
+    Raises:
+        CredentialError: broken, too-big, old-style, no-key (only for an encrypted key).
+    """
+    return _credential(parse_pem(pem), pem)
+
+
+def verify(pem: bytes, certificates_dir: Path, *, now: float) -> Credential:
+    """Verify a credential against a directory of trusted CAs; blocks for file reads and a few milliseconds.
+
+    Signatures, names, dates, RFC 3820 constraints, the CA (`<hash>.0`), its signing policy and CRL where
+    they are there; the private key belongs to the leaf. Limited proxies are accepted: look at `limited`.
+
+    Args:
+        now: unix time for which it must hold.
+
+    Raises:
+        CredentialError: any code except limited, wrong-identity and unsafe-place.
+    """
+    chain = parse_pem(pem)
+    verify_chain(chain, TrustStore(certificates_dir), now=now)
+    check_key(chain)
+    return _credential(chain, pem)
+
+
+def _credential(chain: Chain, pem: bytes) -> Credential:
+    owner = chain.owner
+    return Credential(
+        pem=pem,
+        identity=owner.name,
+        subject=chain.leaf.name,
+        issuer_ca=slash_form(owner.certificate.issuer),
+        expires_at=chain.expires_at,
+        limited=chain.limited,
+        proxy=chain.end_entity > 0,
+        fqans=stated_fqans(chain),
+        old_identity=old_slash_form(owner.certificate.subject),
+    )
+
+
+def store_private(path: Path, pem: bytes) -> None:
+    """Put a secret into a file, mode 0600, in one step: a reader finds the old one or the new one, whole.
+
+    A link in the place of the file is replaced, not followed.
+
+    Raises:
+        CredentialError: unsafe-place: others could change the directory's entries.
+        OSError: it could not be written; the old file is still there.
+    """
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _check_place(directory, path.parent)
+        with _temporary(directory, path.name) as (name, descriptor):
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(pem)
+                file.flush()
+                os.fsync(descriptor)
+            os.rename(name, path.name, src_dir_fd=directory, dst_dir_fd=directory)
+    finally:
+        os.close(directory)
+
+
+def _check_place(directory: int, path: Path) -> None:
+    status = os.fstat(directory)
+    shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX
+    if shared or status.st_uid not in (os.geteuid(), 0):
+        raise CredentialError(
+            "unsafe-place",
+            f"{path} is not a directory for secrets: others may change it. Make it ours, mode 0700.",
+        )
+
+
+@contextlib.contextmanager
+def _temporary(directory: int, name: str) -> Iterator[tuple[str, int]]:
+    """A new file beside the target; removed unless it was renamed meanwhile."""
+    temporary = f".{name}.{secrets.token_hex(8)}.tmp"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(temporary, flags, 0o600, dir_fd=directory)
+    try:
+        yield temporary, descriptor
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=directory)
