@@ -1,0 +1,253 @@
+"""The text of ClassAd expressions: tokens, limits, and the two ways to write a string.
+
+Old syntax (on the wire) knows one escape in strings, backslash quote; a backslash elsewhere is itself, and
+a backslash quote at the very end of the text, or before a line break, is a backslash and the end. New
+syntax (what the library reads) escapes backslash, quote and the rest as C does. Everything but strings is the same.
+Text in, text out: the library is not used here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+from attrs import frozen
+
+from cedar.errors import PeerFault
+
+# classad2 24.12 with 8 MiB of stack, all of parse, print, copy, compare, flatten, eval: chains of operators
+# crash from about 22,500 ("?:") to 28,700 ("+") on, signs ("---1") from 24,000; brackets are refused by
+# the library itself below 1,024. A thread's stack may be smaller: stay well below.
+MAX_NESTING = 200
+MAX_CHAIN = 2_000
+MAX_TOKENS = 200_000
+
+_OLD_STRING = r'"(?:[^"\\]++|\\"(?![\r\n]|\Z)|\\)*+"'
+_NEW_STRING = r'"(?:[^"\\]++|\\.)*+"'
+_TOKENS = r"""
+    (?P<space>[ \t\r\n\f\v]++)
+  | (?P<string>%s)
+  | (?P<word>[A-Za-z_][A-Za-z0-9_]*+)
+  | (?P<quoted>'(?:[^'\\]++|\\.)*+')
+  | (?P<number>(?:[0-9]++(?:\.[0-9]++)?|\.[0-9]++)(?:[eE][+-]?[0-9]++)?)
+  | (?P<open>[(\[{])
+  | (?P<close>[)\]}])
+  | (?P<stop>[,;])
+  | (?P<operator>=\?=|=!=|[=!<>]=|<<|>>>?|&&|\|\||\?:|/(?![/*])|[-+*%%<>!~&|^?:.=])
+"""
+_OLD_TOKEN = re.compile(_TOKENS % _OLD_STRING, re.VERBOSE | re.DOTALL)
+_NEW_TOKEN = re.compile(_TOKENS % _NEW_STRING, re.VERBOSE | re.DOTALL)
+_PAIRS = {"(": ")", "[": "]", "{": "}"}
+_WORD_OPERATORS = frozenset({"is", "isnt"})
+_RESERVED = _WORD_OPERATORS | {"true", "false", "undefined", "error"}
+_SCOPES = frozenset({"my", "target"})
+
+
+@frozen
+class Reading:
+    """What one pass over an expression found."""
+
+    text: str  # in the other syntax
+    depth: int  # levels of recursion, about
+    tokens: int
+    references: tuple[tuple[str, str], ...]  # (scope "", "my" or "target"; name), lower case
+    calls: frozenset[str]  # names of called functions, lower case
+
+
+class _Scan:
+    """One pass: tokens, brackets, chains of operators, references; strings are rewritten."""
+
+    def __init__(self, name: str, rewrite: Callable[[str, bool], str]) -> None:
+        self._name = name
+        self._rewrite = rewrite
+        self._parts: list[str] = []
+        self._waiting: list[tuple[str, int]] = []
+        self._outer = 0  # operators in the enclosing brackets' chains
+        self._chain = 0
+        self._deepest = 0
+        self._tokens = 0
+        self._words: list[str] = ["", "", ""]  # the last tokens that are not blank
+        self._references: list[tuple[str, str]] = []
+        self._calls: set[str] = set()
+
+    def run(self, text: str, pattern: re.Pattern[str]) -> Reading:
+        at = 0
+        while at < len(text):
+            token = pattern.match(text, at)
+            if token is None:
+                raise PeerFault("classad", f"the value of {self._name} is not an expression")
+            at = token.end()
+            kind = token.lastgroup
+            if kind == "string":
+                self._parts.append(self._rewrite(token[0], at == len(text)))
+            else:
+                self._parts.append(token[0])
+            if kind != "space":
+                self._token(kind or "", token[0])
+        self._word("")
+        if self._waiting:
+            raise self._unbalanced()
+        text = "".join(self._parts)
+        return Reading(text, self._deepest, self._tokens, tuple(self._references), frozenset(self._calls))
+
+    def _token(self, kind: str, token: str) -> None:
+        self._tokens += 1
+        if self._tokens > MAX_TOKENS:
+            raise PeerFault("limit", f"the value of {self._name} is too long")
+        if kind == "open":
+            self._open(token)
+        elif kind == "close":
+            self._close(token)
+        elif kind == "stop":
+            self._stop()
+        elif kind == "operator" or (kind == "word" and token.lower() in _WORD_OPERATORS):
+            self._chain += 1
+            self._measure()
+        self._word(token if kind in ("word", "quoted", "open", "operator") else "")
+
+    def _open(self, token: str) -> None:
+        self._waiting.append((_PAIRS[token], self._chain))
+        self._outer, self._chain = self._outer + self._chain, 0
+        self._measure()
+
+    def _close(self, token: str) -> None:
+        if not self._waiting or self._waiting[-1][0] != token:
+            raise self._unbalanced()
+        self._chain = self._waiting.pop()[1]
+        self._outer -= self._chain
+
+    def _stop(self) -> None:
+        if not self._waiting:
+            raise PeerFault("classad", f"more than one expression in the value of {self._name}")
+        self._chain = 0
+
+    def _measure(self) -> None:
+        chain = self._outer + self._chain
+        if len(self._waiting) > MAX_NESTING or chain > MAX_CHAIN:
+            raise PeerFault("limit", f"the value of {self._name} is nested too deeply")
+        self._deepest = max(self._deepest, chain + len(self._waiting))
+
+    def _unbalanced(self) -> PeerFault:
+        return PeerFault("classad", f"the brackets in the value of {self._name} do not match")
+
+    def _word(self, token: str) -> None:
+        """Take the next token; the one before it is now known as a call or a reference."""
+        scope, dot, word = self._words
+        self._words = [dot, word, token]
+        lower = word.lower()
+        if not (word[:1].isalpha() or word[:1] in ("_", "'")) or lower in _RESERVED:
+            return
+        if token == "(":
+            self._calls.add(lower)
+        elif not (token == "." and lower in _SCOPES):
+            prefix = scope.lower() if dot == "." and scope.lower() in _SCOPES else ""
+            self._references.append((prefix, lower.strip("'")))
+
+
+# --- strings ---
+
+# Undecodable bytes arrive as U+DC80 to U+DCFF; the library dies of surrogates, so an ad has U+EF80 to U+EFFF.
+_SHIELD: dict[int, int | str] = {code: code - 0xDC00 + 0xEF00 for code in range(0xDC80, 0xDD00)}
+# Genuine characters of that range are shielded byte by byte: the way back is unique.
+_SHIELD |= {
+    code: "".join(chr(0xEF00 + byte) for byte in chr(code).encode()) for code in range(0xEF80, 0xF000)
+}
+_UNSHIELD = {code: code - 0xEF00 + 0xDC00 for code in range(0xEF80, 0xF000)}
+_NEEDS_SHIELD = re.compile("[\ud800-\udfff\uef80-\uefff\0]")
+_SHIELDED = re.compile("[\uef80-\uefff]")
+
+
+def shield(text: str) -> str:
+    """Text that an ad can hold. Raises ValueError for what never came from bytes."""
+    if _NEEDS_SHIELD.search(text) is None:
+        return text
+    shielded = text.translate(_SHIELD)
+    if re.search("[\ud800-\udfff\0]", shielded):
+        raise ValueError("a string in an ad cannot hold NUL or lone surrogates")
+    return shielded
+
+
+def unshield(text: str) -> str:
+    """The opposite of `shield`, with surrogate escapes for bytes that are no UTF-8."""
+    if _SHIELDED.search(text) is None:
+        return text
+    return text.translate(_UNSHIELD).encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+
+
+_NEW_ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_NEW_NEEDS_ESCAPE = re.compile('[\\\\"\n\r\t]')
+
+
+def new_literal(text: str) -> str:
+    """A string in new syntax."""
+    return '"' + _NEW_NEEDS_ESCAPE.sub(lambda found: _NEW_ESCAPES[found[0]], shield(text)) + '"'
+
+
+def old_literal(text: str, *, last: bool) -> str:
+    """A string in old syntax; `last`: nothing follows it in its expression.
+
+    Two things old syntax cannot say: a backslash before the closing quote when more follows, and a quote
+    before a line break. They are written as calls that give the string.
+    """
+    if "\\" not in text and '"' not in text:
+        return f'"{unshield(text)}"'
+    pieces = re.split('(?<=")(?=[\r\n])', unshield(text))
+    if len(pieces) > 1:
+        return "strcat(" + ",".join(old_literal(piece, last=False) for piece in pieces) + ")"
+    body = pieces[0].replace('"', '\\"')
+    if text.endswith("\\") and not last:
+        return f'substr("{body} ",0,{len(pieces[0].encode("utf-8", "surrogateescape"))})'
+    return f'"{body}"'
+
+
+_ESCAPED = re.compile(r"\\([0-3]?[0-7]{1,2}|.)|[^\\]+", re.DOTALL)
+_SIMPLE = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "a": "\a", "v": "\v"}
+
+
+def _new_string_value(literal: str) -> str:
+    """The text of a literal that the library printed, with surrogate escapes."""
+    if "\\" not in literal:
+        return literal[1:-1]
+    out = bytearray()
+    for found in _ESCAPED.finditer(literal[1:-1]):
+        code = found[1]
+        if code is None:
+            out += found[0].encode("utf-8", "surrogateescape")
+        elif code.isdigit():
+            out.append(int(code, 8))
+        else:
+            out += _SIMPLE.get(code, code).encode("utf-8", "surrogateescape")
+    return out.decode("utf-8", "surrogateescape")
+
+
+def _old_string_value(literal: str) -> str:
+    return literal[1:-1].replace('\\"', '"')
+
+
+def from_old(text: str, name: str) -> Reading:
+    """Check an expression in old syntax and rewrite it for the library.
+
+    Raises PeerFault("classad") for what cannot be one expression, PeerFault("limit") for what is too deep.
+    """
+    scan = _Scan(name, lambda literal, last: new_literal(_old_string_value(literal)))
+    return scan.run(text, _OLD_TOKEN)
+
+
+def from_new(text: str, name: str) -> Reading:
+    """The same for new syntax; the text stays as it is."""
+    return _Scan(name, lambda literal, last: literal).run(text, _NEW_TOKEN)
+
+
+def new_to_old(text: str) -> str:
+    """An expression as the library prints it, for the wire."""
+    if "\\" not in text and "\n" not in text:
+        return text
+    return "".join(_rewritten(text)).strip()
+
+
+def _rewritten(text: str) -> Iterator[str]:
+    for token in _NEW_TOKEN.finditer(text):
+        if token.lastgroup == "string":
+            yield old_literal(_new_string_value(token[0]), last=token.end() == len(text))
+        else:
+            yield " " if token.lastgroup == "space" else token[0]

@@ -1,0 +1,75 @@
+"""Security sessions: what a later connection resumes. Pure; time comes in as monotonic seconds."""
+
+from __future__ import annotations
+
+from attrs import define, field
+
+from cedar.errors import Refused
+
+# A startd has a handful a slot; a pool of 1,000 pilots with 64 slots each stays below.
+MAX_SESSIONS = 200_000
+MAX_SID_CHARS = 4_096
+
+
+@define(eq=False)
+class Session:
+    """One session. Whoever has id and key is the peer."""
+
+    sid: str
+    key: bytes = field(repr=False)
+    identity: str
+    method: str
+    commands: frozenset[int] | None = None  # None: by level
+    level: str = "READ"
+    expires_s: float | None = None
+    # Without use for so long it is dropped too; None: never.
+    lease_s: float | None = None
+    used_s: float | None = None
+    levels: frozenset[str] = frozenset()  # all granted ones, for later commands on a kept connection
+
+    def over(self, now_s: float) -> bool:
+        """True when expired, or not used within its lease."""
+        if self.expires_s is not None and now_s >= self.expires_s:
+            return True
+        return self.lease_s is not None and self.used_s is not None and now_s >= self.used_s + self.lease_s
+
+
+class SessionTable:
+    """Sessions by id, at most `limit` of them."""
+
+    def __init__(self, *, limit: int = MAX_SESSIONS) -> None:
+        self._limit = limit
+        self._sessions: dict[str, Session] = {}
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def add(self, session: Session) -> None:
+        """Replaces one of the same id. Raises Refused("FULL") at the limit."""
+        if session.sid not in self._sessions and len(self._sessions) >= self._limit:
+            raise Refused("FULL", "too many security sessions")
+        if len(session.sid) > MAX_SID_CHARS:
+            raise Refused("SID", "a session id is too long")
+        self._sessions[session.sid] = session
+
+    def get(self, sid: str, now_s: float) -> Session | None:
+        """A session that is not over; counts as a use of it."""
+        session = self._sessions.get(sid)
+        if session is None:
+            return None
+        if session.over(now_s):
+            del self._sessions[sid]
+            return None
+        session.used_s = now_s
+        return session
+
+    def drop(self, sid: str) -> None:
+        """Forget a session; an unknown one is no error."""
+        self._sessions.pop(sid, None)
+
+    def expire(self, now_s: float) -> int:
+        """Forget all that are over; how many."""
+        over = [sid for sid, session in self._sessions.items() if session.over(now_s)]
+        for sid in over:
+            del self._sessions[sid]
+        return len(over)
