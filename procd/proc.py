@@ -1,0 +1,176 @@
+"""The one reader of /proc: cheap reads, bytes, no caches.
+
+It reports what the kernel says about one process or about all of them; it knows nothing of families. A process
+that ends while it is read is simply not there. Unreadable files (hidepid) look the same as missing ones.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+# One line of at most 52 numbers of 20 digits and a name of 64 bytes (proc(5)).
+_STAT_BYTES = 2048
+_CHILDREN_BYTES = 65_536
+# proc hands out such files in pages of at least 4 KiB; a piece shorter than this was the last one (fs/seq_file.c).
+_MORE_BYTES = 2048
+
+
+class ProcessId(NamedTuple):
+    """A process: its number and its start time in ticks since boot. A number alone is never a process."""
+
+    pid: int
+    start_ticks: int
+
+
+class Process(NamedTuple):
+    """One line of /proc/PID/stat, as far as families need it. A tuple: a scan makes thousands."""
+
+    id: ProcessId
+    parent: int
+    state: str
+    uid: int
+    """Effective uid."""
+    threads: int
+    user_ticks: int
+    system_ticks: int
+    reaped_user_ticks: int
+    """CPU of children that it has waited for, and of theirs."""
+    reaped_system_ticks: int
+    rss_kb: int
+    image_kb: int
+
+    @property
+    def running(self) -> bool:
+        """False for zombies: they wait for their parent only, hold nothing and can't be killed."""
+        return self.state not in "ZXx"
+
+
+class ProcReader:
+    """Reads processes through a descriptor of /proc.
+
+    Args:
+        root: where proc is mounted; tests may give a directory of their own.
+    """
+
+    def __init__(self, root: str = "/proc") -> None:
+        self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        os.close(self._root)
+
+    def read(self, pid: int) -> Process | None:
+        """One process, or None when there is none that we may see."""
+        try:
+            fd = os.open(f"{pid}/stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._root)
+        except OSError:
+            return None
+        try:
+            line = os.read(fd, _STAT_BYTES)
+            uid = os.fstat(fd).st_uid
+        except OSError:  # ESRCH: it ended meanwhile
+            return None
+        finally:
+            os.close(fd)
+        return parse_stat(line, self._owner(pid) if uid == 0 else uid)
+
+    def _owner(self, pid: int) -> int:
+        """Files of a process that can't be dumped belong to root; its directory tells the truth (proc(5))."""
+        try:
+            return os.stat(str(pid), dir_fd=self._root).st_uid
+        except OSError:
+            return 0
+
+    def ticks(self, pid: int) -> int | None:
+        """The start tick of whatever has this number now."""
+        process = self.read(pid)
+        return None if process is None else process.id.start_ticks
+
+    def children(self, process: Process) -> list[int]:
+        """The numbers of its children. May miss some while any of them ends, so it proves nothing (proc(5))."""
+        pid = process.id.pid
+        if process.threads == 1:
+            return self._children_of_thread(f"{pid}/task/{pid}/children")
+        return [child for path in self._threads(pid) for child in self._children_of_thread(path)]
+
+    def _threads(self, pid: int) -> list[str]:
+        try:
+            fd = os.open(f"{pid}/task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._root)
+        except OSError:
+            return []
+        try:
+            return [f"{pid}/task/{thread}/children" for thread in os.listdir(fd)]
+        except OSError:
+            return []
+        finally:
+            os.close(fd)
+
+    def _children_of_thread(self, path: str) -> list[int]:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._root)
+        except OSError:
+            return []
+        try:
+            return [int(child) for child in _read_all(fd).split()]
+        except OSError:
+            return []
+        finally:
+            os.close(fd)
+
+    def pids(self) -> list[int]:
+        """All numbers that have a directory now."""
+        return [int(name) for name in os.listdir(self._root) if name.isdecimal()]
+
+    def scan(self) -> Iterator[Process]:
+        """Every process that we may see, one after the other: about 10 us each, so do it beside an event loop."""
+        for pid in self.pids():
+            process = self.read(pid)
+            if process is not None:
+                yield process
+
+    def pss_kb(self, pid: int) -> int | None:
+        """Its share of memory; None where the kernel does not tell us (another uid's process)."""
+        try:
+            fd = os.open(f"{pid}/smaps_rollup", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._root)
+        except OSError:
+            return None
+        try:
+            lines = os.read(fd, 4096).splitlines()
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+        return next((int(line.split()[1]) for line in lines if line.startswith(b"Pss:")), None)
+
+
+def _read_all(fd: int) -> bytes:
+    pieces = []
+    while piece := os.read(fd, _CHILDREN_BYTES):
+        pieces.append(piece)
+        if len(piece) < _MORE_BYTES:
+            break
+    return b"".join(pieces)
+
+
+def parse_stat(line: bytes, uid: int) -> Process | None:
+    """A line of /proc/PID/stat; None when it is cut. The name may hold anything, so count from its last ')'."""
+    close = line.rfind(b")")
+    # Numbers of the fields as in proc(5), less 3: state is the first one after the name.
+    fields = line[close + 2 :].split(None, 22)
+    if close < 0 or len(fields) < 22:
+        return None
+    return Process(
+        id=ProcessId(int(line[: line.index(b" ")]), int(fields[19])),
+        parent=int(fields[1]),
+        state=fields[0].decode("ascii", "replace"),
+        uid=uid,
+        threads=int(fields[17]),
+        user_ticks=int(fields[11]),
+        system_ticks=int(fields[12]),
+        reaped_user_ticks=int(fields[13]),
+        reaped_system_ticks=int(fields[14]),
+        rss_kb=int(fields[21]) * PAGE_KB,
+        image_kb=int(fields[20]) >> 10,
+    )
