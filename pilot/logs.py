@@ -1,0 +1,91 @@
+"""Logs of the daemons: one line a record, UTC times, nothing in a message that could forge a line.
+
+Uses the standard library's logging. Deciding modules and libraries do not log; daemons do.
+Proxies, keys and jobs' environments never belong in a log.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+# Control characters (C0, DEL, C1), the line separators that some viewers break at, and bidi
+# overrides by which a line can be made to read differently from what it says.
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# A longer record is cut: a peer's text must not fill the disk.
+MAX_RECORD_CHARS = 8192
+
+
+def clean(text: str, limit_chars: int = MAX_RECORD_CHARS) -> str:
+    """`text` on one line: control characters as escapes, cut at `limit_chars`."""
+    if len(text) > limit_chars:
+        text = text[:limit_chars] + " ... (cut)"
+    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text)
+
+
+class LineFormatter(logging.Formatter):
+    """`2024-05-01T12:00:00.123Z LEVEL name[pid] message`, tracebacks folded into the line."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "%(asctime)s %(levelname)s %(name)s[%(process)d] %(context)s%(message)s", defaults={"context": ""}
+        )
+
+    converter = staticmethod(time.gmtime)
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        """UTC with milliseconds, for people and for sorting."""
+        return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The whole record as one line."""
+        return clean(super().format(record))
+
+
+class Contextual(logging.LoggerAdapter[logging.Logger]):
+    """Puts its context in front of each message: `[slot=1_2 claim=ab12] text`."""
+
+    def __init__(self, logger: logging.Logger, context: Mapping[str, object]) -> None:
+        super().__init__(logger, dict(context))
+        inside = " ".join(f"{key}={value}" for key, value in context.items())
+        self.prefix = f"[{inside}] " if inside else ""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        """Hands the context to the formatter: in the message a per cent sign of it would be a format."""
+        kwargs["extra"] = {"context": self.prefix}
+        return msg, kwargs
+
+
+def get(name: str, **context: object) -> Contextual:
+    """A logger with context that need not be repeated in messages."""
+    return Contextual(logging.getLogger(f"sailplane.{name}"), context)
+
+
+def start(name: str, path: Path | None = None, *, level: int = logging.INFO) -> Contextual:
+    """Send this process's records to a file (0600, appended), or to standard error.
+
+    Args:
+        name: the daemon's name, which stands in every line of its own logger.
+        path: the file; its directory must exist. None is standard error.
+        level: records below it are dropped.
+    """
+    handler: logging.Handler
+    if path is None:
+        handler = logging.StreamHandler(sys.stderr)
+    else:
+        path.touch(mode=0o600)
+        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(LineFormatter())
+    root = logging.getLogger("sailplane")
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+        old.close()
+    root.addHandler(handler)
+    root.setLevel(level)
+    root.propagate = False
+    return get(name)

@@ -1,0 +1,39 @@
+"""Reads HTCondor's configuration language for `pilot.settings`, in a process of its own.
+
+The wheel's `param` ends its process on a malformed file or number, keeps what it read for
+ever, and never returns from a macro that refers to itself. A short-lived process makes these an
+answer that the caller can put into words. This file is run as a program and imports nothing
+of ours; it decides nothing about the values.
+
+Standard input: JSON {"path": [...], "names": [...]}; standard output: JSON
+{"values": {name: text}, "present": [...]}. The environment has CONDOR_CONFIG and `_CONDOR_*`.
+"""
+
+import json
+import sys
+from typing import Any
+
+# A knob that HTCondor knows is converted by `param`, or ends the process when it cannot be;
+# read through an alias that HTCondor does not know, each value arrives as its text.
+ALIAS = "SAILPLANE_TEXT_OF_"
+
+
+def read(param: Any, names: list[str]) -> dict[str, str]:
+    """The text of each knob; blank and unset are both the empty text."""
+    return {name: str(param.get(ALIAS + name, "")).strip() for name in names}
+
+
+def main() -> None:
+    """One answer to one request, then the end."""
+    request = json.load(sys.stdin)
+    sys.path[:] = request["path"]
+    import htcondor2
+
+    param: Any = htcondor2.param
+    values = read(param, request["names"])
+    present = [key.upper() for key in param if not key.upper().startswith(ALIAS)]
+    json.dump({"values": values, "present": present}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

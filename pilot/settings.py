@@ -1,0 +1,339 @@
+"""The one typed table of the knobs that Sailplane reads, and the only reader of configuration.
+
+HTCondor's configuration language and names; knobs that HTCondor does not have start with
+SAILPLANE_. A value is read once, checked, and frozen; nothing else in Sailplane reads a
+configuration file or a `_CONDOR_*` variable. The node's own HTCondor configuration is never
+read: CONDOR_CONFIG is always set here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from pilot.knobs import (
+    Knob,
+    SettingsError,
+    choice,
+    expression,
+    integer,
+    knob,
+    knobs_of,
+    path,
+    seconds,
+    size,
+    text,
+    yes_or_no,
+)
+
+__all__ = ["KNOBS", "Settings", "SettingsError", "load"]
+
+# Reading takes 50 ms. A macro that refers to itself never ends, and must not hang a daemon.
+READ_DEADLINE_S = 10.0
+# The path becomes part of an `include :` line, where these characters mean nothing but themselves.
+_SAFE_PATH = re.compile(r"/[\w./@%+:,=~-]*[\w./@%+:,=~-]")
+_HERE = Path(__file__).resolve().parent
+_HOST = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"
+
+
+def _host() -> str:
+    return platform.node() or "localhost"
+
+
+def _wrapper_dir() -> Path:
+    return _HERE.parent / "jobwrapper"
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """Every knob, checked. A field's name is its knob's name in lower case."""
+
+    local_dir: Path = knob(
+        "",
+        path(),
+        "The directory that the other directories default to.",
+        unset="the directory that the daemon is started in",
+        compute=Path.cwd,
+    )
+    log: Path = knob("$(LOCAL_DIR)/log", path(), "Directory of the daemons' logs.")
+    execute: Path = knob(
+        "$(LOCAL_DIR)/execute",
+        path(),
+        "Directory below which the jobs' sandboxes are made; other accounts must reach it.",
+    )
+    spool: Path = knob(
+        "$(LOCAL_DIR)/spool", path(), "Directory of the embedded pool's stored input and output files."
+    )
+    sailplane_run_dir: Path = knob(
+        "$(LOCAL_DIR)/run",
+        path(),
+        "Directory (0700) of local sockets, credentials and state of the running daemons.",
+    )
+    collector_host: str | None = knob(
+        "",
+        text(optional=True),
+        "The pool: host, host:port or <address>; the embedded pool's is in its file collector_address.",
+        unset="no pool, nothing is advertised",
+    )
+    sec_token_directory: Path = knob(
+        "$(LOCAL_DIR)/tokens.d",
+        path(),
+        "Directory of the tokens that this daemon shows to the pool; files 0600.",
+    )
+    sec_password_directory: Path = knob(
+        "$(LOCAL_DIR)/passwords.d",
+        path(),
+        "Directory of the signing keys by which this daemon checks tokens; files 0600.",
+    )
+    trust_domain: str = knob(
+        "",
+        text(r"[\x21-\x7e]+", "a name without blanks"),
+        "The issuer of tokens.",
+        unset="the host's name",
+        compute=_host,
+    )
+    uid_domain: str = knob(
+        "",
+        text(_HOST, "a host or domain name"),
+        "The domain of the users' names.",
+        unset="the host's name",
+        compute=_host,
+    )
+    network_interface: str = knob(
+        "127.0.0.1",
+        text(r"[0-9a-fA-F:.]+", "an IP address"),
+        "The address that daemons listen on and advertise.",
+    )
+    startd_name: str = knob(
+        "",
+        text(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,200}", "letters, digits and ._@-"),
+        "The startd's name; slots are slot1@NAME, slot1_1@NAME.",
+        unset="the host's name",
+        compute=_host,
+    )
+    startd_port: int = knob("0", integer(0, 65535), "The startd's one TCP port; 0 lets the kernel choose.")
+    num_cpus: int | None = knob(
+        "",
+        integer(1, 65536, optional=True),
+        "Cores of the partitionable slot.",
+        unset="what this process may use",
+    )
+    memory: int | None = knob(
+        "", integer(1, optional=True), "Memory of the partitionable slot in MB.", unset="the machine's memory"
+    )
+    disk: int | None = knob(
+        "",
+        integer(0, optional=True),
+        "Disk of the partitionable slot in KB.",
+        unset="what is free below EXECUTE",
+    )
+    start: str = knob("TRUE", expression(), "Jobs that this startd is willing to run.")
+    rank: str = knob("0.0", expression(), "How much this startd prefers a job.")
+    update_interval: float = knob("300", seconds(1), "Time between two updates of the ads at the collector.")
+    alive_interval: float = knob(
+        "300", seconds(1), "Time between two signs of life of a claim, as the pool states it."
+    )
+    max_claim_alives_missed: int = knob(
+        "6", integer(1, 1000), "Signs of life that may be missing before a claim ends."
+    )
+    claim_worklife: float = knob(
+        "1200", seconds(-1), "Age of a claim after which it takes no new job; -1 is never."
+    )
+    starter_update_interval: float = knob(
+        "300", seconds(1), "Time between two updates of a running job's usage."
+    )
+    starter_initial_update_interval: float = knob(
+        "8", seconds(0), "Time from a job's start to its first update."
+    )
+    killing_timeout: float = knob(
+        "30", seconds(0), "Time that a hard kill may take before the starter itself is killed."
+    )
+    machinemaxvacatetime: float = knob(
+        "600", seconds(0), "Longest time that a job gets to end by itself when it must go."
+    )
+    shutdown_graceful_timeout: float = knob("1800", seconds(0), "Longest time of an orderly shutdown.")
+    glexec: Path = knob(
+        "/usr/sbin/glexec", path(), "The identity switch's command, when SAILPLANE_SWITCH is glexec."
+    )
+    glexec_retries: int = knob(
+        "3", integer(0, 100), "Retries after a call of the switch that failed for a passing reason."
+    )
+    glexec_retry_delay: float = knob("5", seconds(0), "Unit of the random delay between two such calls.")
+    sailplane_switch: str = knob(
+        "glexec",
+        choice("glexec", "none"),
+        "How a job gets its user's account; 'none' runs it at the daemon's own account and isolates nothing.",
+    )
+    sailplane_switch_deadline: float = knob(
+        "60", seconds(1), "Time that one call of the switch may take until the far side answers."
+    )
+    sailplane_certificates_dir: Path = knob(
+        "/etc/grid-security/certificates",
+        path(),
+        "Directory of trusted CA certificates, CRLs and signing policies.",
+    )
+    sailplane_pilot_proxy: Path | None = knob(
+        "$ENV(X509_USER_PROXY:)",
+        path(optional=True),
+        "The pilot's own proxy, by which glexec authorises the caller.",
+        unset="the pilot has none",
+    )
+    sailplane_proxy_margin: float = knob(
+        "120",
+        seconds(0),
+        "A job is stopped this long before its proxy ends, while its output can still be fetched.",
+    )
+    sailplane_kill_jitter: float = knob(
+        "2",
+        seconds(0),
+        "A call of the switch that ends a job waits a random time up to this, to spare the site.",
+    )
+    sailplane_wrapper_python: Path = knob(
+        "/usr/bin/python3", path(), "The interpreter (3.6 or later) for what runs at the job's account."
+    )
+    sailplane_wrapper_dir: Path = knob(
+        "",
+        path(),
+        "The directory of the programs that run at the job's account; readable by every account.",
+        unset="the installed package jobwrapper",
+        compute=_wrapper_dir,
+    )
+    sailplane_max_output_bytes: int = knob("100 G", size(), "Most bytes that a job may bring back.")
+    sailplane_max_output_files: int = knob("100000", integer(1), "Most files that a job may bring back.")
+    sailplane_pool_dir: Path = knob(
+        "$(LOCAL_DIR)/pool", path(), "Directory of the embedded pool's queue, keys and tokens."
+    )
+    sailplane_pool_socket: Path = knob(
+        "$(SAILPLANE_POOL_DIR)/socket",
+        path(),
+        "The socket by which users of this machine reach the embedded pool.",
+    )
+    sailplane_pool_port: int = knob(
+        "0", integer(0, 65535), "The embedded pool's TCP port; 0 lets the kernel choose."
+    )
+    sailplane_pool_owner_from_proxy: bool = knob(
+        "False",
+        yes_or_no(),
+        "Takes a job's owner from its proxy's name, not from the account; for a demo at one account only.",
+    )
+    sailplane_pool_lease: float = knob(
+        "300", seconds(1), "Time without contact after which the pool runs a job again."
+    )
+
+    source: Path | None = None
+    warnings: tuple[str, ...] = ()
+
+
+KNOBS: Mapping[str, Knob] = knobs_of(Settings)
+
+
+def load(config: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings from a configuration file and `_CONDOR_*` variables; defaults for the rest.
+
+    Blocks for about 50 ms (a process of its own reads the file). Also points this process's
+    CONDOR_CONFIG to nothing, so that the wheel never finds the node's configuration.
+
+    Args:
+        config: the file; None takes SAILPLANE_CONFIG of the environment, if any.
+        environ: the environment; None is the process's own.
+
+    Raises:
+        SettingsError: a value that cannot be, a file that cannot be read. Names knob, value
+            and what is allowed.
+    """
+    os.environ["CONDOR_CONFIG"] = os.devnull
+    environment = dict(os.environ if environ is None else environ)
+    if config is None and environment.get("SAILPLANE_CONFIG"):
+        config = Path(environment["SAILPLANE_CONFIG"])
+    values, present = _read(None if config is None else config.absolute(), environment)
+    return from_values(values, source=config, warnings=_unknown(present))
+
+
+def from_values(
+    values: Mapping[str, str], *, source: Path | None, warnings: tuple[str, ...] = ()
+) -> Settings:
+    """The settings from the knobs' texts by knob name; a blank text stands for the default."""
+    typed: dict[str, Any] = {}
+    for field, row in KNOBS.items():
+        given = values.get(row.name, "")
+        if given:
+            typed[field] = row.value(given)
+    return Settings(**typed, source=source, warnings=warnings)
+
+
+def _unknown(present: Iterable[str]) -> tuple[str, ...]:
+    """One warning for each SAILPLANE_ name that is no knob, with the nearest that is."""
+    names = [row.name for row in KNOBS.values()]
+    warnings = []
+    for name in sorted(set(present) - set(names)):
+        if name.startswith("SAILPLANE_"):
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"; the nearest known name is {near[0]}" if near else ""
+            warnings.append(f"unknown knob {name}{hint}; ignoring it")
+    return tuple(warnings)
+
+
+def _preamble(config: Path | None) -> str:
+    """Our defaults, then the file, then an alias of each knob; see `pilot.paramreader`."""
+    from pilot.paramreader import ALIAS
+
+    # The wheel's own defaults would add files of the node and of the account.
+    lines = ["LOCAL_CONFIG_FILE =", "LOCAL_CONFIG_DIR =", "USER_CONFIG_FILE ="]
+    lines += [f"{row.name} = {row.default}" for row in KNOBS.values()]
+    lines.append(f"LOCAL_DIR = {Path.cwd()}")
+    if config is not None:
+        if _SAFE_PATH.fullmatch(str(config)) is None:
+            raise SettingsError("configuration file", str(config), "a path of letters, digits and ./@%+:,=~-")
+        lines.append(f"include : {config}")
+    lines += [f"{ALIAS}{row.name} = $({row.name})" for row in KNOBS.values()]
+    return "\n".join(lines) + "\n"
+
+
+def _read(config: Path | None, environment: dict[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Texts of the knobs, and the names of everything that is set."""
+    if config is not None and not os.access(config, os.R_OK):
+        raise SettingsError("configuration file", str(config), "a file that this account can read")
+    names = [row.name for row in KNOBS.values()]
+    request = json.dumps({"path": sys.path, "names": names})
+    handle = os.memfd_create("sailplane-config")
+    try:
+        os.write(handle, _preamble(config).encode())
+        environment["CONDOR_CONFIG"] = f"/proc/self/fd/{handle}"
+        done = subprocess.run(
+            [sys.executable, "-IS", str(_HERE / "paramreader.py")],
+            input=request,
+            env=environment,
+            pass_fds=(handle,),
+            capture_output=True,
+            text=True,
+            timeout=READ_DEADLINE_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise SettingsError(
+            "configuration file", str(config), "one without macros that refer to themselves"
+        ) from None
+    finally:
+        os.close(handle)
+    return _answer(config, done)
+
+
+def _answer(config: Path | None, done: subprocess.CompletedProcess[str]) -> tuple[dict[str, str], list[str]]:
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError:
+        words = " ".join(done.stderr.split())[-400:]
+        raise SettingsError(
+            "configuration file", str(config), f"HTCondor's configuration language ({words})"
+        ) from None
+    return answer["values"], answer["present"]

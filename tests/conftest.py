@@ -1,0 +1,35 @@
+"""What every test may use: root-only tests are left out with the reason, accounts are thrown away."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+
+import pytest
+
+# The wheel warns at import when it finds no configuration, and reads the node's when it finds one.
+os.environ["CONDOR_CONFIG"] = os.devnull
+for _name in [name for name in os.environ if name.upper().startswith("_CONDOR_")]:
+    del os.environ[_name]
+
+from demo import accounts as demo_accounts  # noqa: E402  (after the environment is set)
+
+_NOT_ROOT = "needs root: makes accounts and switches between them"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what needs root when we are not, and say so."""
+    if os.geteuid() == 0:
+        return
+    for item in items:
+        if item.get_closest_marker("needs_root"):
+            item.add_marker(pytest.mark.skip(reason=_NOT_ROOT))
+
+
+@pytest.fixture(scope="session")
+def accounts() -> Iterator[Mapping[str, demo_accounts.Account]]:
+    """Accounts `sptest<4hex>-pool|pilot|alice|bob` by role, removed with their processes afterwards."""
+    if os.geteuid() != 0:
+        pytest.skip(_NOT_ROOT)
+    with demo_accounts.throw_away("test") as made:
+        yield made
