@@ -1,1 +1,1 @@
-"""Throw-away accounts, a throw-away grid and a throw-away site, for the demo, the tests and the benchmarks."""
+"""Throw-away accounts, grid and site, for the demo, the tests and the benchmarks."""

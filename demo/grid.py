@@ -1,7 +1,7 @@
-"""A throw-away grid: a CA, certificates for users, pilots and hosts, proxies of every kind, a certificates directory.
+"""A throw-away grid: a CA, certificates of users, pilots and hosts, proxies, a certificates directory.
 
-For the demo, the tests and the benchmarks. Nothing in it deserves trust: keys are made in memory and lie unencrypted
-in files, and the CA signs whatever it is asked to. It does not verify anything: that is pilot.credentials.
+For the demo, the tests and the benchmarks. Nothing in it deserves trust: keys lie unencrypted in files, and
+the CA signs whatever it is asked to. It does not verify anything: that is pilot.credentials.
 
     grid = make_grid(directory)
     alice = grid.user("Alice Adams")
@@ -63,7 +63,7 @@ class Certified:
 
     @property
     def pem(self) -> bytes:
-        """A credential file: the certificate, the key, the chain. EC keys as PKCS8, RSA keys in the old form."""
+        """A credential file: certificate, key, chain. EC keys as PKCS8, RSA keys in the old form."""
         form = serialization.Encoding.PEM
         above = b"".join(certificate.public_bytes(form) for certificate in self.chain)
         return self.certificate.public_bytes(form) + key_pem(self.key) + above
@@ -136,7 +136,7 @@ class Grid:
         starts_s: float = -_SKEW_S,
         lifetime_s: float = 30 * _DAY_S,
     ) -> Path:
-        """Replace the CA's revocation list by one that names exactly these; in force from now + `starts_s`."""
+        """Replace the CA's revocation list by one of exactly these, in force from now + `starts_s`."""
         now = time.time()
         builder = (
             x509.CertificateRevocationListBuilder()
@@ -175,7 +175,7 @@ def make_grid(
     key: KeyKind = "ec",
     lifetime_s: float = 365 * _DAY_S,
 ) -> Grid:
-    """A new CA, trusted by the new directory `directory`/certificates, with its signing policy and an empty CRL.
+    """A new CA, trusted by `directory`/certificates, with its signing policy and an empty CRL.
 
     Names are `/DC=org/DC=<organisation>/CN=...`. The CA's key stays in memory.
     Two grids may share a directory if the CAs' names differ.
@@ -272,7 +272,7 @@ def key_pem(key: PrivateKey) -> bytes:
 
 
 def write_private(path: Path, pem: bytes, *, owner: tuple[int, int] | None = None) -> Path:
-    """A new file with mode 0600, given to `owner` (uid, gid) if one is named; FileExistsError if there is one."""
+    """A new file with mode 0600, given to `owner` (uid, gid) if named; FileExistsError if there is one."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(pem)

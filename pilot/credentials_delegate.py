@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 import attrs
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
@@ -23,6 +23,7 @@ from pilot.credentials_parse import (
     MAX_CHAIN,
     MAX_PEM_BYTES,
     PROXY_CERT_INFO,
+    UNREADABLE,
     Chain,
     CredentialError,
     PrivateKey,
@@ -139,7 +140,7 @@ def _request_key(request_der: bytes) -> rsa.RSAPublicKey | ec.EllipticCurvePubli
     try:
         request = x509.load_der_x509_csr(request_der)
         key, proven = request.public_key(), request.is_signature_valid
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+    except (InvalidSignature, *UNREADABLE):
         raise CredentialError("broken", "The certificate request cannot be read.") from None
     check_public_key(key, "The certificate request")
     if not proven:

@@ -75,6 +75,18 @@ _KEY_LABELS: Final = frozenset({b"PRIVATE KEY", b"RSA PRIVATE KEY", b"EC PRIVATE
 _IGNORED_LABELS: Final = frozenset({b"EC PARAMETERS"})
 
 
+# What the library raises about bytes that are no certificate, request or list: these have no common base.
+UNREADABLE: Final = (
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+    UnsupportedAlgorithm,
+    ValueError,
+    TypeError,
+    OverflowError,
+)
+
+
 class CredentialError(Exception):
     """A credential that cannot be used; `text` says in words whose, which value, and what to do about it."""
 
@@ -221,7 +233,7 @@ def decode(data: bytes) -> Link:
         # The library warns about certificates that it will refuse some day; today it reads them.
         with warnings.catch_warnings(action="ignore"):
             return _decode(x509.load_der_x509_certificate(data))
-    except (ValueError, TypeError, x509.DuplicateExtension, UnsupportedAlgorithm, OverflowError) as error:
+    except UNREADABLE as error:
         raise CredentialError("broken", f"A certificate cannot be read: {type(error).__name__}.") from None
 
 
@@ -232,6 +244,8 @@ def _decode(certificate: x509.Certificate) -> Link:
     if not certificate.issuer.rdns or not certificate.subject.rdns:
         raise CredentialError("broken", f"The certificate {name} has an empty name.")
     check_public_key(certificate.public_key(), name)
+    # Raises for an algorithm that the library does not know; None for kinds that check_issued refuses.
+    _ = certificate.signature_hash_algorithm
     return Link(
         certificate,
         name,

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from pilot.credentials_names import name_hash, old_slash_form, slash_form
-from pilot.credentials_parse import MAX_CERTIFICATE_BYTES, CredentialError, Link, decode, when
+from pilot.credentials_parse import MAX_CERTIFICATE_BYTES, UNREADABLE, CredentialError, Link, decode, when
 
 # Hash collisions between real CAs are rare; the IGTF distribution has none.
 _MAX_SAME_HASH: Final = 10
@@ -125,7 +125,7 @@ def _load_ca(data: bytes, file: str) -> Link:
             else x509.load_der_x509_certificate(data)
         )
         return decode(der.public_bytes(Encoding.DER))
-    except (ValueError, CredentialError):
+    except (CredentialError, *UNREADABLE):
         raise CredentialError("untrusted", f"The site's CA file {file} is damaged. Tell the site.") from None
 
 

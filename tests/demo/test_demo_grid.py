@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from demo.grid import Certified, Grid, ProxyKind, make_authority, make_grid, make_proxy, write_private
@@ -20,8 +21,8 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Grid:
 
 def openssl_verify(grid: Grid, path: Path, *options: str) -> str:
     done = subprocess.run(
-        ["openssl", "verify", "-CApath", grid.certificates_dir, "-allow_proxy_certs", *options]
-        + ["-untrusted", path, path],
+        ["openssl", "verify", "-CApath", str(grid.certificates_dir), "-allow_proxy_certs", *options]
+        + ["-untrusted", str(path), str(path)],
         capture_output=True,
         check=False,
         text=True,
@@ -31,15 +32,14 @@ def openssl_verify(grid: Grid, path: Path, *options: str) -> str:
 
 
 def openssl_says(certificate: x509.Certificate, *options: str) -> str:
-    from cryptography.hazmat.primitives.serialization import Encoding
-
-    return subprocess.run(
+    done = subprocess.run(
         ["openssl", "x509", "-noout", *options],
         input=certificate.public_bytes(Encoding.PEM),
         capture_output=True,
         check=True,
         timeout=20,
-    ).stdout.decode()
+    )
+    return done.stdout.decode()
 
 
 def saved(tmp_path: Path, credential: Certified) -> Path:

@@ -1,0 +1,79 @@
+"""VOMS attribute certificates for the throw-away grid, signed by a host certificate of it.
+
+Enough of RFC 5755 for tools that print FQANs and for tests of code that reads them; no VOMS server needed.
+"""
+
+from __future__ import annotations
+
+import datetime
+import secrets
+import time
+from collections.abc import Iterable
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding
+
+from demo.grid import Certified
+from pilot import credentials_der as der
+
+VOMS_EXTENSION = x509.ObjectIdentifier("1.3.6.1.4.1.8005.100.100.5")
+_FQANS = "1.3.6.1.4.1.8005.100.100.4"
+_ECDSA_SHA256 = der.encode(der.SEQUENCE, der.encode_oid("1.2.840.10045.4.3.2"))
+_RSA_SHA256 = der.encode(der.SEQUENCE, der.encode_oid("1.2.840.113549.1.1.11"), b"\x05\x00")
+# Context tags: GeneralName.directoryName and .uniformResourceIdentifier, baseCertificateID, v2Form, authority
+_DIRECTORY_NAME, _URI, _TAG_0 = 0xA4, 0x86, 0xA0
+
+
+def voms_extension(
+    holder: Certified,
+    server: Certified,
+    fqans: Iterable[str],
+    *,
+    vo: str = "demo",
+    lifetime_s: float = 12 * 3600.0,
+) -> tuple[x509.UnrecognizedExtension, bool]:
+    """The extension (not critical) that states these FQANs for the holder's end-entity certificate.
+
+    For the `extensions` of make_proxy. `server` signs it in place of a VOMS server.
+    """
+    entity = (holder.certificate, *holder.chain)[-1]
+    algorithm = _ECDSA_SHA256 if isinstance(server.key, ec.EllipticCurvePrivateKey) else _RSA_SHA256
+    info = der.encode(
+        der.SEQUENCE,
+        der.encode_int(1),
+        der.encode(
+            der.SEQUENCE, der.encode(_TAG_0, _names(entity.issuer), der.encode_int(entity.serial_number))
+        ),
+        der.encode(_TAG_0, _names(server.certificate.subject)),
+        algorithm,
+        der.encode_int(secrets.randbits(63)),
+        der.encode(der.SEQUENCE, _time(time.time() - 300), _time(time.time() + lifetime_s)),
+        der.encode(der.SEQUENCE, _attribute(vo, fqans)),
+    )
+    signature = der.encode(0x03, b"\x00", _sign(server, info))
+    certificate = der.encode(der.SEQUENCE, info, algorithm, signature)
+    value = der.encode(der.SEQUENCE, der.encode(der.SEQUENCE, certificate))
+    return x509.UnrecognizedExtension(VOMS_EXTENSION, value), False
+
+
+def _attribute(vo: str, fqans: Iterable[str]) -> bytes:
+    authority = der.encode(_TAG_0, der.encode(_URI, f"{vo}://voms.example.org:15000".encode()))
+    values = der.encode(der.SEQUENCE, *(der.encode(der.OCTET_STRING, fqan.encode()) for fqan in fqans))
+    syntax = der.encode(der.SEQUENCE, authority, values)
+    return der.encode(der.SEQUENCE, der.encode_oid(_FQANS), der.encode(der.SET, syntax))
+
+
+def _names(name: x509.Name) -> bytes:
+    return der.encode(der.SEQUENCE, der.encode(_DIRECTORY_NAME, name.public_bytes()))
+
+
+def _time(unix_s: float) -> bytes:
+    moment = datetime.datetime.fromtimestamp(unix_s, datetime.UTC)
+    return der.encode(0x18, moment.strftime("%Y%m%d%H%M%SZ").encode())
+
+
+def _sign(server: Certified, data: bytes) -> bytes:
+    if isinstance(server.key, ec.EllipticCurvePrivateKey):
+        return server.key.sign(data, ec.ECDSA(hashes.SHA256()))
+    return server.key.sign(data, padding.PKCS1v15(), hashes.SHA256())
