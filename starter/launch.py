@@ -1,0 +1,265 @@
+"""Launch: the near side of the call that becomes the job.
+
+The far side says hello; procd gets the family; then environment, arguments and limits go over, and one end of
+a fresh pipe that closes on exec. 'going' and end of file on it: the job runs. End of file alone: the wrapper
+was killed before it could start anything, so the call is made again. Anything else is the typed reason why
+the job cannot run.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+
+import trio
+from attrs import field, frozen
+
+from pilot.farside import CallFailed, FarSide, open_call, parse_object, start_ticks, text_of
+from pilot.switch import (
+    Broken,
+    Exited,
+    Outcome,
+    Retries,
+    Running,
+    Signalled,
+    draw,
+    make_retries,
+    peek_ended,
+    read_linger,
+)
+from starter.places import Place, owner_of
+from starter.sandbox import Account, Context
+
+GOING = b"g"
+REASON_BYTES = 4096
+# Our glexec speaks on the control socket while the wrapper still starts; one that does not know it never
+# does.
+LINGER_S = 0.3
+
+Register = Callable[[int, int, Running], Awaitable[None]]
+
+
+@frozen
+class Deadlines:
+    """Seconds for each step: the hello of one attempt, procd's registration, from sending the job to exec."""
+
+    hello_s: float = 60.0
+    register_s: float = 20.0
+    exec_s: float = 60.0
+
+
+@frozen
+class LaunchSpec:
+    """What to run. The environment is the whole one; `cwd` is the sandbox; stream names are relative to it.
+
+    `rlimits`: name (as in RLIMIT_<NAME>, any case) -> (soft, hard), -1 for unlimited; never above what there
+    is.
+    """
+
+    argv: tuple[str, ...]
+    environment: Mapping[str, str] = field(repr=False)
+    cwd: str
+    stdin: str | None
+    stdout: str
+    stderr: str
+    umask: int = 0o022
+    rlimits: Mapping[str, tuple[int, int]] = field(factory=dict)
+    nice: int = 0
+
+
+@frozen
+class ExecFailed:
+    """The job cannot run, and trying again will not help. `step`: "cwd", "stdio", "exec", ..."""
+
+    errno: int
+    text: str
+    step: str
+
+
+class Launched:
+    """A running job. `pid` is its first process, `running` the switch's own (the same without a lingering
+    switch)."""
+
+    def __init__(self, *, pid: int, ticks: int, account: Account, running: Running) -> None:
+        self.pid = pid
+        self.start_ticks = ticks
+        self.account = account
+        self.running = running
+
+    @property
+    def control(self) -> socket.socket | None:
+        return self.running.control
+
+    async def wait(self) -> Outcome:
+        """The job's end: exact where the switch shows it, or its root part tells it; cancelling changes
+        nothing."""
+        outcome = await self.running.wait()
+        told = peek_ended(self.control) if self.control is not None else None
+        if told is None:
+            return outcome
+        if os.WIFSIGNALED(told.wait_status):
+            return Signalled(os.WTERMSIG(told.wait_status), os.WCOREDUMP(told.wait_status))
+        return Exited(os.waitstatus_to_exitcode(told.wait_status))
+
+
+async def launch(
+    context: Context,
+    place: Place,
+    spec: LaunchSpec,
+    *,
+    register: Register,
+    deadlines: Deadlines | None = None,
+) -> Launched | ExecFailed:
+    """Run the job in its sandbox.
+
+    `register(pid, start_ticks, running)` is awaited before the far side learns what to run; if it raises,
+    nothing runs. When the wrapper is killed before 'going' the call is made again (GLEXEC_RETRIES), and
+    `register` is called again with the new pid. Raises StageFailed when the switch fails, or a deadline
+    passes: in the latter case after the job was sent nobody knows whether it runs, so the family must be
+    stopped. Cancelling may leave that open as well.
+    """
+    limits = deadlines or Deadlines()
+    retries = make_retries(context.settings)
+    failures = 0
+    while True:
+        result = await _attempt(context, place, spec, register, limits)
+        if not isinstance(result, Broken):
+            return result
+        failures += 1
+        await _pause(retries, failures, result)
+
+
+async def _pause(retries: Retries, failures: int, broken: Broken) -> None:
+    pause_s = retries.pause_s(failures, broken, draw())
+    if pause_s is None:
+        raise CallFailed("broken", broken.text, broken)
+    await trio.sleep(pause_s)
+
+
+async def _attempt(
+    context: Context, place: Place, spec: LaunchSpec, register: Register, limits: Deadlines
+) -> Launched | ExecFailed | Broken:
+    far = await open_call(context, "launch", deadline_s=limits.hello_s, control=True)
+    running = far.running
+    try:
+        result = await _hand_over(far, place, spec, register, limits)
+    except BaseException:
+        await far.end()
+        raise
+    if isinstance(result, Launched):
+        await trio.aclose_forcefully(far.stream)
+        return result
+    await far.end()
+    if isinstance(result, Broken):
+        printed = running.errors()
+        return Broken(result.text + (f": {printed}" if printed else ""))
+    return result
+
+
+async def _hand_over(
+    far: FarSide, place: Place, spec: LaunchSpec, register: Register, limits: Deadlines
+) -> Launched | ExecFailed | Broken:
+    hello = far.hello
+    _check_account(place, hello.uid)
+    await _settle_control(far.running)
+    try:
+        ticks = start_ticks(hello.pid)
+    except CallFailed:
+        return Broken("the wrapper died after its hello")
+    await _within(limits.register_s, "register the family", register, hello.pid, ticks, far.running)
+    report, report_far = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        try:
+            await _within(limits.exec_s, "take the job", _send_job, far, spec, report_far)
+        except CallFailed as failure:
+            if failure.code != "closed":
+                raise
+            return Broken("the wrapper died before it had the job")
+        finally:
+            os.close(report_far)
+        said = await _read_report(report, limits.exec_s)
+    finally:
+        os.close(report)
+    account = Account(hello.uid, hello.gid, hello.name)
+    launched = Launched(pid=hello.pid, ticks=ticks, account=account, running=far.running)
+    return judge(said, launched)
+
+
+def judge(said: bytes, launched: Launched) -> Launched | ExecFailed | Broken:
+    """What the wrapper's last words mean."""
+    if said == GOING:
+        return launched
+    if not said:
+        return Broken("the wrapper died before the job could start")
+    reason = parse_object(said[1:] if said.startswith(GOING) else said)
+    number = reason.get("errno")
+    return ExecFailed(
+        errno=number if isinstance(number, int) and 0 <= number < 4096 else 0,
+        text=text_of(reason.get("text")),
+        step=text_of(reason.get("step"), 40),
+    )
+
+
+def _check_account(place: Place, uid: int) -> None:
+    try:
+        owner = owner_of(place)
+    except OSError as error:
+        raise CallFailed("place", f"the sandbox is gone: {error.strerror}") from error
+    if owner != uid:
+        raise CallFailed("account", f"the sandbox belongs to uid {owner}, the switch now gives {uid}")
+
+
+async def _settle_control(running: Running) -> None:
+    """Find out whether anybody listens on the control socket; if not, there is none."""
+    if running.control is None:
+        return
+    with trio.move_on_after(LINGER_S):
+        if await read_linger(running.control) is not None:
+            return
+    running.control.close()
+    running.control = None
+
+
+async def _within(limit_s: float, what: str, act: Callable[..., Awaitable[None]], *arguments: object) -> None:
+    try:
+        with trio.fail_after(limit_s):
+            await act(*arguments)
+    except trio.TooSlowError:
+        raise CallFailed("timeout", f"could not {what} within {limit_s:g} s") from None
+
+
+async def _send_job(far: FarSide, spec: LaunchSpec, report: int) -> None:
+    await far.send(
+        {
+            "argv": list(spec.argv),
+            "environment": dict(spec.environment),
+            "cwd": spec.cwd,
+            "stdin": spec.stdin,
+            "stdout": spec.stdout,
+            "stderr": spec.stderr,
+            "umask": spec.umask,
+            "rlimits": {name: list(pair) for name, pair in spec.rlimits.items()},
+            "nice": spec.nice,
+        }
+    )
+    await far.send_descriptor(report)
+
+
+async def _read_report(report: int, limit_s: float) -> bytes:
+    """All that the wrapper writes until the pipe closes."""
+    said = b""
+    try:
+        with trio.fail_after(limit_s):
+            while len(said) < REASON_BYTES:
+                with suppress(BlockingIOError):
+                    piece = os.read(report, REASON_BYTES)
+                    if not piece:
+                        return said
+                    said += piece
+                    continue
+                await trio.lowlevel.wait_readable(report)
+    except trio.TooSlowError:
+        raise CallFailed("timeout", f"the wrapper did not start the job within {limit_s:g} s") from None
+    raise CallFailed("framing", "the wrapper's reason does not end")
