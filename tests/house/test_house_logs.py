@@ -1,0 +1,68 @@
+"""Logs and audit records: one line a record, whatever a peer puts into it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pilot import audit, logs
+
+
+@given(st.text())
+def test_cleaned_text_is_one_printable_line(text: str) -> None:
+    cleaned = logs.clean(text)
+    assert len(cleaned.splitlines()) <= 1
+    cleaned.encode("utf-8")
+
+
+def test_a_record_cannot_forge_another(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log = logs.start("house", path)
+    logs.get("house", slot="1_1 100%s", claim="ab12").info("says %s", "hello\n2024-01-01 INFO forged\x1b[2J")
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        log.exception("failed")
+    lines = path.read_text().splitlines()
+    assert len(lines) == 2
+    assert "[slot=1_1 100%s claim=ab12] says hello\\n2024" in lines[0]
+    assert "Traceback" in lines[1]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    logs.start("house")
+    assert len(logging.getLogger("sailplane").handlers) == 1
+
+
+def test_a_long_record_is_cut() -> None:
+    assert len(logs.clean("x" * 100_000)) < logs.MAX_RECORD_CHARS + 20
+
+
+def test_audit_records_are_read_back_and_torn_ones_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "audit"
+    audit.append(path, "start", "a#1", dn='/CN="x"\n{"event": "forged"}', uid=7)
+    with path.open("ab") as file:
+        file.write(b'{"event": "torn')
+    (record,) = audit.read(path)
+    assert (record["event"], record["id"], record["uid"]) == ("start", "a#1", 7)
+    assert "forged" in record["dn"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_audit_does_not_follow_links(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with pytest.raises(OSError, match="link"):
+        audit.append(tmp_path / "link", "start", "a#1")
+    assert not (tmp_path / "target").exists()
+
+
+def test_audit_lines_are_bounded() -> None:
+    line = audit.line("start", "a", {"command": ["x" * 5000] * 2}, now=0.25)
+    assert len(line) < audit.MAX_LINE_BYTES
+    assert json.loads(line)["time"] == "1970-01-01T00:00:00.250Z"
+    with pytest.raises(ValueError, match="audit record"):
+        audit.line("start", "a", {"command": ["x" * 5000] * 64}, now=0.0)
