@@ -2,7 +2,7 @@
 
 Old syntax (on the wire) knows one escape in strings, backslash quote; a backslash elsewhere is itself, and
 a backslash quote at the very end of the text, or before a line break, is a backslash and the end. New
-syntax (what the library reads) escapes backslash, quote and the rest as C does. Everything but strings is the same.
+syntax (what the library reads) escapes backslash, quote and the rest as C does. All but strings is the same.
 Text in, text out: the library is not used here.
 """
 

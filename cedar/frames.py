@@ -18,6 +18,7 @@ from cedar.crypto import (
     KEY_BYTES,
     MAX_HASHED_BYTES,
     MAX_PACKETS,
+    TAG_BYTES,
     Buffer,
     Direction,
     digest,
@@ -34,6 +35,7 @@ PACKET_BYTES = 1 << 18
 DEFAULT_LIMIT_BYTES = 16 << 20
 # First size of the input buffer: small messages only until a larger packet is announced.
 _BUFFER_BYTES = 1 << 16
+_OVERHEAD_BYTES = IV_BYTES + TAG_BYTES
 _STATE_VERSION = 1
 
 
@@ -173,6 +175,8 @@ class Frames:
             raise PeerFault("framing", "a packet's end flag is out of range")
         if not 0 < length <= MAX_BODY_BYTES:
             raise PeerFault("framing", "a packet's length is out of range")
+        if length > self.limit_bytes + _OVERHEAD_BYTES:  # before room is made for it
+            raise PeerFault("limit", f"a message is larger than {self.limit_bytes} bytes")
         return length
 
     def _next_packet(self) -> tuple[bool, bytes] | None:
@@ -228,9 +232,8 @@ class Frames:
         if state["key"] is not None:
             mine, theirs = state["digests"]
             frames._digests = (mine, theirs)
-            frames._make_ciphers(
-                state["key"], state["send_iv"], state["receive_iv"], state["send_count"], state["receive_count"]
-            )
+            ivs = state["send_iv"], state["receive_iv"]
+            frames._make_ciphers(state["key"], *ivs, state["send_count"], state["receive_count"])
         return frames
 
 

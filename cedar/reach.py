@@ -1,8 +1,8 @@
 """How far evaluating an attribute would reach: asked before the library evaluates hostile ads.
 
-The library's evaluator recurses through references: an attribute with a chain of 100 operators that refers to
-itself ends the process, and 30 attributes that each name the next one twice take minutes. The references of two ads
-are followed here by name, without evaluating. Wrong only towards too much: branches never taken count too.
+The library's evaluator recurses through references: an attribute with a chain of 100 operators that refers
+to itself ends the process, and 30 attributes that each name the next one twice take minutes. The references
+of two ads are followed here by name, without evaluating. Branches that are never taken count too.
 """
 
 from __future__ import annotations

@@ -11,6 +11,22 @@ MAX_SESSIONS = 200_000
 MAX_SID_CHARS = 4_096
 
 
+# What a level includes, as in stock's hierarchy.
+_IMPLIED = {
+    "WRITE": frozenset({"WRITE", "READ"}),
+    "NEGOTIATOR": frozenset({"NEGOTIATOR", "READ"}),
+    "ADMINISTRATOR": frozenset({"ADMINISTRATOR", "WRITE", "READ"}),
+    "DAEMON": frozenset(
+        {"DAEMON", "WRITE", "READ", "ADVERTISE_STARTD", "ADVERTISE_SCHEDD", "ADVERTISE_MASTER"}
+    ),
+}
+
+
+def implied(level: str) -> frozenset[str]:
+    """The level and all that it includes."""
+    return _IMPLIED.get(level, frozenset({level}))
+
+
 @define(eq=False)
 class Session:
     """One session. Whoever has id and key is the peer."""
@@ -25,7 +41,12 @@ class Session:
     # Without use for so long it is dropped too; None: never.
     lease_s: float | None = None
     used_s: float | None = None
-    levels: frozenset[str] = frozenset()  # all granted ones, for later commands on a kept connection
+
+    def permits(self, command: int, level: str) -> bool:
+        """True when a command of this level may be called with it."""
+        if self.commands is not None:
+            return command in self.commands
+        return level in implied(self.level)
 
     def over(self, now_s: float) -> bool:
         """True when expired, or not used within its lease."""

@@ -40,9 +40,8 @@ class Sinful:
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        params = "&".join(
-            _encode(key) + (f"={_encode(value)}" if value else "") for key, value in sorted(self.params.items())
-        )
+        pairs = sorted(self.params.items())
+        params = "&".join(_encode(key) + (f"={_encode(value)}" if value else "") for key, value in pairs)
         return f"<{host}:{self.port}{'?' if params else ''}{params}>"
 
 

@@ -16,9 +16,10 @@ from cedar.codec import Item, Reader, encode
 from cedar.crypto import Buffer
 from cedar.errors import PeerFault
 from cedar.frames import DEFAULT_LIMIT_BYTES, Frames
+from cedar.sessions import Session
 
 
-class CedarStream:
+class CedarStream(trio.abc.AsyncResource):
     """One connection.
 
     An interrupted `put` (cancelled, or the peer gone) leaves half a message on the wire: the stream is
@@ -26,10 +27,19 @@ class CedarStream:
     """
 
     def __init__(
-        self, transport: trio.SocketStream, *, limit_bytes: int = DEFAULT_LIMIT_BYTES, frames: Frames | None = None
+        self,
+        transport: trio.SocketStream,
+        *,
+        limit_bytes: int = DEFAULT_LIMIT_BYTES,
+        handshake_limit_bytes: int | None = None,
+        frames: Frames | None = None,
     ) -> None:
+        """`handshake_limit_bytes` holds until `lift_limit` instead of `limit_bytes`."""
         self._transport = transport
-        self._frames = Frames(limit_bytes=limit_bytes) if frames is None else frames
+        self._limit_bytes = limit_bytes
+        self._frames = Frames(limit_bytes=handshake_limit_bytes or limit_bytes) if frames is None else frames
+        # The session that the handshake ended in, for whoever wants to resume it.
+        self.session: Session | None = None
         self._broken = False
         self._putting = False
         self._exported = False
@@ -47,6 +57,10 @@ class CedarStream:
     def exported(self) -> bool:
         """True when the socket was given away."""
         return self._exported
+
+    def lift_limit(self) -> None:
+        """The peer is known: messages may have the full size."""
+        self._frames.limit_bytes = self._limit_bytes
 
     def use_key(self, key: bytes) -> None:
         """Encrypt everything from here on (AES-256-GCM, 32 bytes of key)."""
@@ -127,7 +141,7 @@ class CedarStream:
 
     @classmethod
     def adopt(cls, sock: socket.socket, state: Mapping[str, Any]) -> CedarStream:
-        """Go on with an exported connection. Raises PeerFault("state"); the socket stays the caller's then."""
+        """Go on with an exported connection. Raises PeerFault("state"); the socket is the caller's then."""
         frames = Frames.adopt(state)
         return cls(trio.SocketStream(trio.socket.from_stdlib_socket(sock)), frames=frames)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cedar import crypto
+from cedar import crypto, security_token, tokens
 from cedar.claims import ClaimId
 from cedar.classads import from_wire
 from cedar.codec import Reader, encode
@@ -100,3 +100,34 @@ def test_v8_claim_id() -> None:
     assert claim.secret not in repr(claim)
     assert claim.secret not in claim.public
     assert claim.attributes()["shortversion"] == "24.0.1"
+
+
+AA, BB = b"\xaa" * 256, b"\xbb" * 256
+
+
+def test_v6_token_exchange() -> None:
+    ka = security_token.shared_key(b"\x01" * 32, "aGVhZGVy.cGF5bG9hZA")
+    assert ka.hex() == "ffd47d695966c62edaa1274d61460c1c508f99a11d64f481172db2673882d70f"
+    exchange = security_token.Exchange(ka, "alice@d", "srv", AA, BB)
+    assert exchange.server_proof().hex() == "f254a2981a0f6cfca5c5af2610d248971375f8d7"
+    assert exchange.client_proof().hex() == "206373c82a05a8def46066a9309c3220df981756"
+
+
+V9_KEY = bytes.fromhex("dfafbdebdbabb9e7d7a7b5e3d3a3b1ffcfbfadfbcbbba9f7c7b7a5f3c3b3a1cf")
+V9_INIT = (
+    "eyJhbGciOiJIUzI1NiIsImtpZCI6IlBPT0wifQ.eyJpYXQiOjE3MDAwMDAwMDAsImlzcyI6InBvb2wuZXhhbXBsZSIs"
+    "Imp0aSI6IjAwZmYiLCJzdWIiOiJjb25kb3JAcG9vbC5leGFtcGxlIn0"
+)
+
+
+def test_v9_token_server() -> None:
+    verified = tokens.verify(V9_INIT, {"POOL": V9_KEY}, "pool.example", now_unix_s=1.7e9)
+    assert verified.identity == "condor@pool.example"
+    assert verified.signature.hex() == "32698c12767b2646977ee10ea043adeafc810ba65c1ead5d86ad0165c5bf7554"
+    ka = security_token.shared_key(verified.signature, V9_INIT)
+    kb = security_token.shared_key_b(verified.signature, V9_INIT)
+    assert ka.hex() == "ab80e9cb0d0e907a8979d51ef75cc8cb70129af674998158f99967bc44dcf27d"
+    assert kb.hex() == "221d2c5c1cf8c3409dfca4889700f8886c7abfc5097986f94a405ba4538ee35d"
+    exchange = security_token.Exchange(ka, "condor@pool.example", "condor@password", AA, BB)
+    assert exchange.server_proof().hex() == "9816f4cd774422b154219888a6c113f3913210fc"
+    assert exchange.client_proof().hex() == "cd94ce788d628e6d43c4ab3557a87f4acf89c0bd"

@@ -1,0 +1,236 @@
+"""The client's side of a security handshake: a new session, or resuming one. Generators of actions."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from attrs import frozen
+from classad2 import ClassAd
+
+from cedar import security_fs, security_token
+from cedar.classads import get_bool, get_str
+from cedar.commands import Command, condor_version_text
+from cedar.crypto import KeyPair
+from cedar.errors import PeerFault, Refused
+from cedar.security import (
+    METHOD_BITS,
+    SESSION_DURATION_S,
+    SESSION_LEASE_S,
+    TOOL_SESSION_DURATION_S,
+    Get,
+    Handshake,
+    Put,
+    UseKey,
+    make_ad,
+    number,
+    words,
+)
+from cedar.sessions import Session
+from cedar.tokens import Token, choose
+
+# Plus base64 this is what stock sends.
+_NONCE_BYTES = 33
+MAX_COMMANDS_CHARS = 65_536
+
+
+@frozen
+class Opening:
+    """What a client says of itself, whichever way the session comes about."""
+
+    command: int
+    connect_address: str
+    subsystem: str
+    version: str
+    own_address: str | None
+    pid: int
+
+
+# --- a new session ---
+
+
+@frozen
+class Wishes:
+    """How a new session may come about."""
+
+    methods: tuple[str, ...]
+    authentication: str
+    tokens: Sequence[Token]
+    trust_domain: str | None = None
+
+
+def negotiate(opening: Opening, wishes: Wishes, *, now_s: float, now_unix_s: float) -> Handshake[Session]:
+    """A new session, keyed; the stream is ready for the payload.
+
+    Raises Refused when the server says no, PeerFault("handshake") when it wants less security than we do.
+    """
+    keys = KeyPair()
+    yield Put((int(Command.AUTHENTICATE), _request(opening, wishes, keys)))
+    answer = (yield Get()).ad()
+    authenticated = _check_answer(answer, wishes)
+    method = ""
+    if authenticated:
+        method = yield from _authenticate(answer, wishes, now_unix_s)
+    key = keys.session_key(get_str(answer, "ECDHPublicKey"))
+    yield UseKey(key)
+    verdict = (yield Get()).ad()
+    if (code := get_str(verdict, "ReturnCode", "")) != "AUTHORIZED":
+        raise Refused(code or "DENIED", f"the server denied command {opening.command}")
+    return _session(verdict, answer, key, method, now_s)
+
+
+def _request(opening: Opening, wishes: Wishes, keys: KeyPair) -> ClassAd:
+    duration = TOOL_SESSION_DURATION_S if opening.own_address is None else SESSION_DURATION_S
+    features = dict.fromkeys(("Encryption", "Integrity"), "REQUIRED")
+    features |= dict.fromkeys(("Authentication", "AuthenticationNew"), wishes.authentication)
+    return make_ad([
+        *_command(opening),
+        ("AuthMethods", ",".join(wishes.methods) or None),
+        ("CryptoMethods", "AES"),
+        *features.items(),
+        ("OutgoingNegotiation", "REQUIRED"),
+        ("Enact", "NO"),
+        ("NewSession", "YES"),
+        ("NegotiatedSession", True),
+        ("Subsystem", opening.subsystem),
+        ("ServerPid", opening.pid),
+        ("SessionDuration", str(duration)),
+        ("SessionLease", SESSION_LEASE_S),
+        ("TrustDomain", wishes.trust_domain),
+        ("IssuerKeys", ",".join(dict.fromkeys(token.claims.key_id for token in wishes.tokens)) or None),
+        ("ECDHPublicKey", keys.public_text()),
+    ])
+
+
+def _command(opening: Opening) -> list[tuple[str, Any]]:
+    return [
+        ("Command", opening.command),
+        ("RemoteVersion", condor_version_text(opening.version)),
+        ("ConnectSinful", opening.connect_address),
+        ("ServerCommandSock", opening.own_address),
+    ]
+
+
+def _check_answer(answer: ClassAd, wishes: Wishes) -> bool:
+    """Whether authentication follows. Raises PeerFault when the server wants less than we require."""
+    cipher, encrypts = get_str(answer, "CryptoMethods", ""), get_str(answer, "Encryption", "NO")
+    if cipher.upper() != "AES" or encrypts.upper() != "YES":
+        raise PeerFault("handshake", "the server does not encrypt with AES")
+    authenticated = get_str(answer, "Authentication", "NO").upper() == "YES"
+    if wishes.authentication == "REQUIRED" and not authenticated:
+        raise PeerFault("handshake", "the server does not want to authenticate")
+    if wishes.authentication == "NEVER" and authenticated:
+        raise PeerFault("handshake", "the server wants to authenticate")
+    return authenticated
+
+
+def _authenticate(answer: ClassAd, wishes: Wishes, now_unix_s: float) -> Handshake[str]:
+    """The method that succeeded; "" when none did and none had to."""
+    offered = words(get_str(answer, "AuthMethodsList", get_str(answer, "AuthMethods", "")).upper())
+    issuer, key_ids = get_str(answer, "TrustDomain", ""), words(get_str(answer, "IssuerKeys", ""))
+    token = choose(wishes.tokens, issuer, key_ids, now_unix_s=now_unix_s)
+    left = [name for name in wishes.methods if name in offered and (name != "TOKEN" or token is not None)]
+    tried: list[str] = []
+    while True:
+        yield Put((sum(METHOD_BITS[name] for name in left),))
+        chosen = yield from _chosen(tried, issuer)
+        if chosen == 0:
+            break
+        name = next((name for name in left if METHOD_BITS[name] == chosen), None)
+        if name is None:
+            raise PeerFault("handshake", "the server chose a method that was not offered")
+        if (yield from _prove(name, token)):
+            yield from _expect_no_old_key(name)
+            return name
+        left.remove(name)
+        tried.append(name)
+    if wishes.authentication != "REQUIRED" and not get_bool(answer, "AuthRequired", True):
+        return ""
+    raise _no_method(tried, offered, issuer)
+
+
+def _chosen(tried: list[str], issuer: str) -> Handshake[int]:
+    try:
+        bit: int = (yield Get()).int()
+    except PeerFault as fault:  # some servers close instead of saying 0
+        if fault.code == "closed" and tried:
+            raise _no_method(tried, [], issuer) from fault
+        raise
+    return bit
+
+
+def _no_method(tried: list[str], offered: list[str], issuer: str) -> Refused:
+    if tried:
+        code = "TOKEN" if "TOKEN" in tried else tried[0]
+        return Refused(code, f"the server did not accept {', '.join(tried)}")
+    if "TOKEN" in offered:
+        return Refused("TOKEN", f"no token for the trust domain {issuer or '(none)'}")
+    known = ", ".join(offered) or "none"
+    return Refused("METHODS", f"no common authentication method; the server offers {known}")
+
+
+def _prove(name: str, token: Token | None) -> Handshake[bool]:
+    if name == "TOKEN":
+        assert token is not None
+        return (yield from security_token.prove(token))
+    return (yield from security_fs.prove())
+
+
+def _expect_no_old_key(name: str) -> Handshake[None]:
+    """The server's word after a method. When the last step failed it closes, or is silent."""
+    try:
+        has_key = (yield Get()).int()
+    except PeerFault as fault:
+        if fault.code in ("closed", "timeout"):
+            raise Refused(name, f"the server did not accept {name}") from fault
+        raise
+    if has_key != 0:
+        raise PeerFault("handshake", "the server wants the old key exchange")
+
+
+def _session(verdict: ClassAd, answer: ClassAd, key: bytes, method: str, now_s: float) -> Session:
+    text = get_str(verdict, "ValidCommands", "")[:MAX_COMMANDS_CHARS]
+    numbers = (word for word in words(text) if word.isascii() and word.isdigit() and len(word) < 10)
+    duration_s = number(answer, "SessionDuration", TOOL_SESSION_DURATION_S, highest=SESSION_DURATION_S)
+    return Session(
+        sid=get_str(verdict, "Sid"),
+        key=key,
+        identity=security_token.SERVER_IDENTITY if method == "TOKEN" else "",
+        method=method,
+        commands=frozenset(map(int, numbers)),
+        expires_s=now_s + duration_s,
+        lease_s=float(number(answer, "SessionLease", SESSION_LEASE_S, highest=SESSION_LEASE_S)),
+        used_s=now_s,
+    )
+
+
+# --- resuming ---
+
+
+def resume(opening: Opening, session: Session, *, want_response: bool = True) -> Handshake[None]:
+    """Go on with a known session. Raises Refused("SID_NOT_FOUND" | "DENIED" | ...) if the server does not."""
+    nonce = base64.b64encode(os.urandom(_NONCE_BYTES)).decode("ascii")
+    request = make_ad([
+        *_command(opening),
+        ("UseSession", "YES"),
+        ("Sid", session.sid),
+        ("CryptoMethods", "AES"),
+        ("Nonce", nonce),
+        ("ResumeResponse", want_response),
+    ])
+    yield Put((int(Command.AUTHENTICATE), request))
+    if want_response:
+        _check_resumed((yield Get()).ad(), nonce)
+    yield UseKey(session.key)
+
+
+def _check_resumed(answer: ClassAd, nonce: str) -> None:
+    code = get_str(answer, "ReturnCode", "")
+    if code != "AUTHORIZED":
+        raise Refused(code or "DENIED", "the server does not resume the session")
+    echo = get_str(answer, "Nonce", nonce)
+    if not hmac.compare_digest(echo.encode("utf-8", "surrogateescape"), nonce.encode()):
+        raise PeerFault("handshake", "the answer to a resumed session is not for this connection")

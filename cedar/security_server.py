@@ -1,0 +1,301 @@
+"""The server's side of a security handshake: new sessions and resumed ones. Generators of actions.
+
+Decides who the client is and what it may call; changes nothing but the table of sessions.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+
+from attrs import field, frozen
+from classad2 import ClassAd
+
+from cedar import security_fs, security_token, tokens
+from cedar.classads import get_bool, get_int, get_str
+from cedar.codec import Reader
+from cedar.commands import Command, condor_version_text
+from cedar.crypto import KeyPair
+from cedar.errors import PeerFault, Refused
+from cedar.security import (
+    ANONYMOUS,
+    METHOD_BITS,
+    SESSION_DURATION_S,
+    SESSION_LEASE_S,
+    SESSION_SLACK_S,
+    TOOL_SESSION_DURATION_S,
+    Get,
+    Handshake,
+    Put,
+    UseKey,
+    feature,
+    make_ad,
+    number,
+    reconcile,
+    words,
+)
+from cedar.sessions import MAX_SID_CHARS, Session, SessionTable, implied
+
+# Stock's nonces have 44 characters.
+_MAX_NONCE_CHARS = 1_024
+_META_COMMANDS = (Command.AUTHENTICATE, Command.SEC_QUERY)
+
+
+@frozen
+class Side:
+    """What a server knows when a connection arrives."""
+
+    levels: Mapping[int, str]  # of the commands served
+    sessions: SessionTable
+    methods: tuple[str, ...]
+    trust_domain: str
+    authorise: Callable[[str, tuple[str, ...] | None, str], bool]
+    anonymous_levels: frozenset[str]
+    admit: Callable[[int, Session], bool]  # a word of the command's owner, asked when a session is resumed
+    version: str
+    now_s: float
+    now_unix_s: float
+    signing_keys: Mapping[str, bytes] = field(factory=dict, repr=False)
+
+
+@frozen
+class Accepted:
+    """A client that may go on with its command's payload."""
+
+    command: int
+    session: Session
+
+
+@frozen
+class _Client:
+    identity: str
+    method: str
+    scopes: tuple[str, ...] | None
+
+
+_NOBODY = _Client(ANONYMOUS, "", None)
+
+
+def accept(first: Reader, side: Side) -> Handshake[Accepted]:
+    """From a connection's first message to the payload.
+
+    Raises PeerFault("handshake") for a raw command or nonsense, Refused after an answer that says no.
+    """
+    if first.int() != Command.AUTHENTICATE:
+        raise PeerFault("handshake", "a command without a security handshake")
+    request = first.ad()
+    command = get_int(request, "Command")
+    if command in _META_COMMANDS:
+        command = get_int(request, "AuthCommand", command)
+    if get_str(request, "UseSession", "NO").upper() == "YES":
+        return (yield from _resume(request, command, side))
+    return (yield from _negotiate(request, command, side))
+
+
+# --- resumed ---
+
+
+def _resume(request: ClassAd, command: int, side: Side) -> Handshake[Accepted]:
+    wants_answer = get_bool(request, "ResumeResponse", False)
+    session = side.sessions.get(get_str(request, "Sid")[:MAX_SID_CHARS], side.now_s)
+    objection = _objection(session, command, side)
+    if wants_answer:
+        yield Put((_resume_answer(request, objection, side),))
+    if session is None or objection is not None:
+        raise Refused(objection or "DENIED", f"session not resumed for command {command}")
+    yield UseKey(session.key)
+    return Accepted(command, session)
+
+
+def _objection(session: Session | None, command: int, side: Side) -> str | None:
+    if session is None:
+        return "SID_NOT_FOUND"
+    if command not in side.levels:
+        return "CMD_NOT_FOUND"
+    if not session.permits(command, side.levels[command]) or not side.admit(command, session):
+        return "DENIED"
+    return None
+
+
+def _resume_answer(request: ClassAd, objection: str | None, side: Side) -> ClassAd:
+    return make_ad([
+        ("ReturnCode", objection or "AUTHORIZED"),
+        ("RemoteVersion", condor_version_text(side.version)),
+        ("Nonce", get_str(request, "Nonce", "")[:_MAX_NONCE_CHARS] or None),
+    ])
+
+
+# --- new ---
+
+
+@frozen
+class _Terms:
+    """What both ends agreed on."""
+
+    authenticate: bool
+    required: bool
+    methods: tuple[str, ...]
+    duration_s: int
+    lease_s: int
+
+
+def _negotiate(request: ClassAd, command: int, side: Side) -> Handshake[Accepted]:
+    if command not in side.levels:  # stock closes without a word as well
+        raise Refused("CMD_NOT_FOUND", f"command {command} is not served")
+    terms = _agree(request, side.levels[command], side)
+    keys = KeyPair()
+    key = keys.session_key(get_str(request, "ECDHPublicKey"))
+    yield Put((_answer(terms, keys, side),))
+    client = _NOBODY
+    if terms.authenticate:
+        client = yield from _authenticate(terms, side)
+    yield UseKey(key)
+    session = _new_session(client, command, key, terms, side)
+    allowed = command in (session.commands or ())
+    yield Put((_verdict(session, allowed, client, side),))
+    if not allowed:
+        raise Refused("DENIED", f"{client.identity} may not call command {command}")
+    side.sessions.add(session)
+    return Accepted(command, session)
+
+
+def _agree(request: ClassAd, level: str, side: Side) -> _Terms:
+    """Raises PeerFault or Refused when there is no common ground; the connection is closed then."""
+    own = "OPTIONAL" if level in side.anonymous_levels else "REQUIRED"
+    client = feature(request, "AuthenticationNew" if "AuthenticationNew" in request else "Authentication")
+    authenticate, required = reconcile(client, own), "REQUIRED" in (client, own)
+    listed = words(get_str(request, "AuthMethods", "").upper())
+    methods = tuple(name for name in side.methods if name in listed)
+    if authenticate and not methods:
+        if required:
+            known = ", ".join(listed)[:200]
+            raise Refused("METHODS", f"no common authentication method; the client has {known}")
+        authenticate = False
+    _agree_on_encryption(request)
+    return _Terms(
+        authenticate, required, methods,
+        number(request, "SessionDuration", TOOL_SESSION_DURATION_S, highest=SESSION_DURATION_S),
+        number(request, "SessionLease", SESSION_LEASE_S, highest=SESSION_LEASE_S),
+    )
+
+
+def _agree_on_encryption(request: ClassAd) -> None:
+    for name in ("Encryption", "Integrity"):
+        if not reconcile(feature(request, name), "REQUIRED"):
+            raise PeerFault("handshake", "the client does not want encryption")
+    if "AES" not in (name.upper() for name in words(get_str(request, "CryptoMethods", ""))):
+        raise PeerFault("handshake", "the client has no AES")
+
+
+def _answer(terms: _Terms, keys: KeyPair, side: Side) -> ClassAd:
+    authenticating = terms.authenticate
+    return make_ad([
+        ("Authentication", "YES" if authenticating else "NO"),
+        ("AuthRequired", False if authenticating and not terms.required else None),
+        ("Encryption", "YES"),
+        ("Integrity", "YES"),
+        ("AuthMethodsList", ",".join(terms.methods) or None),
+        ("AuthMethods", terms.methods[0] if terms.methods else None),
+        ("CryptoMethods", "AES"),
+        ("CryptoMethodsList", "AES"),
+        ("SessionDuration", str(terms.duration_s)),
+        ("SessionLease", terms.lease_s),
+        ("Enact", "YES"),
+        ("NegotiatedSession", True),
+        ("RemoteVersion", condor_version_text(side.version)),
+        ("ECDHPublicKey", keys.public_text()),
+        ("TrustDomain", side.trust_domain),
+        ("IssuerKeys", ",".join(sorted(side.signing_keys)) or None),
+    ])
+
+
+def _authenticate(terms: _Terms, side: Side) -> Handshake[_Client]:
+    """The method loop. Raises Refused when nothing is left and somebody must be known."""
+    left = list(terms.methods)
+    reason = Refused("METHODS", "the client has no method left")
+    while True:
+        mask = (yield Get()).int()
+        name = next((name for name in left if METHOD_BITS[name] & mask), None)
+        yield Put((METHOD_BITS[name] if name else 0,))
+        if name is None:
+            break
+        try:
+            client = yield from (_token(side) if name == "TOKEN" else _fs(side))
+        except _TryNext as failed:
+            reason = failed.reason
+            left.remove(name)
+            continue
+        yield Put((0,))  # no key of the old kind follows
+        return client
+    if terms.required:
+        raise reason
+    return _NOBODY
+
+
+class _TryNext(Exception):
+    """A method failed in a way that both ends know; the client may try another one."""
+
+    def __init__(self, reason: Refused) -> None:
+        super().__init__()
+        self.reason = reason
+
+
+def _token(side: Side) -> Handshake[_Client]:
+    opening = security_token.read_opening((yield Get()))
+    if opening is None:
+        raise _TryNext(Refused("TOKEN", "the client gave up"))
+    try:
+        verified = tokens.verify(
+            opening.init, side.signing_keys, side.trust_domain, now_unix_s=side.now_unix_s
+        )
+        if opening.a != verified.subject:
+            raise Refused("TOKEN", "the client names another subject than its token")
+    except Refused as refused:
+        yield from security_token.refuse()
+        raise _TryNext(refused) from None
+    if not (yield from security_token.challenge(opening, verified.signature)):
+        raise _TryNext(Refused("TOKEN", "the token is not signed by our key"))
+    return _Client(verified.identity, "TOKEN", verified.scopes)
+
+
+def _fs(side: Side) -> Handshake[_Client]:
+    account = yield from security_fs.check()
+    if account is None:
+        raise _TryNext(Refused("FS", "the client did not make the directory"))
+    return _Client(f"{account}@{side.trust_domain}", "FS", None)
+
+
+def _new_session(client: _Client, command: int, key: bytes, terms: _Terms, side: Side) -> Session:
+    granted = {level for level in set(side.levels.values()) if _grants(client, level, side)}
+    return Session(
+        sid=f"{side.trust_domain}:{secrets.token_hex(12)}",
+        key=key,
+        identity=client.identity,
+        method=client.method,
+        commands=frozenset(number for number, level in side.levels.items() if level in granted),
+        level=side.levels[command],
+        expires_s=side.now_s + terms.duration_s + SESSION_SLACK_S,
+        lease_s=float(terms.lease_s + SESSION_SLACK_S),
+        used_s=side.now_s,
+    )
+
+
+def _grants(client: _Client, level: str, side: Side) -> bool:
+    if level in side.anonymous_levels:
+        return True
+    if client is _NOBODY:
+        return False
+    if client.scopes is not None and not any(level in implied(scope) for scope in client.scopes):
+        return False
+    return side.authorise(client.identity, client.scopes, level)
+
+
+def _verdict(session: Session, allowed: bool, client: _Client, side: Side) -> ClassAd:
+    return make_ad([
+        ("ReturnCode", "AUTHORIZED" if allowed else "DENIED"),
+        ("Sid", session.sid),
+        ("User", client.identity),
+        ("TriedAuthentication", client is not _NOBODY),
+        ("ValidCommands", ",".join(map(str, sorted(session.commands or ())))),
+        ("RemoteVersion", condor_version_text(side.version)),
+    ])

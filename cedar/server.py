@@ -1,0 +1,176 @@
+"""Listen for commands: handshake, then the command's handler. One task a connection, a limited number."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+
+import trio
+from attrs import field, frozen
+
+from cedar import handshake, security_server, tokens
+from cedar.commands import VERSION
+from cedar.errors import PeerFault, Refused
+from cedar.security import HANDSHAKE_DEADLINE_S, MAX_HANDSHAKE_BYTES
+from cedar.sessions import Session, SessionTable
+from cedar.stream import CedarStream
+
+# Kept connections (one a startd at a pool) count too. Each costs about 100 KiB here and a descriptor.
+MAX_CONNECTIONS = 4_096
+# A handshake costs about 1 ms of CPU; strangers must not crowd out the rest.
+MAX_HANDSHAKES = 256
+_SWEEP_S = 60.0
+
+
+@frozen
+class Request:
+    """One command, ready for its payload."""
+
+    command: int
+    stream: CedarStream
+    session: Session
+    identity: str
+    method: str
+    permits: Callable[[int], bool]  # may a later command come on this connection?
+
+
+def _admit_all(session: Session) -> bool:
+    return True
+
+
+@frozen
+class Served:
+    """A command's level and handler.
+
+    `admit` is asked when a session is resumed for it, before the peer sends its payload: False is DENIED in
+    the answer, and the session stays good.
+    """
+
+    level: str
+    handle: Callable[[Request], Awaitable[None]]
+    admit: Callable[[Session], bool] = _admit_all
+
+
+def _nobody(identity: str, scopes: tuple[str, ...] | None, level: str) -> bool:
+    return False
+
+
+@frozen
+class ServerPolicy:
+    """Who may negotiate a new session, and for what."""
+
+    signing_keys_dir: Path | None = None
+    trust_domain: str = "localhost"
+    methods: tuple[str, ...] = ("TOKEN",)
+    authorise: Callable[[str, tuple[str, ...] | None, str], bool] = _nobody
+    anonymous_levels: frozenset[str] = field(default=frozenset({"READ"}), converter=frozenset)
+
+
+def _ignore(peer: str, error: Exception) -> None:
+    return None
+
+
+class Server:
+    """Serves a table of commands. New commands may be added to the table while it runs."""
+
+    def __init__(
+        self,
+        table: Mapping[int, Served],
+        sessions: SessionTable,
+        policy: ServerPolicy,
+        *,
+        version: str = VERSION,
+        max_connections: int = MAX_CONNECTIONS,
+        max_handshakes: int = MAX_HANDSHAKES,
+        handshake_deadline_s: float = HANDSHAKE_DEADLINE_S,
+        report: Callable[[str, Exception], None] = _ignore,
+    ) -> None:
+        """`report(peer, error)` hears of every connection that ended in PeerFault or Refused."""
+        self._table = table
+        self._sessions = sessions
+        self._policy = policy
+        self._version = version
+        self._max_connections = max_connections
+        self._handshakes = trio.Semaphore(max_handshakes)
+        self._deadline_s = handshake_deadline_s
+        self._report = report
+        self._connections = 0
+
+    async def serve(
+        self,
+        listeners: Sequence[trio.SocketListener],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve until cancelled; started when it accepts. Cancelling closes all connections and listeners.
+
+        An exception of a handler other than PeerFault and Refused ends the server: it is our bug.
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._sweep)
+            await nursery.start(trio.serve_listeners, self._connection, listeners)
+            task_status.started()
+
+    async def _sweep(self) -> None:
+        while True:
+            await trio.sleep(_SWEEP_S)
+            self._sessions.expire(trio.current_time())
+
+    async def _connection(self, transport: trio.SocketStream) -> None:
+        if self._connections >= self._max_connections:
+            await trio.aclose_forcefully(transport)
+            return
+        stream = CedarStream(transport, handshake_limit_bytes=MAX_HANDSHAKE_BYTES)
+        self._connections += 1
+        try:
+            await self._serve_stream(stream)
+        finally:
+            self._connections -= 1
+            with trio.CancelScope(shield=True):  # closing a socket does not wait
+                await stream.aclose()
+
+    async def _serve_stream(self, stream: CedarStream) -> None:
+        try:
+            request = await self._accept(stream)
+            await self._table[request.command].handle(request)
+        except (PeerFault, Refused) as error:
+            self._report(stream.peer, error)
+
+    async def _accept(self, stream: CedarStream) -> Request:
+        try:
+            with trio.fail_after(self._deadline_s):
+                async with self._handshakes:
+                    first = await stream.get()
+                    accepted = await handshake.run(stream, security_server.accept(first, self._side()))
+        except trio.TooSlowError as error:
+            raise PeerFault("timeout", "the handshake took too long") from error
+        stream.lift_limit()
+        session = accepted.session
+        stream.session = session
+        permits = self._permits(session)
+        return Request(accepted.command, stream, session, session.identity, session.method, permits)
+
+    def _permits(self, session: Session) -> Callable[[int], bool]:
+        def permits(command: int) -> bool:
+            served = self._table.get(command)
+            return served is not None and session.permits(command, served.level)
+
+        return permits
+
+    def _side(self) -> security_server.Side:
+        policy, table = self._policy, self._table
+        keys_dir = policy.signing_keys_dir
+        return security_server.Side(
+            levels={command: served.level for command, served in table.items()},
+            sessions=self._sessions,
+            methods=policy.methods,
+            trust_domain=policy.trust_domain,
+            authorise=policy.authorise,
+            anonymous_levels=policy.anonymous_levels,
+            admit=lambda command, session: table[command].admit(session),
+            version=self._version,
+            now_s=trio.current_time(),
+            now_unix_s=time.time(),
+            signing_keys=tokens.load_signing_keys(keys_dir) if keys_dir is not None else {},
+        )
