@@ -1,4 +1,4 @@
-"""The job's proxy: fetched by delegation before any file, verified by us, held against the job, stored at the pilot's side.
+"""The job's proxy: fetched by delegation before any file, verified by us, held against the job.
 
 The user's private key never crosses the wire: the key pair is made here.
 """

@@ -6,12 +6,14 @@ The ad is the user's: every value is checked, and what cannot be honoured is ref
 from __future__ import annotations
 
 import posixpath
+import signal
 from collections.abc import Mapping
 
 import attrs
 from classad2 import ClassAd
 
-from cedar.classads import get_bool, get_int, get_str
+from cedar.classads import evaluate, get_bool, get_int, get_str
+from cedar.errors import PeerFault
 
 # stdout and stderr carry these names in the sandbox and on the wire; the shadow maps them to the user's (wire 4.6).
 STDOUT_NAME, STDERR_NAME = "_condor_stdout", "_condor_stderr"
@@ -62,7 +64,7 @@ def describe(ad: ClassAd) -> Description:
     """
     try:
         return _describe(ad)
-    except (KeyError, ValueError) as fault:
+    except (PeerFault, ValueError) as fault:
         raise Unrunnable(f"the job's ad cannot be used: {fault}") from fault
 
 
@@ -114,14 +116,11 @@ def _stdin_name(ad: ClassAd) -> str | None:
 
 
 def _signal_number(ad: ClassAd, name: str, default: int) -> int:
-    import signal
-
     if name not in ad:
         return default
-    try:
+    if not isinstance(evaluate(ad, name), str):
         return get_int(ad, name)
-    except Exception:  # the attribute may also be a signal's name: both are allowed by the submit language
-        word = get_str(ad, name).upper()
+    word = get_str(ad, name).upper()
     try:
         return int(signal.Signals[word if word.startswith("SIG") else f"SIG{word}"])
     except KeyError:

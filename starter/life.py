@@ -124,7 +124,10 @@ class ProxyEnding:
 
 @attrs.frozen
 class DeactivateAsked:
-    """The startd wants the job ended. ``soft``: with its own signal and grace; ``output``: fetch output whatever the job says."""
+    """The startd wants the job ended.
+
+    ``soft``: with the job's own signal and grace; ``output``: fetch output whatever the job says.
+    """
 
     reason: str
     vacate_code: int
@@ -161,8 +164,8 @@ Event = (
     | ContinueAsked
 )
 
-# Facts come from the kernel, a peer or the clock at any moment: each has a rule in every state. The other events are the
-# outcome of a step and come only while that step runs.
+# Facts come from the kernel, a peer or the clock at any moment: each has a rule in every state. The other events are
+# the outcome of a step and come only while that step runs.
 FACTS: tuple[type, ...] = (
     JobEnded, ShadowLost, StartdLost, ProxyEnding, DeactivateAsked, SuspendAsked, ContinueAsked,
 )  # fmt: skip
@@ -367,7 +370,8 @@ def _job_ended(life: Life, event: Event) -> Outcome:
 
 
 def _stopped(life: Life, event: Event) -> Outcome:
-    assert isinstance(event, FamilyStopped) and life.verdict is not None
+    assert isinstance(event, FamilyStopped)
+    assert life.verdict is not None
     if event.survivors:
         life.unkillable = True
         pids = ", ".join(map(str, event.survivors))

@@ -19,12 +19,20 @@ from pilot.rpc import Protocol
 class StartStarter:
     """startd -> spawner: fork a starter. Descriptors: the activation's connection, the starter's end of its channel.
 
-    ``ticket`` is the startd's own number for the request; the answer repeats it. ``activation`` holds secrets (claim id,
-    cipher state): it is never logged.
+    ``ticket`` is the startd's own number for the request; the answer repeats it. ``activation`` holds secrets (claim
+    id, cipher state): it is never logged.
     """
 
     ticket: int
     activation: Activation = attrs.field(repr=False)
+
+
+@attrs.frozen
+class CleanUp:
+    """startd -> spawner: fork a process that removes what a dead starter left; ``private_dir`` is that starter's."""
+
+    ticket: int
+    private_dir: str
 
 
 @attrs.frozen
@@ -81,7 +89,10 @@ How = Literal["graceful", "fast", "final-transfer"]
 
 @attrs.frozen
 class Deactivate:
-    """startd -> starter: end the job. graceful: soft signal and grace; fast: kill, no output; final-transfer: soft, then output."""
+    """startd -> starter: end the job.
+
+    graceful: soft signal and grace; fast: kill, no output; final-transfer: soft, then output.
+    """
 
     how: How
     reason: str
@@ -137,5 +148,5 @@ class Ended:
     exit_status: int | None = None
 
 
-SPAWNER = Protocol(StartStarter, StarterStarted, StarterFailed, StarterEnded)
+SPAWNER = Protocol(StartStarter, CleanUp, StarterStarted, StarterFailed, StarterEnded)
 STARTER = Protocol(Deactivate, SuspendJob, ContinueJob, Progress, JobUpdate, UserRefused, SlotBroken, Ended)

@@ -1,6 +1,6 @@
 """Reaping of what the job daemonised: a sub-reaper is given orphans, and somebody has to wait for them.
 
-Never waits for a process of trio's: those end and are waited for at once, an orphan's zombie stays.
+Never waits for a call of the switch: whoever started that waits for it (``pilot.switch.own_children``).
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import os
 
 import trio
 
+from pilot.switch import own_children
+
 _PR_SET_CHILD_SUBREAPER = 36
-# A child that trio waits for is reaped within milliseconds of its death; a zombie that two looks this far apart both saw
-# is nobody's but ours.
+# An orphan's zombie costs a slot in the process table until then, and nothing else.
 LOOK_EVERY_S = 1.0
 
 
@@ -29,27 +30,11 @@ def become_subreaper() -> None:
 
 
 async def reap_orphans() -> None:
-    """Until cancelled: wait for children that stayed zombies between two looks."""
-    before: set[int] = set()
+    """Until cancelled: wait for children that ended and that are no call of ours under way."""
     while True:
         await trio.sleep(LOOK_EVERY_S)
-        now = set(zombie_children())
-        for pid in before & now:
+        for pid in set(_children()) - own_children():
             _reap(pid)
-        before = now
-
-
-def zombie_children() -> list[int]:
-    """Pids of children that have ended and were not waited for."""
-    found = []
-    for pid in _children():
-        try:
-            state = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            continue
-        if state is not None:
-            found.append(pid)
-    return found
 
 
 def _children() -> list[int]:

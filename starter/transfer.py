@@ -11,10 +11,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import attrs
-from classad2 import ClassAd
-
-from cedar.classads import to_wire, without_private
-from cedar.commands import Command, HoldCode
 from cedar.filetransfer import (
     Ack,
     Directory,
@@ -26,6 +22,10 @@ from cedar.filetransfer import (
     receive_files,
     send_files,
 )
+from classad2 import ClassAd
+
+from cedar.classads import to_wire, without_private
+from cedar.commands import Command, HoldCode
 from cedar.sessions import Session
 from cedar.sinful import Sinful
 from pilot.credentials import CredentialError

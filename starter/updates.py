@@ -6,7 +6,7 @@ import math
 
 from classad2 import ClassAd, ExprTree
 
-from cedar.commands import condor_version_text
+from cedar.commands import HoldSubcode, condor_version_text
 from procd.messages import Usage
 from starter.life import JobEnded
 from starter.messages import Activation
@@ -99,7 +99,7 @@ def error_event(verdict: Hold | Requeue, host: str, event_time: str) -> ClassAd:
 
 
 # Subcodes at or below this one mean "vacate, not hold" (wire reference 4.5).
-REQUEUE_SUBCODE = -1_000
+REQUEUE_SUBCODE = int(HoldSubcode.REQUEUE)
 
 
 def one_line(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from cedar.commands import HoldCode, JobExit
+from cedar.commands import ExitReason, HoldCode
 
 
 @attrs.frozen
@@ -76,7 +76,7 @@ def hold_for_user_refused(user: str, site: str, tool_words: str) -> Hold:
     """Code 28 (GlexecChownSandboxToUser): the site refused this user, or has no account for him."""
     said = f" The site's tool said: {tool_words}" if tool_words else ""
     return Hold(
-        HoldCode.GLEXEC_TO_USER,
+        HoldCode.GLEXEC_CHOWN_SANDBOX_TO_USER,
         0,
         f"{site} refused to run jobs of {user}, or has no account for that identity.{said}"
         " Ask the site's administrator to authorise it, or release the job with requirements that avoid this site.",
@@ -87,5 +87,5 @@ def job_exit_reason(verdict: Verdict) -> int:
     """The reason code of job_exit (-65), wire reference 4.3."""
     if isinstance(verdict, Exited):
         dumped_core = bool(verdict.wait_status & 0x80) and bool(verdict.wait_status & 0x7F)
-        return JobExit.CORE_DUMPED if dumped_core else JobExit.EXITED
-    return JobExit.KILLED
+        return ExitReason.JOB_COREDUMPED if dumped_core else ExitReason.JOB_EXITED
+    return ExitReason.JOB_KILLED

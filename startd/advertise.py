@@ -1,0 +1,143 @@
+"""Keeps the collectors informed: ads on change and by interval, over one kept connection each; invalidated at the end.
+
+A collector that is away is tried again with growing pauses; meanwhile nothing is lost, since every update is whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import attrs
+import trio
+from classad2 import ClassAd
+
+from cedar.client import Negotiate, connect
+from cedar.commands import Command
+from cedar.errors import PeerFault, Refused
+from cedar.sinful import Sinful
+from cedar.stream import CedarStream
+from startd.slotads import invalidation
+
+# Changes that come closer together than this go out in one update.
+COALESCE_S = 0.02
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.2, 60.0
+GOODBYE_WITHIN_S = 3.0
+DEFAULT_PORT = 9618
+_HOST_PORT = re.compile(r"(\[[^\]]+\]|[^:\s<>]+)(?::(\d{1,5}))?")
+
+# Public ad, private ad, of every slot that there is.
+Ads = Callable[[], list[tuple[ClassAd, ClassAd]]]
+
+
+def collector_addresses(text: str | None) -> list[Sinful]:
+    """COLLECTOR_HOST: names or addresses, with or without port, separated by commas or blanks.
+
+    Raises:
+        ValueError: a part that is no address.
+    """
+    found = []
+    for part in re.split(r"[,\s]+(?![^<]*>)", text or ""):
+        if not part:
+            continue
+        if part.startswith("<"):
+            found.append(Sinful.parse(part))
+            continue
+        match = _HOST_PORT.fullmatch(part)
+        if match is None:
+            raise ValueError(f"COLLECTOR_HOST has {part!r}: allowed are host, host:port or <host:port?...>")
+        found.append(Sinful(match[1].strip("[]"), int(match[2] or DEFAULT_PORT), {}))
+    return found
+
+
+@attrs.define
+class Advertiser:
+    """One collector. ``wake`` after a change; ``gone`` for a slot that exists no more."""
+
+    collector: Sinful
+    tokens_dir: Path
+    own_address: str
+    ads: Ads
+    interval_s: float
+    log: logging.LoggerAdapter[logging.Logger]
+    advertised: trio.Event = attrs.field(factory=trio.Event)
+    _changed: trio.Event = attrs.field(factory=trio.Event)
+    _destroyed: list[str] = attrs.field(factory=list)
+    _stream: CedarStream | None = None
+
+    def wake(self) -> None:
+        """Send all ads again soon."""
+        self._changed.set()
+
+    def gone(self, name: str) -> None:
+        """The slot ``name`` is destroyed: its ad is to be taken back."""
+        self._destroyed.append(name)
+        self.wake()
+
+    async def run(self) -> None:
+        """Until cancelled; then takes every ad back, within GOODBYE_WITHIN_S."""
+        pause_s, away = FIRST_PAUSE_S, False
+        try:
+            while True:
+                try:
+                    await self._talk()
+                except (PeerFault, Refused, OSError) as fault:
+                    if not away:
+                        self.log.warning("collector %s: %s; retrying", self.collector, fault)
+                    away = not self.advertised.is_set() or away
+                    if self._stream is not None:
+                        pause_s, away = FIRST_PAUSE_S, False
+                    await self._hang_up()
+                    await trio.sleep(random.uniform(0.1, 1.0) * pause_s)
+                    pause_s = min(pause_s * 2, LAST_PAUSE_S)
+        finally:
+            with trio.move_on_after(GOODBYE_WITHIN_S, shield=True):
+                await self._goodbye()
+
+    async def _talk(self) -> None:
+        """One connection for as long as it lasts."""
+        self._stream = await self._dial()
+        first = True
+        while True:
+            self._changed = trio.Event()
+            await self._send_all(self._stream, first)
+            first = False
+            self.advertised.set()
+            with trio.move_on_after(self.interval_s):
+                await self._changed.wait()
+            await trio.sleep(COALESCE_S)
+
+    async def _dial(self) -> CedarStream:
+        security = Negotiate(tokens_dir=self.tokens_dir)
+        return await connect(
+            self.collector, Command.UPDATE_STARTD_AD, security, subsystem="STARTD", own_address=self.own_address
+        )
+
+    async def _send_all(self, stream: CedarStream, first: bool) -> None:
+        """Every ad. The first message on a connection is its payload alone; later ones begin with their command."""
+        for public, private in self.ads():
+            head = [] if first else [int(Command.UPDATE_STARTD_AD)]
+            first = False
+            await stream.put(*head, public, private)
+        while self._destroyed:
+            await stream.put(int(Command.INVALIDATE_STARTD_ADS), invalidation(self._destroyed[0], self.own_address))
+            self._destroyed.pop(0)
+
+    async def _goodbye(self) -> None:
+        if self._stream is None:
+            return
+        try:
+            for public, _ in self.ads():
+                name = str(public["Name"])
+                await self._stream.put(int(Command.INVALIDATE_STARTD_ADS), invalidation(name, self.own_address))
+            await self._stream.aclose()
+        except (PeerFault, trio.BrokenResourceError):
+            return  # the ads expire by themselves
+
+    async def _hang_up(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            await stream.aclose()

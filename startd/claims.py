@@ -1,0 +1,306 @@
+"""Carries out what ``startd.claim`` decides: starters, messages to them, releases, leases. Acting code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import aclosing
+
+import attrs
+import trio
+
+from cedar.claims import EXECUTE_SIDE, ClaimId
+from cedar.client import Resume, connect
+from cedar.commands import Command as Wire
+from cedar.errors import PeerFault, Refused
+from pilot.rpc import Channel, ChannelClosed, RpcFault
+from pilot.settings import Settings
+from startd import claim as life
+from startd.held import Held, Requester, Slots
+from startd.processes import Spawner
+from startd.resources import Resources
+from starter import messages as to_starter
+
+# A starter may use this much beyond the job's own time, for switch calls with retries and for the output.
+END_MARGIN_S = 120.0
+OUTPUT_TIME_S = 3600.0
+# Claims are looked at this often for leases and keep-alives.
+LOOK_EVERY_S = 1.0
+# Connecting to the schedd: stock waits max(20, lease/3 - 3).
+SCHEDD_DEADLINE_S = 20.0
+# How long an identity that the site refused is not matched here again.
+REFUSAL_MEMORY_S = 1800.0
+MAX_REMEMBERED_REFUSALS = 100
+
+
+@attrs.define(eq=False)
+class Claims:
+    """Every claim of this startd. ``changed`` is called whenever an ad should be sent again."""
+
+    settings: Settings
+    slots: Slots
+    spawner: Spawner
+    nursery: trio.Nursery
+    log: logging.LoggerAdapter[logging.Logger]
+    changed: Callable[[], None]
+    destroyed: Callable[[str], None]
+    draining: bool = False
+    trouble: str = ""
+    refused: dict[str, float] = attrs.field(factory=dict)
+    _pending: dict[int, tuple[to_starter.Activation, socket.socket, socket.socket]] = attrs.field(factory=dict)
+    _next_ticket: int = 0
+    _change: trio.Event = attrs.field(factory=trio.Event)
+
+    async def wait_change(self) -> None:
+        """Until any claim has handled an event."""
+        await self._change.wait()
+
+    # --- lookups -------------------------------------------------------------------------------------------------
+
+    def find(self, session_id: str) -> Held | None:
+        """The claim of this session, if it lives."""
+        return self.slots.held.get(session_id)
+
+    def by_pid(self, pid: int) -> Held | None:
+        return next((held for held in self.slots.held.values() if held.starter_pid == pid), None)
+
+    def by_ticket(self, ticket: int) -> Held | None:
+        return next((held for held in self.slots.held.values() if held.ticket == ticket), None)
+
+    def refused_users(self) -> tuple[str, ...]:
+        """Identities that the site refused lately; older ones are forgotten."""
+        now_s = trio.current_time()
+        self.refused = {user: until for user, until in self.refused.items() if until > now_s}
+        return tuple(self.refused)
+
+    # --- making and ending claims --------------------------------------------------------------------------------
+
+    def carve(self, resources: Resources, requester: Requester) -> Held:
+        """A new claim on a new dynamic slot."""
+        held = self.slots.carve(resources, requester)
+        self.log.info("claim %s: slot %s for %s", held.claim_id.public, held.name, requester.user or "unknown user")
+        self.changed()
+        return held
+
+    def handle(self, held: Held, event: life.Event) -> tuple[life.Command, ...]:
+        """Apply an event and carry out what follows.
+
+        Raises:
+            life.WrongState: a request that the claim refuses now.
+        """
+        before = held.life.state
+        commands = held.life.handle(event, now_s=trio.current_time())
+        if held.life.state is not before:
+            self.log.info(
+                "claim %s: %s -> %s (rule %d)",
+                held.claim_id.public, before.value, held.life.state.value, held.life.number,
+            )  # fmt: skip
+        for command in commands:
+            self._carry_out(held, command)
+        held.note_change()
+        self._change.set()
+        self._change = trio.Event()
+        self.changed()
+        return commands
+
+    def handle_all(self, event: life.Event) -> None:
+        """The same fact for every claim."""
+        for held in list(self.slots.held.values()):
+            self.handle(held, event)
+
+    def _carry_out(self, held: Held, command: life.Command) -> None:
+        match command:
+            case life.StartStarter(ticket=ticket):
+                self.nursery.start_soon(self._start_starter, held, ticket)
+            case life.EndJob(how=how, reason=reason, vacate_code=code):
+                self._tell(held, to_starter.Deactivate(how, reason, code))
+            case life.SuspendJob():
+                self._tell(held, to_starter.SuspendJob())
+            case life.ContinueJob():
+                self._tell(held, to_starter.ContinueJob())
+            case life.ArmKill(serial=serial, how=how):
+                self.nursery.start_soon(self._arm, held, serial, how)
+            case life.KillStarter():
+                self._kill(held)
+            case life.TellSchedd():
+                self.nursery.start_soon(self._tell_schedd, held.claim_id, held.requester)
+            case life.Destroy(broken=broken):
+                self.slots.give_back(held, broken=broken)
+                if broken:
+                    self.trouble = f"{held.name} left something behind; its resources are withheld"
+                self.destroyed(held.name)
+
+    def _tell(self, held: Held, message: object) -> None:
+        if held.starter is not None:
+            self.nursery.start_soon(self._send, held.starter, message)
+
+    async def _send(self, starter: Channel, message: object) -> None:
+        try:
+            await starter.send(message)
+        except (ChannelClosed, RpcFault):
+            return  # the starter is gone: the spawner reports its end
+
+    async def _arm(self, held: Held, serial: int, how: life.How) -> None:
+        settings = self.settings
+        extra_s = {
+            "fast": 0.0,
+            "graceful": settings.machinemaxvacatetime,
+            "final-transfer": settings.machinemaxvacatetime + OUTPUT_TIME_S,
+        }[how]
+        await trio.sleep(settings.killing_timeout + extra_s + END_MARGIN_S)
+        self.handle(held, life.KillTimer(serial))
+
+    def _kill(self, held: Held) -> None:
+        """The starter is our grandchild and reaped by the spawner: its pid is its own until we hear StarterEnded."""
+        if held.starter_pid is None:
+            return
+        self.log.warning("starter %d of %s did not end in time: killed", held.starter_pid, held.name)
+        try:
+            os.kill(held.starter_pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+
+    async def _tell_schedd(self, claim_id: ClaimId, requester: Requester) -> None:
+        """RELEASE_CLAIM: no answer. A schedd that cannot be reached learns it at its next ALIVE."""
+        if requester.address is None:
+            return
+        try:
+            stream = await connect(
+                requester.address, Wire.RELEASE_CLAIM, Resume(claim_id.session(EXECUTE_SIDE)),
+                subsystem="STARTD", own_address=self.slots.address, deadline_s=SCHEDD_DEADLINE_S,
+            )  # fmt: skip
+            async with aclosing(stream):
+                await stream.put(claim_id.text)
+        except (PeerFault, Refused, OSError) as fault:
+            self.log.warning("claim %s: could not tell the schedd of its release: %s", claim_id.public, fault)
+
+    # --- starters ------------------------------------------------------------------------------------------------
+
+    def new_activation(
+        self, held: Held, activation: to_starter.Activation, shadow: socket.socket, job_id: str
+    ) -> None:
+        """Hand ``shadow`` (the activation's connection) to a starter.
+
+        Raises:
+            life.WrongState: nothing has changed; the caller still owns ``shadow``.
+        """
+        self._next_ticket += 1
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._pending[self._next_ticket] = (activation, shadow, theirs)
+            held.ticket, held.job_id = self._next_ticket, job_id
+            held.starter = Channel(trio.socket.from_stdlib_socket(ours), to_starter.STARTER)
+            self.handle(held, life.Activate(self._next_ticket))
+        except life.WrongState:
+            del self._pending[self._next_ticket]
+            ours.close()
+            theirs.close()
+            raise
+        self.nursery.start_soon(self._listen, held, held.starter)
+
+    async def _start_starter(self, held: Held, ticket: int) -> None:
+        activation, shadow, theirs = self._pending.pop(ticket)
+        with shadow, theirs:
+            try:
+                await self.spawner.start(ticket, activation, (shadow.fileno(), theirs.fileno()))
+            except (ChannelClosed, RpcFault) as fault:
+                self.starter_not_started(ticket, f"the spawner is gone: {fault}")
+
+    def starter_runs(self, ticket: int, pid: int) -> None:
+        held = self.by_ticket(ticket)
+        if held is not None:
+            held.starter_pid = pid
+            self.handle(held, life.StarterRuns(pid))
+
+    def starter_not_started(self, ticket: int, text: str) -> None:
+        held = self.by_ticket(ticket)
+        self.log.error("no starter for %s: %s", held.name if held else f"ticket {ticket}", text)
+        if held is not None:
+            held.starter_forgotten()
+            self.handle(held, life.StarterNotStarted(text))
+
+    def starter_ended(self, pid: int, wait_status: int) -> bool:
+        """A child of spawner or startd was reaped; whether it was a starter of a claim."""
+        held = self.by_pid(pid)
+        if held is None:
+            return False
+        code = os.waitstatus_to_exitcode(wait_status)
+        if code not in (0, EXIT_LOST_SHADOW):
+            self.log.warning("starter %d of %s ended with status %d", pid, held.name, code)
+        broken = held.starter_broken or code == EXIT_UNKILLABLE
+        held.starter_forgotten()
+        self.handle(held, life.StarterGone(wait_status, broken))
+        return True
+
+    async def _listen(self, held: Held, starter: Channel) -> None:
+        try:
+            while True:
+                message, _ = await starter.receive()
+                self._heard(held, message)
+        except ChannelClosed:
+            return
+        except RpcFault as fault:
+            self.log.error("starter of %s broke the protocol: %s", held.name, fault)
+        finally:
+            await starter.aclose()
+
+    def _heard(self, held: Held, message: object) -> None:
+        """A starter speaks of its own activation only; its words never change the claim's state by themselves."""
+        held.heard_s = trio.current_time()
+        match message:
+            case to_starter.Progress(uid=uid):
+                held.job_account_uid = uid
+            case to_starter.SlotBroken(text=text):
+                self.log.warning("%s: %s", held.name, text)
+                held.starter_broken = True
+            case to_starter.UserRefused(identity=identity):
+                self._remember_refusal(identity)
+            case to_starter.Ended(verdict=verdict, text=text):
+                self.log.info("%s: job %s %s: %s", held.name, held.job_id, verdict.lower(), text)
+        self.changed()
+
+    def _remember_refusal(self, identity: str) -> None:
+        if len(self.refused) >= MAX_REMEMBERED_REFUSALS:
+            self.refused.pop(next(iter(self.refused)))
+        self.refused[identity] = trio.current_time() + REFUSAL_MEMORY_S
+
+    # --- leases --------------------------------------------------------------------------------------------------
+
+    async def watch_leases(self) -> None:
+        """ALIVE to schedds, and the end of claims whose lease is over. Until cancelled."""
+        while True:
+            await trio.sleep(LOOK_EVERY_S)
+            now_s = trio.current_time()
+            for held in list(self.slots.held.values()):
+                if held.lease_over(now_s):
+                    self.handle(held, life.LeaseOver("the lease is over: nothing was heard of the submit side"))
+                elif held.alive_due(now_s):
+                    held.alive_sent_s = now_s
+                    self.nursery.start_soon(self._alive, held)
+
+    async def _alive(self, held: Held) -> None:
+        address = held.requester.address
+        assert address is not None
+        try:
+            stream = await connect(
+                address, Wire.ALIVE, Resume(held.claim_id.session(EXECUTE_SIDE)), subsystem="STARTD",
+                own_address=self.slots.address, deadline_s=SCHEDD_DEADLINE_S,
+            )  # fmt: skip
+            async with aclosing(stream):
+                await stream.put(held.claim_id.text)
+                with trio.fail_after(SCHEDD_DEADLINE_S):
+                    answer = (await stream.get()).int()
+        except (PeerFault, Refused, OSError, trio.TooSlowError) as fault:
+            self.log.info("claim %s: no answer to ALIVE (%s), will try again", held.claim_id.public, fault)
+            return
+        if answer < 0:
+            self.handle(held, life.LeaseOver("the submit side does not know this claim any more"))
+        else:
+            held.heard_s = trio.current_time()
+
+
+# The starter's exit statuses (execute-side reference 3.8): lost shadow, unkillable process.
+EXIT_LOST_SHADOW, EXIT_UNKILLABLE = 2, 16

@@ -1,0 +1,296 @@
+"""The commands that arrive at the startd's one port (wire reference 3.4 to 3.10): read, ask the claim, answer.
+
+Whoever comes on a claim's session knows its secret. The claim id in the payload must be the session's own.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import cast
+
+import attrs
+import trio
+from classad2 import ClassAd
+
+from cedar.classads import evaluate, get_bool, get_int, get_real, get_str, matches, set_str
+from cedar.codec import Item, Reader
+from cedar.commands import ActivationRefusal, ClaimReply, Command, Reply
+from cedar.errors import PeerFault
+from cedar.server import Request, Served
+from cedar.sinful import Sinful
+from startd.claim import Continue, Deactivated, How, Released, State, Suspend, WrongState
+from startd.claims import Claims
+from startd.held import Held, Requester
+from startd.resources import DoesNotFit, requested
+from starter.messages import Activation
+
+# JobLeaseDuration where the job has none (wire reference 3.4: 2400 s by the submit side, else 6 alive intervals).
+DEFAULT_ALIVE_INTERVAL_S = 300
+# More dynamic slots from one request than a machine has cores make no sense.
+MAX_SLOTS_A_REQUEST = 1024
+# DEACTIVATE_JOB_DONE waits for the starter's end; after this the answer says that it is still cleaning (3.7).
+JOB_DONE_WITHIN_S = 10.0
+# The longest lease that a peer may ask for: a claim must not live for ever.
+MAX_LEASE_S = 7 * 86_400
+
+_HOW: Mapping[Command, How] = {
+    Command.DEACTIVATE_CLAIM: "graceful",
+    Command.DEACTIVATE_CLAIM_FORCIBLY: "fast",
+    Command.DEACTIVATE_FINAL_XFER: "final-transfer",
+}
+
+
+@attrs.frozen
+class Commands:
+    """Handlers of one startd. ``slot_ads`` gives all public ads, ``pslot_ad`` and ``dslot_ad`` one."""
+
+    claims: Claims
+    procd_socket: str
+    slot_ads: Callable[[], list[ClassAd]]
+    pslot_ad: Callable[[], ClassAd]
+    dslot_ad: Callable[[Held], ClassAd]
+    log: logging.LoggerAdapter[logging.Logger]
+
+    def table(self) -> dict[int, Served]:
+        """What is served at which level. Proxy pushes (487, 500) are left out: a resume for them is refused before
+        anything is sent, so that no user's key reaches us (wire reference 7.7, T46)."""
+        daemon = partial(Served, "DAEMON")
+        return {
+            Command.REQUEST_CLAIM: daemon(self.request_claim),
+            Command.ACTIVATE_CLAIM: daemon(self.activate_claim),
+            Command.ALIVE: daemon(self.alive),
+            Command.RELEASE_CLAIM: daemon(self.release_claim),
+            Command.SUSPEND_CLAIM: daemon(partial(self.suspend, event=Suspend())),
+            Command.CONTINUE_CLAIM: daemon(partial(self.suspend, event=Continue())),
+            Command.DEACTIVATE_CLAIM_JOB_DONE: daemon(self.job_done),
+            Command.REACTIVATE_CLAIM_CHECK: daemon(self.reactivate_check),
+            **{command: daemon(partial(self.deactivate, how=how)) for command, how in _HOW.items()},
+            Command.QUERY_STARTD_ADS: Served("READ", self.query),
+        }
+
+    # --- REQUEST_CLAIM -------------------------------------------------------------------------------------------
+
+    async def request_claim(self, request: Request) -> None:
+        """Carve and answer with leftovers; [0] is the whole answer to what cannot be."""
+        reader = await request.stream.get()
+        _own_claim_id(reader, request)
+        ad, address, alive_s = reader.ad(), reader.string(), reader.int()
+        presented = request.session.sid == self.claims.slots.current.session_id
+        if not presented:
+            self.log.info("claim request with an id that is used up")
+            await request.stream.put(int(Reply.NOT_OK))
+            return
+        try:
+            carved = self._carve(ad, _requester(ad, address, alive_s))
+        except (DoesNotFit, WrongState) as refusal:
+            self.log.info("claim request refused: %s", refusal)
+            await request.stream.put(int(Reply.NOT_OK))
+            return
+        await request.stream.put(*self._claim_answer(ad, carved))
+
+    def _carve(self, ad: ClassAd, requester: Requester) -> list[Held]:
+        """As many dynamic slots as asked for and possible, at least one."""
+        claims = self.claims
+        if claims.draining or get_bool(ad, "_condor_CLAIM_PARTITIONABLE_SLOT", False) or "WorkingCM" in ad:
+            raise WrongState("the slot takes no claims now, or not of this kind", try_again=False)
+        if not _both_match(self.pslot_ad(), ad):
+            raise DoesNotFit("the requirements of slot and job do not both hold")
+        wanted = max(1, min(get_int(ad, "_condor_NUM_DYNAMIC_SLOTS", 1), MAX_SLOTS_A_REQUEST))
+        carved = [claims.carve(requested(ad, claims.slots.free), requester)]
+        while len(carved) < wanted:
+            try:
+                carved.append(claims.carve(requested(ad, claims.slots.free), requester))
+            except DoesNotFit:
+                break
+        return carved
+
+    def _claim_answer(self, ad: ClassAd, carved: list[Held]) -> list[Item]:
+        items: list[Item] = []
+        if get_bool(ad, "_condor_SEND_CLAIMED_AD", False):
+            for held in carved:
+                items += [int(ClaimReply.SLOT_AD), held.claim_id.text, self.dslot_ad(held)]
+        if not get_bool(ad, "_condor_SEND_LEFTOVERS", False):
+            return [*items, int(Reply.OK)]
+        leftovers = self.pslot_ad()
+        set_str(leftovers, "LastSlotName", carved[-1].name)
+        secure = get_bool(ad, "_condor_SECURE_CLAIM_ID", False)
+        code = ClaimReply.LEFTOVERS_2 if secure else ClaimReply.LEFTOVERS
+        return [*items, int(code), self.claims.slots.current.text, leftovers]
+
+    # --- ACTIVATE_CLAIM ------------------------------------------------------------------------------------------
+
+    async def activate_claim(self, request: Request) -> None:
+        """[1]: this connection is the starter's syscall socket from now on."""
+        reader = await request.stream.get()
+        _own_claim_id(reader, request)
+        reader.int()
+        ad = reader.ad()
+        held = self.claims.find(request.session.sid)
+        refusal = self._refuse_activation(held, ad)
+        if held is None or refusal is not None:
+            await self._answer_refusal(request, ad, *(refusal or (ActivationRefusal.CLAIM_NOT_FOUND, "unknown claim")))
+            return
+        await request.stream.put(int(Reply.OK))
+        sock, state = request.stream.export()
+        try:
+            self.claims.new_activation(held, self._activation(held, ad, state), sock, _job_id(ad))
+        except WrongState as fault:
+            sock.close()  # changed in the moment of the answer: the shadow sees its socket end and tries again
+            self.log.warning("activation of %s came too late: %s", held.name, fault)
+
+    def _refuse_activation(self, held: Held | None, ad: ClassAd) -> tuple[ActivationRefusal, str] | None:
+        if held is None:
+            return ActivationRefusal.CLAIM_NOT_FOUND, "no such claim"
+        held.heard_s = trio.current_time()
+        if held.life.state is not State.IDLE:
+            return ActivationRefusal.STILL_CLEANING, f"the claim is {held.life.state.value}"
+        if self.claims.draining:
+            return ActivationRefusal.PREEMPTED, "the pilot shuts down"
+        if not _both_match(self.dslot_ad(held), ad):
+            return ActivationRefusal.NO_MATCH, "the requirements of slot and job do not both hold any more"
+        return None
+
+    async def _answer_refusal(self, request: Request, ad: ClassAd, code: ActivationRefusal, text: str) -> None:
+        """2 where it passes by itself (the last starter is still there), else 0; with the reason if asked for."""
+        self.log.info("activation refused: %s", text)
+        passing = code is ActivationRefusal.STILL_CLEANING
+        items: list[Item] = [int(Reply.TRY_AGAIN if passing else Reply.NOT_OK)]
+        if get_bool(ad, "_condor_send_activation_failure_ad", False):
+            reason = ClassAd()
+            set_str(reason, "VacateReason", text)
+            reason["VacateReasonCode"] = int(code)
+            items.append(reason)
+        await request.stream.put(*items)
+
+    def _activation(self, held: Held, ad: ClassAd, state: dict[str, object]) -> Activation:
+        return Activation(
+            slot=held.name,
+            claim_id=held.claim_id.text,
+            slot_ad=str(self.dslot_ad(held)),
+            job_ad=str(ad),
+            stream_state=state,
+            startd_address=self.claims.slots.address,
+            cpus=held.resources.cpus,
+            memory_mb=held.resources.memory_mb,
+            disk_kb=held.resources.disk_kb,
+            vacate_max_s=self.claims.settings.machinemaxvacatetime,
+            procd_socket=self.procd_socket,
+        )
+
+    # --- the rest of a claim's life ------------------------------------------------------------------------------
+
+    async def deactivate(self, request: Request, *, how: How) -> None:
+        """Answered at once; only then the starter is told: the shadow blocks in this call (T9)."""
+        held = await self._claim_of(request)
+        keep = held is not None and self._may_go_on(held)
+        await request.stream.put(_start_ad(keep))
+        if held is not None and held.life.state is not State.GONE:
+            self.claims.handle(held, Deactivated(how, worklife_over=not keep))
+
+    async def job_done(self, request: Request) -> None:
+        """413: the starter has had its last word; wait until it is reaped."""
+        held = await self._claim_of(request)
+        if held is None:
+            await request.stream.put(_start_ad(False))
+            return
+        with trio.move_on_after(JOB_DONE_WITHIN_S) as scope:
+            await held.wait_without_starter()
+        keep = held.life.state is not State.GONE and self._may_go_on(held)
+        answer = _start_ad(keep)
+        if scope.cancelled_caught:
+            answer["StillCleaning"] = True
+        await request.stream.put(answer)
+        if not keep and held.life.state is not State.GONE:
+            self.claims.handle(held, Deactivated("fast", worklife_over=True))
+
+    async def reactivate_check(self, request: Request) -> None:
+        """554 only asks."""
+        held = await self._claim_of(request)
+        await request.stream.put(_start_ad(held is not None and self._may_go_on(held)))
+
+    def _may_go_on(self, held: Held) -> bool:
+        """Whether the claim takes another job: CLAIM_WORKLIFE (-1 is never over), and the pilot's own end."""
+        if self.claims.draining or held.life.state in (State.CLOSING, State.GONE):
+            return False
+        worklife_s = self.claims.settings.claim_worklife
+        return worklife_s < 0 or trio.current_time() - held.made_s < worklife_s
+
+    async def release_claim(self, request: Request) -> None:
+        held = await self._claim_of(request)
+        if held is not None:
+            self.claims.handle(held, Released())
+
+    async def alive(self, request: Request) -> None:
+        """Renews the lease; no answer."""
+        await self._claim_of(request)
+
+    async def suspend(self, request: Request, *, event: Suspend | Continue) -> None:
+        """No answer; the starter's next update confirms it."""
+        held = await self._claim_of(request)
+        if held is not None:
+            try:
+                self.claims.handle(held, event)
+            except WrongState as fault:
+                self.log.info("%s: %s", held.name, fault)
+
+    async def _claim_of(self, request: Request) -> Held | None:
+        """The claim of a message that is only a claim id; None if it is over."""
+        reader = await request.stream.get()
+        _own_claim_id(reader, request)
+        held = self.claims.find(request.session.sid)
+        if held is not None:
+            held.heard_s = trio.current_time()
+        return held
+
+    # --- queries -------------------------------------------------------------------------------------------------
+
+    async def query(self, request: Request) -> None:
+        """QUERY_STARTD_ADS: (1, ad)*, 0 in one message."""
+        wanted = (await request.stream.get()).ad()
+        items: list[Item] = []
+        for ad in self.slot_ads():
+            if "Requirements" not in wanted or evaluate(wanted, "Requirements", ad) is True:
+                items += [1, ad]
+        await request.stream.put(*items, 0)
+
+
+def _own_claim_id(reader: Reader, request: Request) -> None:
+    """The claim id of the payload must belong to the session that the message came on.
+
+    Raises:
+        PeerFault: it does not.
+    """
+    told = reader.string().encode("utf-8", "surrogateescape")
+    session_id = told.rpartition(b"#")[0]
+    if not hmac.compare_digest(session_id, request.session.sid.encode("utf-8", "surrogateescape")):
+        raise PeerFault("claim", "the claim id in the message is not that of its session")
+
+
+def _both_match(slot: ClassAd, job: ClassAd) -> bool:
+    return matches(slot, job) and matches(job, slot)
+
+
+def _requester(ad: ClassAd, address: str, alive_s: int) -> Requester:
+    interval_s = float(alive_s if alive_s > 0 else DEFAULT_ALIVE_INTERVAL_S)
+    lease_s = get_real(ad, "JobLeaseDuration", 6 * interval_s)
+    return Requester(
+        address=Sinful.parse(address) if address else None,
+        user=cast(str, get_str(ad, "User", get_str(ad, "Owner", ""))),
+        lease_s=min(max(float(lease_s), 1.0), MAX_LEASE_S),
+        alive_interval_s=interval_s,
+    )
+
+
+def _job_id(ad: ClassAd) -> str:
+    return f"{get_int(ad, 'ClusterId', 0)}.{get_int(ad, 'ProcId', 0)}"
+
+
+def _start_ad(start: bool) -> ClassAd:
+    ad = ClassAd()
+    ad["Start"] = start
+    return ad
+
+

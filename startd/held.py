@@ -1,0 +1,171 @@
+"""What the startd remembers of its slots and claims. State only; the rules are ``startd.claim``'s."""
+
+from __future__ import annotations
+
+import time
+
+import attrs
+import trio
+
+from cedar.claims import SUBMIT_SIDE, ClaimId
+from cedar.commands import VERSION
+from cedar.sessions import SessionTable
+from cedar.sinful import Sinful
+from pilot.rpc import Channel
+from startd.claim import Claim, State
+from startd.resources import Resources
+from startd.slotads import SlotState
+
+# The session of a finished claim stays known for so long, so that a last command in flight is understood (wire 2.6).
+SESSION_AFTERLIFE_S = 600.0
+
+
+@attrs.frozen
+class Requester:
+    """Who claimed: the schedd's address and what it promised."""
+
+    address: Sinful | None
+    user: str
+    lease_s: float
+    alive_interval_s: float
+
+
+@attrs.define(eq=False)
+class Held:
+    """One dynamic slot and its claim."""
+
+    name: str
+    dynamic_id: int
+    claim_id: ClaimId
+    resources: Resources
+    requester: Requester
+    life: Claim = attrs.field(factory=Claim)
+    made_s: float = attrs.field(factory=trio.current_time)
+    heard_s: float = attrs.field(factory=trio.current_time)
+    alive_sent_s: float = attrs.field(factory=trio.current_time)
+    entered_at: int = attrs.field(factory=lambda: int(time.time()))
+    changed: trio.Event = attrs.field(factory=trio.Event)
+    # the present activation
+    ticket: int | None = None
+    starter: Channel | None = None
+    starter_pid: int | None = None
+    starter_broken: bool = False
+    job_id: str = ""
+    job_account_uid: int | None = None
+    usage: dict[str, object] = attrs.field(factory=dict)
+
+    def lease_over(self, now_s: float) -> bool:
+        """Nothing heard for a whole lease."""
+        return now_s - self.heard_s > self.requester.lease_s
+
+    def alive_due(self, now_s: float) -> bool:
+        """At least every third of a lease (wire reference 3.5)."""
+        return self.requester.address is not None and now_s - self.alive_sent_s > self.requester.lease_s / 3
+
+    def starter_forgotten(self) -> None:
+        """The activation is over."""
+        self.ticket = self.starter_pid = self.job_account_uid = None
+        self.starter, self.starter_broken, self.job_id = None, False, ""
+        self.usage = {}
+
+    def note_change(self) -> None:
+        """Wake whoever waits for this claim's state; tell the time of it."""
+        self.entered_at = int(time.time())
+        self.changed.set()
+        self.changed = trio.Event()
+
+    async def wait_without_starter(self) -> None:
+        """Until the starter of the present activation is reaped."""
+        while self.life.state in (State.STARTING, State.BUSY, State.VACATING, State.CLOSING):
+            await self.changed.wait()
+
+    def slot_state(self, slot_id: int, draining: bool) -> SlotState:
+        """For the slot's ad."""
+        return SlotState(
+            name=self.name,
+            slot_id=slot_id,
+            dynamic_id=self.dynamic_id,
+            resources=self.resources,
+            claim=self.claim_id,
+            state=self.life.state.value,
+            entered_at=self.entered_at,
+            user=self.requester.user,
+            job_id=self.job_id,
+            job_account_uid=self.job_account_uid,
+            draining=draining,
+            usage=self.usage,
+        )
+
+
+@attrs.define
+class Slots:
+    """The partitionable slot, what was carved of it, and the claim ids of both."""
+
+    startd_name: str
+    address: str
+    start_time: int
+    sessions: SessionTable
+    total: Resources
+    free: Resources
+    withheld: Resources = attrs.field(factory=lambda: Resources(0, 0, 0))
+    current: ClaimId = attrs.field(init=False)
+    held: dict[str, Held] = attrs.field(factory=dict)
+    _sequence: int = 0
+    _next_dynamic: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self.current = self._mint()
+
+    def _mint(self) -> ClaimId:
+        """A fresh claim id. Its session is registered before anybody can learn the id (wire reference 2.6)."""
+        self._sequence += 1
+        claim_id = ClaimId.mint(self.address, self.start_time, self._sequence, VERSION)
+        self.sessions.add(claim_id.session(SUBMIT_SIDE))
+        return claim_id
+
+    @property
+    def name(self) -> str:
+        """The partitionable slot's name."""
+        return f"slot1@{self.startd_name}"
+
+    def carve(self, resources: Resources, requester: Requester) -> Held:
+        """A dynamic slot: the presented claim id moves to it, the partitionable slot gets a fresh one (T8)."""
+        self._next_dynamic += 1
+        held = Held(
+            name=f"slot1_{self._next_dynamic}@{self.startd_name}",
+            dynamic_id=self._next_dynamic,
+            claim_id=self.current,
+            resources=resources,
+            requester=requester,
+        )
+        self.free = self.free - resources
+        self.held[held.claim_id.session_id] = held
+        self.current = self._mint()
+        return held
+
+    def give_back(self, held: Held, *, broken: bool) -> None:
+        """The dynamic slot is gone; a broken one's resources are withheld."""
+        del self.held[held.claim_id.session_id]
+        if broken:
+            self.withheld = self.withheld + held.resources
+        else:
+            self.free = self.free + held.resources
+        session = held.claim_id.session(SUBMIT_SIDE)
+        session.expires_s = trio.current_time() + SESSION_AFTERLIFE_S
+        self.sessions.add(session)
+
+    def state(self, *, refused_users: tuple[str, ...], draining: bool, trouble: str, entered_at: int) -> SlotState:
+        """The partitionable slot, for its ad."""
+        return SlotState(
+            name=self.name,
+            slot_id=1,
+            dynamic_id=None,
+            resources=self.free,
+            claim=self.current,
+            state="idle",
+            entered_at=entered_at,
+            children=len(self.held),
+            refused_users=refused_users,
+            draining=draining,
+            trouble=trouble,
+        )

@@ -1,0 +1,127 @@
+"""The command ``sailplane-startd``: settings, directories, the switch's validation, then the startd. Wiring only."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import trio
+
+from pilot import logs
+from pilot.settings import Settings, SettingsError, load
+from pilot.switch import make_switch
+from startd.processes import NotReady
+from startd.startd import CannotStart, Startd
+from startd.validate import Unusable, validate
+from startd.workdir import Unreachable, open_way
+from starter.orphans import become_subreaper
+
+# Exit codes of the design.
+EXIT_REQUEST_FAILED, EXIT_USAGE, EXIT_TRY_LATER = 1, 100, 111
+LOCK = "startd.lock"
+
+
+class Unfit(Exception):
+    """Directories or settings that a startd must not start with."""
+
+
+@click.command(name="sailplane-startd", epilog="Example: sailplane-startd --config pilot.conf --ready-fd 3 3>ready")
+@click.option("--config", type=click.Path(path_type=Path), help="Configuration file in HTCondor's language.")
+@click.option("--ready-fd", type=int, help="Descriptor that gets the line 'ready' once jobs can come.")
+def main(config: Path | None, ready_fd: int | None) -> None:
+    """Join a pool with this machine's resources and run jobs under their users' accounts.
+
+    SIGTERM ends gracefully, SIGQUIT and SIGINT fast. Exit status: 0 ordered end, 1 a namesake runs, 100 wrong settings,
+    111 the identity switch is not available now.
+    """
+    try:
+        settings = load(None if config is None else config.absolute())
+        _prepare(settings)
+        sys.exit(_start(settings, config, _announcer(ready_fd)))
+    except (SettingsError, Unfit, Unreachable, ValueError) as fault:
+        _fail(str(fault), EXIT_USAGE)
+    except Unusable as fault:
+        _fail(str(fault), EXIT_TRY_LATER if fault.passing else EXIT_USAGE)
+    except (CannotStart, NotReady) as fault:
+        _fail(str(fault), EXIT_REQUEST_FAILED)
+
+
+def _fail(text: str, status: int) -> None:
+    click.echo(f"sailplane-startd: {text}", err=True)
+    sys.exit(status)
+
+
+def _prepare(settings: Settings) -> None:
+    """Directories of the pilot's own: run and log closed to others."""
+    settings.log.mkdir(mode=0o700, parents=True, exist_ok=True)
+    settings.execute.mkdir(mode=0o711, parents=True, exist_ok=True)
+    settings.sailplane_run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = settings.sailplane_run_dir.stat()
+    if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        raise Unfit(
+            f"SAILPLANE_RUN_DIR = {settings.sailplane_run_dir} must belong to this account and be closed to others"
+            f" (mode 0700; it is {stat.S_IMODE(found.st_mode):04o})"
+        )
+
+
+def _lock(settings: Settings) -> int:
+    """One startd per run directory; held until the process ends."""
+    path = settings.sailplane_run_dir / LOCK
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(fd, 20).decode("ascii", "replace").strip()
+        os.close(fd)
+        raise Unfit(
+            f"another startd (pid {holder}) runs with SAILPLANE_RUN_DIR = {settings.sailplane_run_dir}:"
+            " end it, or give this one directories of its own"
+        ) from None
+    os.ftruncate(fd, 0)
+    os.write(fd, b"%d\n" % os.getpid())
+    return fd
+
+
+def _start(settings: Settings, config: Path | None, ready: Callable[[], None]) -> int:
+    lock = _lock(settings)
+    log = logs.start("startd", settings.log / "StartLog")
+    for warning in settings.warnings:
+        log.warning("%s", warning)
+    become_subreaper()
+    try:
+        way = open_way(settings.execute)
+        try:
+            return trio.run(_run, settings, None if config is None else config.absolute(), log, ready)
+        finally:
+            way.close()
+    finally:
+        os.close(lock)
+        logging.shutdown()
+
+
+async def _run(
+    settings: Settings, config: Path | None, log: logging.LoggerAdapter[logging.Logger], ready: Callable[[], None]
+) -> int:
+    switch = make_switch(settings)
+    validated = await validate(settings, switch)
+    log.info("%s", validated.words)
+    return await Startd(settings, config, switch, log).run(ready)
+
+
+def _announcer(ready_fd: int | None) -> Callable[[], None]:
+    def announce() -> None:
+        if ready_fd is not None:
+            os.write(ready_fd, b"ready\n")
+            os.close(ready_fd)
+
+    return announce
+
+
+if __name__ == "__main__":
+    main()

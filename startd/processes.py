@@ -1,0 +1,186 @@
+"""The startd's own processes: spawner and procd, started, watched, and started again with growing pauses."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import attrs
+import trio
+
+from pilot.rpc import Channel, ChannelClosed, RpcFault
+from starter import messages
+
+# Pauses before a new try: doubled from the first to the last, with full jitter.
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 30.0
+# A process that lived so long was fine: the next pause is short again.
+HEALTHY_AFTER_S = 60.0
+READY_WITHIN_S = 30.0
+
+
+class NotReady(Exception):
+    """A process of ours did not become ready; the text names it."""
+
+
+@attrs.define
+class Spawner:
+    """The near side of the spawner process. ``run`` keeps one running."""
+
+    config: Path | None
+    log: logging.LoggerAdapter[logging.Logger]
+    heard: Callable[[object], None]
+    lost: Callable[[], None]
+    _channel: Channel | None = None
+
+    async def start(self, ticket: int, activation: messages.Activation, fds: tuple[int, int]) -> None:
+        """Ask for a starter; the answer comes through ``heard``.
+
+        Raises:
+            ChannelClosed: no spawner runs.
+        """
+        if self._channel is None:
+            raise ChannelClosed("no spawner runs")
+        await self._channel.send(messages.StartStarter(ticket, activation), fds)
+
+    async def clean(self, private_dir: Path) -> None:
+        """Ask for the removal of what a dead starter left. No ticket: nobody waits for it.
+
+        Raises:
+            ChannelClosed: no spawner runs.
+        """
+        if self._channel is None:
+            raise ChannelClosed("no spawner runs")
+        await self._channel.send(messages.CleanUp(0, str(private_dir)))
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled. Ready when the first spawner was started. Cancelling closes the channel: it then ends by
+        itself, when its last starter has ended."""
+        await keep_running("spawner", self._run_once, self.log, task_status)
+
+    async def _run_once(self, ready: Callable[[], None]) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            process = _python("starter.main", ["--spawner-fd", str(theirs.fileno())], self.config, [theirs.fileno()])
+        channel = Channel(trio.socket.from_stdlib_socket(ours), messages.SPAWNER)
+        self._channel = channel
+        ready()
+        try:
+            while True:
+                message, _ = await channel.receive()
+                self.heard(message)
+        except (ChannelClosed, RpcFault):
+            self.lost()
+        finally:
+            self._channel = None
+            await channel.aclose()
+            await _reap(process)
+
+
+async def run_procd(
+    socket_path: Path,
+    config: Path | None,
+    log: logging.LoggerAdapter[logging.Logger],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Keep procd running until cancelled; ready when its socket answers. Cancelling closes its lifeline: it stops every
+    family that is left, and ends."""
+
+    async def once(ready: Callable[[], None]) -> None:
+        readable, lifeline = os.pipe2(os.O_CLOEXEC)
+        try:
+            arguments = ["--socket", str(socket_path), "--lifeline-fd", str(readable)]
+            process = _python("procd", arguments, config, [readable])
+        finally:
+            os.close(readable)
+        try:
+            await _socket_answers(socket_path, process)
+            ready()
+            await _ended(process)
+        finally:
+            os.close(lifeline)
+            await _reap(process)
+
+    await keep_running("procd", once, log, task_status)
+
+
+async def keep_running(
+    name: str,
+    once: Callable[[Callable[[], None]], Awaitable[None]],
+    log: logging.LoggerAdapter[logging.Logger],
+    task_status: trio.TaskStatus[None],
+) -> None:
+    """Run ``once`` again and again; its argument is to be called when the process is ready for work."""
+    pause_s = FIRST_PAUSE_S
+    told = False
+
+    def ready() -> None:
+        nonlocal told
+        if not told:
+            told = True
+            task_status.started()
+
+    while True:
+        started_s = trio.current_time()
+        await once(ready)
+        if trio.current_time() - started_s > HEALTHY_AFTER_S:
+            pause_s = FIRST_PAUSE_S
+        log.warning("%s ended; starting another in at most %.1f s", name, pause_s)
+        await trio.sleep(random.uniform(0, pause_s))
+        pause_s = min(pause_s * 2, LAST_PAUSE_S)
+
+
+def _python(module: str, arguments: list[str], config: Path | None, fds: list[int]) -> subprocess.Popen[bytes]:
+    """A daemon of ours: same interpreter, own process group (a terminal's Ctrl-C is the startd's business)."""
+    command = [sys.executable, "-m", module, *arguments]
+    if config is not None:
+        command += ["--config", str(config)]
+    process = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL, process_group=0)
+    _owned.add(process.pid)
+    return process
+
+
+async def _ended(process: subprocess.Popen[bytes]) -> None:
+    """Until the process has ended; by its pidfd, without a thread."""
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        await trio.lowlevel.wait_readable(pidfd)
+    finally:
+        os.close(pidfd)
+
+
+async def _reap(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a process whose lifeline is closed; also when cancelled."""
+    with trio.CancelScope(shield=True):
+        await _ended(process)
+    process.wait()
+    _owned.discard(process.pid)
+
+
+_owned: set[int] = set()
+
+
+def owned_pids() -> frozenset[int]:
+    """Children that somebody here waits for: whoever reaps adopted ones leaves these alone."""
+    return frozenset(_owned)
+
+
+async def _socket_answers(path: Path, process: subprocess.Popen[bytes]) -> None:
+    """Until somebody listens at ``path``.
+
+    Raises:
+        NotReady: the process ended, or took more than READY_WITHIN_S.
+    """
+    with trio.move_on_after(READY_WITHIN_S):
+        while process.poll() is None:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                if probe.connect_ex(str(path)) == 0:
+                    return
+            await trio.sleep(0.01)
+    raise NotReady(f"procd (pid {process.pid}) does not listen at {path}; see its log")

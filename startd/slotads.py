@@ -1,0 +1,203 @@
+"""The ads of slots, public and private. Pure: state in, ads out (wire reference 3.1, 3.2).
+
+Names and shapes are HTCondor's; what is Sailplane's own starts with ``Sailplane``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import attrs
+from classad2 import ClassAd, ExprTree
+
+from cedar.claims import ClaimId
+from cedar.classads import set_str
+from cedar.commands import condor_version_text
+from startd.resources import Resources
+
+# condor_status knows these words; the claim's own states are finer.
+_ACTIVITY = {
+    "idle": "Idle", "starting": "Busy", "busy": "Busy", "vacating": "Vacating", "closing": "Killing", "gone": "Idle",
+}  # fmt: skip
+# What ``$$(CondorScratchDir)`` becomes; the starter replaces it.
+_SCRATCH_MARKER = "#CoNdOrScRaTcHdIr#"
+
+
+@attrs.frozen
+class Machine:
+    """What does not change while the startd lives."""
+
+    name: str
+    fqdn: str
+    address: str
+    arch: str
+    os: str
+    os_version: str
+    uid_domain: str
+    start_time: int
+    total: Resources
+    start: str
+    rank: str
+    switch: str
+    switch_isolates: bool
+    needs_proxy: bool
+
+
+@attrs.frozen
+class SlotState:
+    """What changes: one slot as it is now. ``identity``: user and owner of the claim, if any."""
+
+    name: str
+    slot_id: int
+    dynamic_id: int | None
+    resources: Resources
+    claim: ClaimId
+    state: str
+    entered_at: int
+    children: int = 0
+    user: str = ""
+    job_id: str = ""
+    job_account_uid: int | None = None
+    refused_users: Sequence[str] = ()
+    draining: bool = False
+    trouble: str = ""
+    usage: Mapping[str, object] = attrs.field(factory=dict)
+
+
+def public_ad(machine: Machine, slot: SlotState, *, now: int, sequence: int) -> ClassAd:
+    """The ad that everybody may see."""
+    ad = ClassAd()
+    _identity(ad, machine, slot)
+    _sizes(ad, machine, slot)
+    _policy(ad, machine, slot)
+    _activity(ad, slot)
+    ad["MyCurrentTime"] = now
+    ad["UpdateSequenceNumber"] = sequence
+    if slot.dynamic_id is None:
+        ad["PartitionableSlot"] = True
+        ad["NumDynamicSlots"] = slot.children
+        ad["SlotType"] = "Partitionable"
+        ad["SlotTypeID"] = 0
+    else:
+        _dynamic(ad, slot)
+    for name, value in slot.usage.items():
+        ad[name] = value
+    return ad
+
+
+def private_ad(public: ClassAd, claim: ClaimId) -> ClassAd:
+    """What only the collector keeps: the claim id. Name and MyAddress join it to the public ad (T12)."""
+    ad = ClassAd()
+    for name in ("MyType", "Name", "MyAddress"):
+        ad[name] = public[name]
+    set_str(ad, "ClaimId", claim.text)
+    set_str(ad, "Capability", claim.text)
+    return ad
+
+
+def invalidation(name: str, address: str) -> ClassAd:
+    """The query of INVALIDATE_STARTD_ADS for one slot."""
+    ad = ClassAd()
+    ad["MyType"] = "Query"
+    ad["TargetType"] = "Machine"
+    set_str(ad, "Name", name)
+    set_str(ad, "MyAddress", address)
+    ad["Requirements"] = ExprTree(f"TARGET.Name == {_quoted(name)}")
+    return ad
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _identity(ad: ClassAd, machine: Machine, slot: SlotState) -> None:
+    ad["MyType"] = "Machine"
+    ad["TargetType"] = "Job"
+    ad["Name"] = slot.name
+    ad["Machine"] = machine.fqdn
+    ad["MyAddress"] = machine.address
+    ad["StartdIpAddr"] = machine.address
+    ad["CondorVersion"] = condor_version_text()
+    ad["CondorPlatform"] = f"$CondorPlatform: {machine.arch}_{machine.os_version} $"
+    ad["Arch"] = machine.arch
+    ad["OpSys"] = machine.os
+    ad["OpSysAndVer"] = machine.os_version
+    ad["UidDomain"] = machine.uid_domain
+    ad["FileSystemDomain"] = machine.fqdn
+    ad["DaemonStartTime"] = machine.start_time
+    ad["DaemonLastReconfigTime"] = machine.start_time
+    ad["SlotID"] = slot.slot_id
+    ad["SailplaneSwitch"] = machine.switch
+    ad["SailplaneIsolated"] = machine.switch_isolates
+
+
+def _sizes(ad: ClassAd, machine: Machine, slot: SlotState) -> None:
+    have, total = slot.resources, machine.total
+    ad["Cpus"], ad["Memory"], ad["Disk"] = have.cpus, have.memory_mb, have.disk_kb
+    ad["TotalCpus"] = ad["DetectedCpus"] = total.cpus
+    ad["TotalMemory"] = ad["DetectedMemory"] = total.memory_mb
+    ad["TotalDisk"] = total.disk_kb
+    ad["TotalSlotCpus"], ad["TotalSlotMemory"], ad["TotalSlotDisk"] = have.cpus, have.memory_mb, have.disk_kb
+    ad["VirtualMemory"] = have.memory_mb * 1024
+    ad["TotalSlots"] = 1
+    ad["MachineResources"] = "Cpus Memory Disk"
+    ad["SlotWeight"] = ExprTree("Cpus")
+    ad["LoadAvg"] = ad["CondorLoadAvg"] = 0.0
+    ad["KeyboardIdle"] = ad["ConsoleIdle"] = 0
+
+
+def _policy(ad: ClassAd, machine: Machine, slot: SlotState) -> None:
+    """Requirements must be there, or the slot never matches (T13)."""
+    ad["Start"] = ExprTree(start_expression(machine, slot))
+    ad["Rank"] = ExprTree(machine.rank)
+    ad["CurrentRank"] = 0.0
+    ad["WithinResourceLimits"] = ExprTree(
+        "(TARGET.RequestCpus =?= undefined || MY.Cpus >= TARGET.RequestCpus)"
+        " && MY.Memory >= TARGET.RequestMemory && MY.Disk >= TARGET.RequestDisk"
+        " && MY.Cpus > 0 && MY.Memory > 0 && MY.Disk > 0"
+    )
+    ad["Requirements"] = ExprTree("Start && WithinResourceLimits")
+    ad["HasFileTransfer"] = True
+    ad["HasReconnect"] = False
+    ad["CondorScratchDir"] = _SCRATCH_MARKER
+
+
+def start_expression(machine: Machine, slot: SlotState) -> str:
+    """The knob START, and what cannot run here: jobs without a proxy, users refused lately, any job when draining."""
+    terms = [f"({machine.start})"]
+    if machine.needs_proxy:
+        terms.append("(TARGET.x509userproxysubject =!= undefined)")
+    if slot.refused_users:
+        names = ", ".join(_quoted(user) for user in slot.refused_users)
+        terms.append(f"(member(TARGET.x509userproxysubject, {{ {names} }}) =!= true)")
+    if slot.draining or slot.trouble:
+        terms.append("false")
+    return " && ".join(terms)
+
+
+def _activity(ad: ClassAd, slot: SlotState) -> None:
+    claimed = slot.dynamic_id is not None
+    if slot.draining and not claimed:
+        ad["State"], ad["Activity"] = "Drained", "Retiring"
+    else:
+        ad["State"] = "Claimed" if claimed else "Unclaimed"
+        ad["Activity"] = _ACTIVITY[slot.state] if claimed else "Idle"
+    ad["EnteredCurrentState"] = ad["EnteredCurrentActivity"] = slot.entered_at
+    if slot.trouble:
+        set_str(ad, "SailplaneTrouble", slot.trouble)
+
+
+def _dynamic(ad: ClassAd, slot: SlotState) -> None:
+    ad["DynamicSlot"] = True
+    ad["SlotType"] = "Dynamic"
+    ad["SlotTypeID"] = -1
+    ad["DSlotID"] = slot.dynamic_id
+    ad["ParentSlotId"] = slot.slot_id
+    ad["PublicClaimId"] = slot.claim.public
+    if slot.user:
+        set_str(ad, "RemoteUser", slot.user)
+        set_str(ad, "RemoteOwner", slot.user)
+    if slot.job_id:
+        set_str(ad, "JobId", slot.job_id)
+    if slot.job_account_uid is not None:
+        ad["SailplaneJobUid"] = slot.job_account_uid

@@ -1,0 +1,259 @@
+"""One startd: its parts put together, started in order, ended in order. Wiring; the rules are in the parts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import trio
+from classad2 import ClassAd
+
+from cedar.server import Server, ServerPolicy
+from cedar.sessions import SessionTable
+from cedar.sinful import Sinful
+from pilot.settings import Settings
+from pilot.switch import Switch, own_children
+from startd import claim as life
+from startd.advertise import Advertiser, collector_addresses
+from startd.claims import Claims
+from startd.commands import Commands
+from startd.held import Held, Slots
+from startd.janitor import Janitor
+from startd.machine import describe, resources
+from startd.namesake import living_namesake
+from startd.processes import Spawner, owned_pids, run_procd
+from startd.slotads import Machine, private_ad, public_ad
+from starter import messages
+
+# Glidein scripts expect 99 for an ordered end of life; a signal's orderly end is 0.
+EXIT_DONE = 0
+REAP_EVERY_S = 0.5
+# After the last claim has ended fast, starters need this long at most to be reaped.
+FAST_END_WITHIN_S = 60.0
+
+
+class CannotStart(Exception):
+    """Start-up ends here; the text says why and what to do."""
+
+
+class Startd:
+    """``run`` once."""
+
+    _machine: Machine
+    _slots: Slots
+    _spawner: Spawner
+    _claims: Claims
+    _janitor: Janitor
+    _server: Server
+
+    def __init__(
+        self, settings: Settings, config: Path | None, switch: Switch, log: logging.LoggerAdapter[logging.Logger]
+    ) -> None:
+        self.settings, self.config, self.switch, self.log = settings, config, switch, log
+        self._procd_socket = settings.sailplane_run_dir / "procd"
+        self._advertisers: list[Advertiser] = []
+        self._sequence = 0
+        self._entered_at = int(time.time())
+
+    async def run(self, ready: Callable[[], None]) -> int:
+        """Until a signal ends it; the exit status.
+
+        Raises:
+            CannotStart: a living namesake.
+        """
+        settings = self.settings
+        listeners = await trio.open_tcp_listeners(settings.startd_port, host=settings.network_interface)
+        host, port = listeners[0].socket.getsockname()[:2]
+        address = str(Sinful(host, port, {"noUDP": ""}))
+        collectors = collector_addresses(settings.collector_host)
+        total = resources(settings)
+        sessions = SessionTable()
+        self._machine: Machine = describe(settings, self.switch, address, total)
+        self._slots = Slots(settings.startd_name, address, self._machine.start_time, sessions, total, free=total)
+        await self._refuse_namesake(collectors, address)
+        async with trio.open_nursery() as nursery:
+            self._build(nursery, sessions, address, collectors)
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGQUIT, signal.SIGINT) as signals:
+                await self._start_parts(nursery, listeners)
+                ready()
+                self.log.info("ready at %s as %s", address, settings.startd_name)
+                await self._until_ended(signals)
+            nursery.cancel_scope.cancel()
+        return EXIT_DONE
+
+    async def _refuse_namesake(self, collectors: list[Sinful], address: str) -> None:
+        for collector in collectors:
+            other = await living_namesake(collector, self._slots.name, address)
+            if other is not None:
+                raise CannotStart(
+                    f"a startd named {self.settings.startd_name} runs at {other} and is in the pool {collector}:"
+                    " set STARTD_NAME to a name of its own (for a glidein: with its job id), or end the other one"
+                )
+
+    def _build(self, nursery: trio.Nursery, sessions: SessionTable, address: str, collectors: list[Sinful]) -> None:
+        settings = self.settings
+        self._spawner = Spawner(self.config, self.log, heard=self._heard_spawner, lost=self._lost_spawner)
+        self._claims = Claims(
+            settings=settings,
+            slots=self._slots,
+            spawner=self._spawner,
+            nursery=nursery,
+            log=self.log,
+            changed=self._changed,
+            destroyed=self._destroyed,
+        )
+        self._janitor = Janitor(settings.sailplane_run_dir, self._spawner.clean, self.log)
+        commands = Commands(
+            claims=self._claims,
+            procd_socket=str(self._procd_socket),
+            slot_ads=self._slot_ads,
+            pslot_ad=self._pslot_ad,
+            dslot_ad=self._dslot_ad,
+            log=self.log,
+        )
+        policy = ServerPolicy(
+            signing_keys_dir=None,
+            trust_domain=settings.trust_domain,
+            methods=(),
+            authorise=lambda identity, scopes, level: level == "READ",
+        )
+        self._server = Server(commands.table(), sessions, policy)
+        self._advertisers = [
+            Advertiser(
+                collector=collector,
+                tokens_dir=settings.sec_token_directory,
+                own_address=address,
+                ads=self._all_ads,
+                interval_s=settings.update_interval,
+                log=self.log,
+            )
+            for collector in collectors
+        ]
+
+    async def _start_parts(self, nursery: trio.Nursery, listeners: list[trio.SocketListener]) -> None:
+        await nursery.start(run_procd, self._procd_socket, self.config, self.log)
+        await nursery.start(self._spawner.run)
+        nursery.start_soon(self._reap)
+        nursery.start_soon(self._janitor.run)
+        self._janitor.look()
+        nursery.start_soon(self._claims.watch_leases)
+        await nursery.start(self._server.serve, listeners)
+        for advertiser in self._advertisers:
+            nursery.start_soon(advertiser.run)
+
+    # --- the end -------------------------------------------------------------------------------------------------
+
+    async def _until_ended(self, signals: AsyncIterator[int]) -> None:
+        """TERM: gracefully. QUIT, INT, or a second TERM: fast."""
+        async with trio.open_nursery() as ending:
+            async for number in signals:
+                fast = number != signal.SIGTERM or self._claims.draining
+                self.log.info("%s: shutting down %s", signal.Signals(number).name, "fast" if fast else "gracefully")
+                if not self._claims.draining:
+                    self._claims.draining = True
+                    ending.start_soon(self._see_claims_end, ending.cancel_scope)
+                self._claims.handle_all(life.Shutdown(fast))
+                self._changed()
+
+    async def _see_claims_end(self, waiting: trio.CancelScope) -> None:
+        """Ends ``waiting`` when no claim is left, or nothing more can be done."""
+        if not await self._no_claims_within(self.settings.shutdown_graceful_timeout):
+            self.log.warning("claims did not end within SHUTDOWN_GRACEFUL_TIMEOUT; ending them fast")
+            self._claims.handle_all(life.Shutdown(fast=True))
+            await self._no_claims_within(FAST_END_WITHIN_S)
+        waiting.cancel()
+
+    async def _no_claims_within(self, limit_s: float) -> bool:
+        with trio.move_on_after(limit_s):
+            while self._slots.held:
+                await self._claims.wait_change()
+            return True
+        return False
+
+    # --- ads -----------------------------------------------------------------------------------------------------
+
+    def _pslot_ad(self) -> ClassAd:
+        state = self._slots.state(
+            refused_users=self._claims.refused_users(),
+            draining=self._claims.draining,
+            trouble=self._claims.trouble,
+            entered_at=self._entered_at,
+        )
+        return public_ad(self._machine, state, now=int(time.time()), sequence=self._sequence)
+
+    def _dslot_ad(self, held: Held) -> ClassAd:
+        state = held.slot_state(1, self._claims.draining)
+        return public_ad(self._machine, state, now=int(time.time()), sequence=self._sequence)
+
+    def _slot_ads(self) -> list[ClassAd]:
+        return [self._pslot_ad(), *(self._dslot_ad(held) for held in self._slots.held.values())]
+
+    def _all_ads(self) -> list[tuple[ClassAd, ClassAd]]:
+        self._sequence += 1
+        pslot = self._pslot_ad()
+        pairs = [(pslot, private_ad(pslot, self._slots.current))]
+        for held in self._slots.held.values():
+            ad = self._dslot_ad(held)
+            pairs.append((ad, private_ad(ad, held.claim_id)))
+        return pairs
+
+    def _changed(self) -> None:
+        for advertiser in self._advertisers:
+            advertiser.wake()
+
+    def _destroyed(self, name: str) -> None:
+        for advertiser in self._advertisers:
+            advertiser.gone(name)
+
+    # --- the spawner and its starters ----------------------------------------------------------------------------
+
+    def _heard_spawner(self, message: object) -> None:
+        match message:
+            case messages.StarterStarted(ticket=ticket, pid=pid):
+                self._claims.starter_runs(ticket, pid)
+            case messages.StarterFailed(ticket=ticket, text=text):
+                self._claims.starter_not_started(ticket, text)
+            case messages.StarterEnded(pid=pid, wait_status=wait_status):
+                self._starter_ended(pid, wait_status)
+
+    def _starter_ended(self, pid: int, wait_status: int) -> None:
+        if self._claims.starter_ended(pid, wait_status):
+            self._janitor.look()
+
+    def _lost_spawner(self) -> None:
+        """Its starters live on; as the nearest sub-reaper we are their parent now, and reap them ourselves."""
+        self.log.warning("the spawner is gone; its starters go on")
+        for held in list(self._slots.held.values()):
+            if held.ticket is not None and held.starter_pid is None:
+                self._claims.starter_not_started(held.ticket, "the spawner ended before it could fork")
+
+    async def _reap(self) -> None:
+        """Wait for adopted children: starters whose spawner died, and what falls to us of their trees."""
+        while True:
+            await trio.sleep(REAP_EVERY_S)
+            for pid in _children() - owned_pids() - own_children():
+                ended, wait_status = _try_wait(pid)
+                if ended:
+                    self._starter_ended(pid, wait_status)
+
+
+def _children() -> set[int]:
+    found: set[int] = set()
+    for thread in os.listdir("/proc/self/task"):
+        try:
+            found.update(map(int, Path(f"/proc/self/task/{thread}/children").read_text().split()))
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def _try_wait(pid: int) -> tuple[bool, int]:
+    try:
+        ended, wait_status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return False, 0
+    return ended == pid, wait_status

@@ -1,0 +1,303 @@
+"""Carries out what ``starter.life`` decides for one activation, and tells it the facts. Acting code: no rules here.
+
+One task per concern: the current step, the shadow's socket, the startd's channel, the job's end, usage updates, the
+proxy's clock, orphans. All end with ``run``.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from cedar.errors import PeerFault
+from pilot.rpc import Channel, ChannelClosed, RpcFault
+from pilot.switch import Exited as SwitchExited
+from pilot.switch import Outcome, Signalled
+from starter import steps, updates
+from starter.life import (
+    Begin,
+    Command,
+    ContinueAsked,
+    CredentialStored,
+    DeactivateAsked,
+    DeclareBroken,
+    Event,
+    Exit,
+    JobEnded,
+    Life,
+    ProxyEnding,
+    Resume,
+    ShadowLost,
+    StartdLost,
+    Started,
+    State,
+    Step,
+    Suspend,
+    SuspendAsked,
+)
+from starter.messages import (
+    ContinueJob,
+    Deactivate,
+    Ended,
+    JobUpdate,
+    Progress,
+    SlotBroken,
+    SuspendJob,
+    UserRefused,
+)
+from starter.orphans import reap_orphans
+from starter.shadow import ShadowRefused
+from starter.verdict import Hold, words
+from starter.work import Work
+
+# Events come from a handful of tasks that wait for one another; a startd that floods its own starter has to wait too.
+MAX_WAITING_EVENTS = 64
+# The proxy's end is wall clock; a look this often bounds what a clock that jumps can do.
+PROXY_LOOK_EVERY_S = 30.0
+# So that the jobs of one proxy do not all end in the same second.
+PROXY_JITTER_FRACTION = 0.2
+# Exit status of a wrapper or switch that could not tell the job's own (wait(2) form of exit code 255).
+UNKNOWN_WAIT_STATUS = 255 << 8
+
+
+class Job:
+    """One activation. ``run`` once."""
+
+    def __init__(self, work: Work, channel: Channel, log: logging.LoggerAdapter[logging.Logger]) -> None:
+        self._work = work
+        self._channel = channel
+        self._log = log
+        self._life = Life()
+        self._tell, self._told = trio.open_memory_channel[Event](MAX_WAITING_EVENTS)
+        self._step_scope = trio.CancelScope()
+        self._step_over = trio.Event()
+        self._step_over.set()
+
+    async def run(self) -> int:
+        """Until the activation is over; returns the starter's exit status.
+
+        Cancelling it abandons the job where it stands: procd stops the family when this process ends.
+        """
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._watch_shadow)
+            nursery.start_soon(self._watch_startd)
+            nursery.start_soon(reap_orphans)
+            self._begin(Step.ASK)
+            status = await self._live()
+            await self._say(Ended(type(self._life.verdict).__name__, self._words(), self._exit_code()))
+            nursery.cancel_scope.cancel()
+        return status
+
+    async def _live(self) -> int:
+        async for event in self._told:
+            before = self._life.state
+            commands = self._life.handle(event, now_s=trio.current_time())
+            if self._life.state is not before:
+                await self._state_changed(before)
+            self._start_watching(event)
+            for command in commands:
+                if isinstance(command, Exit):
+                    return command.status
+                await self._carry_out(command)
+        raise AssertionError("the event channel is never closed while the job lives")
+
+    async def _state_changed(self, before: State) -> None:
+        life = self._life
+        self._log.info("job: %s -> %s (rule %d)", before.value, life.state.value, life.number)
+        account = self._work.account
+        await self._say(Progress(life.state.value, account.uid if account else None))
+
+    def _start_watching(self, event: Event) -> None:
+        if isinstance(event, CredentialStored):
+            self._nursery.start_soon(self._watch_proxy)
+        elif isinstance(event, Started):
+            self._nursery.start_soon(self._send_updates)
+
+    async def _carry_out(self, command: Command) -> None:
+        match command:
+            case Begin(step=step):
+                self._begin(step)
+            case Suspend():
+                self._nursery.start_soon(self._suspend)
+            case Resume():
+                self._nursery.start_soon(self._resume)
+            case DeclareBroken(text=text):
+                self._log.warning("slot declared broken: %s", text)
+                await self._say(SlotBroken(updates.one_line(text)))
+            case Exit():
+                raise AssertionError("handled by the caller")
+
+    # --- steps ---------------------------------------------------------------------------------------------------
+
+    def _begin(self, step: Step) -> None:
+        self._step_scope.cancel()
+        self._step_scope = trio.CancelScope()
+        before, self._step_over = self._step_over, trio.Event()
+        self._nursery.start_soon(self._run_step, step, self._step_scope, before, self._step_over)
+
+    async def _run_step(self, step: Step, scope: trio.CancelScope, before: trio.Event, over: trio.Event) -> None:
+        """One step after the one before has ended; a cancelled step reports nothing."""
+        await before.wait()
+        event: Event | None = None
+        try:
+            with scope:
+                event = await self._step(step)()
+        except (PeerFault, ShadowRefused) as fault:
+            event = ShadowLost(f"{step.value}: {fault}")
+        finally:
+            over.set()
+        if event is None or scope.cancel_called:
+            return
+        if step is Step.LAUNCH and self._work.launched is not None:
+            self._nursery.start_soon(self._watch_job)
+        await self._post(event)
+
+    def _step(self, step: Step) -> Callable[[], Awaitable[Event]]:
+        work, verdict = self._work, self._life.verdict
+        match step:
+            case Step.ASK:
+                return lambda: steps.ask(work)
+            case Step.FETCH_CREDENTIAL:
+                return lambda: steps.fetch_credential(work)
+            case Step.STAGE_IN:
+                return lambda: steps.fill_sandbox(work)
+            case Step.LAUNCH:
+                return lambda: steps.start_job(work)
+            case Step.STOP_SOFTLY:
+                return lambda: steps.stop(work, soft=True)
+            case Step.STOP_HARD:
+                return lambda: steps.stop(work, soft=False)
+            case Step.STAGE_OUT:
+                return lambda: steps.send_sandbox(work)
+            case Step.CLEAN:
+                return lambda: steps.clean(work)
+            case Step.REPORT:
+                assert verdict is not None
+                return lambda: self._report()
+
+    async def _report(self) -> Event:
+        verdict = self._life.verdict
+        assert verdict is not None
+        if isinstance(verdict, Hold) and self._work.credential and verdict.code == REFUSED_USER_CODE:
+            await self._say(UserRefused(self._work.credential.identity, verdict.text))
+        return await steps.report(self._work, verdict, self._life.ended)
+
+    # --- facts ---------------------------------------------------------------------------------------------------
+
+    async def _post(self, event: Event) -> None:
+        await self._tell.send(event)
+
+    async def _watch_shadow(self) -> None:
+        fault = await self._work.shadow.listen()
+        await self._post(ShadowLost(f"the syscall socket ended: {fault}"))
+
+    async def _watch_startd(self) -> None:
+        try:
+            while True:
+                message, _ = await self._channel.receive()
+                await self._post(_asked(message))
+        except (ChannelClosed, RpcFault):
+            await self._post(StartdLost())
+
+    async def _watch_job(self) -> None:
+        launched = self._work.launched
+        assert launched is not None
+        outcome = await launched.wait()
+        if self._work.started_at_s is not None:
+            self._work.duration_s = trio.current_time() - self._work.started_at_s
+        await self._post(_job_ended(outcome))
+        self._work.ended.set()
+
+    async def _watch_proxy(self) -> None:
+        credential = self._work.credential
+        assert credential is not None
+        margin_s = self._work.settings.sailplane_proxy_margin * (1 + random.random() * PROXY_JITTER_FRACTION)
+        while (left_s := credential.expires_at - margin_s - time.time()) > 0:
+            await trio.sleep(min(left_s, PROXY_LOOK_EVERY_S))
+        ends = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(credential.expires_at))
+        await self._post(
+            ProxyEnding(
+                f"The proxy of {credential.identity} ends at {ends}; the job was stopped before, since afterwards the"
+                " site lets nobody act for it. Renew the proxy (with a longer life) and release the job."
+            )
+        )
+
+    async def _send_updates(self) -> None:
+        """The first update early, then by interval (execute-side reference 4.7)."""
+        settings = self._work.settings
+        await trio.sleep(settings.starter_initial_update_interval)
+        while self._life.state in (State.RUNNING, State.SUSPENDED):
+            await self._update()
+            await trio.sleep(settings.starter_update_interval)
+
+    async def _update(self) -> None:
+        work = self._work
+        usage = await work.procd.usage(work.family)
+        ad = updates.running(
+            usage, suspended=self._life.state is State.SUSPENDED, address=work.activation.startd_address
+        )
+        try:
+            await work.shadow.register_job_info(ad)
+        except (PeerFault, ShadowRefused) as fault:
+            await self._post(ShadowLost(f"usage update: {fault}"))
+            return
+        await self._say(JobUpdate(str(ad)))
+
+    async def _suspend(self) -> None:
+        self._work.suspended = True
+        await self._work.procd.suspend(self._work.family)
+        await self._update()
+
+    async def _resume(self) -> None:
+        await self._work.procd.resume(self._work.family)
+        self._work.suspended = False
+        await self._update()
+
+    # --- to the startd -------------------------------------------------------------------------------------------
+
+    async def _say(self, message: object) -> None:
+        try:
+            await self._channel.send(message)
+        except ChannelClosed:
+            return  # its end is reported by the task that reads
+
+    def _words(self) -> str:
+        verdict = self._life.verdict
+        return updates.one_line(words(verdict)) if verdict else "nothing was decided"
+
+    def _exit_code(self) -> int | None:
+        ended = self._life.ended
+        return None if ended is None else ended.wait_status
+
+
+# HoldCode.GLEXEC_CHOWN_SANDBOX_TO_USER: the only code that says something about the user's standing at this site.
+REFUSED_USER_CODE = 28
+
+
+def _asked(message: object) -> Event:
+    match message:
+        case Deactivate(how=how, reason=reason, vacate_code=code):
+            return DeactivateAsked(reason, code, soft=how != "fast", output=how == "final-transfer")
+        case SuspendJob():
+            return SuspendAsked()
+        case ContinueJob():
+            return ContinueAsked()
+        case _:
+            raise RpcFault("unexpected", f"{type(message).__name__} is not for a starter")
+
+
+def _job_ended(outcome: Outcome) -> JobEnded:
+    match outcome:
+        case SwitchExited(status=status, masked=masked):
+            return JobEnded(status << 8, exact=not masked)
+        case Signalled(number=number, core=core):
+            return JobEnded(number | (0x80 if core else 0), exact=True)
+        case _:
+            return JobEnded(UNKNOWN_WAIT_STATUS, exact=False)
+
+

@@ -1,0 +1,141 @@
+"""Entry points of the starter's processes: the spawner, one starter, one clean-up. Wiring only."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import socket
+import sys
+from functools import partial
+from pathlib import Path
+
+import click
+import trio
+from classad2 import ClassAd
+
+from cedar.classads import get_str
+from cedar.stream import CedarStream
+from pilot import logs
+from pilot.rpc import Channel
+from pilot.settings import Settings, SettingsError, load
+from pilot.switch import make_switch
+from procd.client import ProcdClient
+from starter.job import Job
+from starter.life import EXIT_FAILURE, EXIT_NORMAL
+from starter.messages import STARTER, Activation
+from starter.orphans import become_subreaper
+from starter.private import PROXY, make_private_dir, own_identity, read_note, remove_private_dir, write_note
+from starter.sandbox import Context, Left, Limits, Listed, StageFailed, make_place, remove_place, stage_out
+from starter.shadow import Shadow
+from starter.spawner import Spawner, ignore_terminal
+from starter.work import Work
+
+# Wrong usage or settings, by the exit codes of the design.
+EXIT_USAGE = 100
+
+
+def run_starter(settings: Settings, activation: Activation, shadow: socket.socket, startd: socket.socket) -> int:
+    """One activation in this process, which the spawner has just forked; returns its exit status."""
+    become_subreaper()
+    return trio.run(_activation, settings, activation, shadow, startd)
+
+
+async def _activation(
+    settings: Settings, activation: Activation, shadow_socket: socket.socket, startd_socket: socket.socket
+) -> int:
+    log = logs.get("starter", slot=activation.slot.partition("@")[0])
+    channel = Channel(trio.socket.from_stdlib_socket(startd_socket), STARTER)
+    shadow = Shadow(CedarStream.adopt(shadow_socket, activation.stream_state))
+    private_dir = make_private_dir(settings.sailplane_run_dir, *own_identity())
+    place = make_place(settings.execute)
+    job_ad = ClassAd(activation.job_ad)
+    write_note(private_dir, place, str(get_str(job_ad, "GlobalJobId", "unknown")))
+    procd = await ProcdClient.connect(activation.procd_socket)
+    work = Work(
+        settings=settings,
+        activation=activation,
+        switch=make_switch(settings),
+        procd=procd,
+        shadow=shadow,
+        private_dir=private_dir,
+        host=activation.slot,
+        place=place,
+    )
+    status = await Job(work, channel, log).run()
+    await shadow.aclose()
+    procd.close()
+    _tidy(work, log)
+    return status
+
+
+def _tidy(work: Work, log: logging.LoggerAdapter[logging.Logger]) -> None:
+    """The pilot's own directories; what is the user's is gone by now, or stays noted for the clean-up."""
+    try:
+        remove_place(work.place)
+    except Left as left:
+        log.warning("%s; leaving the note for the clean-up", left)
+        return
+    remove_private_dir(work.private_dir)
+
+
+def run_clean_up(settings: Settings, private_dir: Path) -> int:
+    """Empty and remove the sandbox that a dead starter left; 0 when nothing is left."""
+    become_subreaper()
+    return trio.run(_clean_up, settings, private_dir)
+
+
+async def _clean_up(settings: Settings, private_dir: Path) -> int:
+    log = logs.get("clean-up", starter=private_dir.name)
+    directory = os.open(private_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return EXIT_NORMAL  # another clean-up is at it
+    note = read_note(private_dir)
+    if note is None:
+        remove_private_dir(private_dir)
+        return EXIT_NORMAL
+    context = Context(
+        switch=make_switch(settings),
+        settings=settings,
+        audit_id=note.audit_id,
+        credential=private_dir / PROXY if note.has_proxy else None,
+    )
+    try:
+        if note.place.path.exists():
+            deadline_s = settings.sailplane_switch_deadline
+            limits = Limits(max_bytes=0, max_files=0)
+            async with stage_out(context, note.place, Listed(()), limits=limits, deadline_s=deadline_s) as outward:
+                await outward.remove()
+        remove_place(note.place)
+    except (StageFailed, Left) as fault:
+        log.warning("%s: %s", note.place.root, fault)
+        return EXIT_FAILURE
+    remove_private_dir(private_dir)
+    log.info("removed %s", note.place.root)
+    return EXIT_NORMAL
+
+
+@click.command(name="sailplane-starter")
+@click.option("--spawner-fd", type=int, required=True, help="Descriptor of the socket to the startd that owns us.")
+@click.option("--config", type=click.Path(path_type=Path), help="Configuration file, as the startd's.")
+def main(spawner_fd: int, config: Path | None) -> None:
+    """The spawner: forks one starter per activation. Started by sailplane-startd, not by hand."""
+    try:
+        settings = load(config)
+    except SettingsError as fault:
+        click.echo(f"sailplane-starter: {fault}", err=True)
+        sys.exit(EXIT_USAGE)
+    log = logs.start("starter", settings.log / "StarterLog")
+    ignore_terminal()
+    Spawner(
+        startd=socket.socket(fileno=spawner_fd),
+        run_starter=partial(run_starter, settings),
+        run_clean_up=partial(run_clean_up, settings),
+        log=log,
+    ).serve()
+
+
+if __name__ == "__main__":
+    main()

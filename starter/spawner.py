@@ -1,0 +1,173 @@
+"""The spawner: a preloaded process that forks one starter per activation.
+
+Imports are paid once, here. It runs no event loop and no threads, so that forking is safe; it is a sub-reaper, so that
+the tree of a starter that died falls to it (procd, which knew the members, kills it). It ends when the startd is gone
+and its last starter has ended.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import select
+import signal
+import socket
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import attrs
+
+from pilot.rpc import ChannelClosed, receive_blocking, send_blocking
+from starter.messages import (
+    SPAWNER,
+    Activation,
+    CleanUp,
+    StarterEnded,
+    StarterFailed,
+    StarterStarted,
+    StartStarter,
+)
+from starter.orphans import become_subreaper
+from starter.private import ticks_of
+
+# What a starter's process is given: its activation, the connection to the shadow, its channel to the startd.
+RunStarter = Callable[[Activation, socket.socket, socket.socket], int]
+RunCleanUp = Callable[[Path], int]
+# Our own bug, by the exit codes of the design.
+EXIT_BUG = 101
+
+
+@attrs.define
+class Spawner:
+    """One spawner over the socket to its startd."""
+
+    startd: socket.socket
+    run_starter: RunStarter
+    run_clean_up: RunCleanUp
+    log: logging.LoggerAdapter[logging.Logger]
+    starters: set[int] = attrs.field(factory=set)
+    startd_gone: bool = False
+
+    def serve(self) -> None:
+        """Until the startd and all starters are gone."""
+        become_subreaper()
+        wakeup = _wakeup_on_child()
+        gc.collect()
+        gc.freeze()
+        while not (self.startd_gone and not self.starters):
+            self._wait(wakeup)
+            self._reap()
+
+    def _wait(self, wakeup: int) -> None:
+        sources = [wakeup] if self.startd_gone else [wakeup, self.startd.fileno()]
+        ready, _, _ = select.select(sources, [], [])
+        if wakeup in ready:
+            os.read(wakeup, 4096)
+        if self.startd.fileno() in ready:
+            self._serve_one()
+
+    def _serve_one(self) -> None:
+        try:
+            request, fds = receive_blocking(self.startd, SPAWNER)
+        except ChannelClosed:
+            self.startd_gone = True
+            return
+        try:
+            self._fork(request, fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _fork(self, request: object, fds: list[int]) -> None:
+        match request, fds:
+            case StartStarter(ticket=ticket, activation=activation), [shadow, startd]:
+                self._fork_for(ticket, lambda: self._be_starter(activation, shadow, startd), fds)
+            case CleanUp(ticket=ticket, private_dir=private_dir), []:
+                self._fork_for(ticket, lambda: self.run_clean_up(Path(private_dir)), fds)
+            case _:
+                raise RuntimeError(f"{type(request).__name__} with {len(fds)} descriptors is not for a spawner")
+
+    def _be_starter(self, activation: Activation, shadow: int, startd: int) -> int:
+        return self.run_starter(activation, socket.socket(fileno=shadow), socket.socket(fileno=startd))
+
+    def _fork_for(self, ticket: int, work: Callable[[], int], fds: list[int]) -> None:
+        """The answer comes from the parent; the child ends with the work's status and never returns."""
+        try:
+            pid = os.fork()
+        except OSError as fault:
+            self._answer(StarterFailed(ticket, f"fork: {fault.strerror}"))
+            return
+        if pid == 0:
+            self._be_child(work, fds)
+        self.starters.add(pid)
+        self._answer(StarterStarted(ticket, pid, ticks_of(pid) or 0))
+
+    def _be_child(self, work: Callable[[], int], fds: list[int]) -> None:
+        status = EXIT_BUG
+        try:
+            _forget_parent(keep={0, 1, 2, *fds, *_log_fds()})
+            status = work()
+        except BaseException:  # whatever it was: the process ends here, and must not go on as a second spawner
+            self.log.error("starter failed: %s", traceback.format_exc())
+        finally:
+            logging.shutdown()
+            os._exit(status)
+
+    def _reap(self) -> None:
+        """Wait for every child that has ended: starters, and orphans of starters that died."""
+        while True:
+            try:
+                pid, wait_status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid in self.starters:
+                self.starters.discard(pid)
+                self._answer(StarterEnded(pid, wait_status))
+
+    def _answer(self, message: object) -> None:
+        if self.startd_gone:
+            return
+        try:
+            send_blocking(self.startd, SPAWNER, message)
+        except (ChannelClosed, OSError):
+            self.startd_gone = True
+
+
+def _wakeup_on_child() -> int:
+    """A descriptor that becomes readable when a child has ended."""
+    readable, writable = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+    return readable
+
+
+def _forget_parent(keep: set[int]) -> None:
+    """The child's own state: no wakeup, default signals, no descriptor of the spawner's."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) not in keep:
+            try:
+                os.close(int(name))
+            except OSError:
+                continue  # the listing's own descriptor
+
+
+def _log_fds() -> set[int]:
+    """Descriptors of the open log files."""
+    found = set()
+    for handler in logging.getLogger().handlers:
+        stream = getattr(handler, "stream", None)
+        if stream is not None:
+            found.add(stream.fileno())
+    return found
+
+
+def ignore_terminal() -> None:
+    """Ctrl-C at a terminal goes to the whole process group; the startd decides what becomes of its starters."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

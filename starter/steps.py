@@ -1,0 +1,371 @@
+"""The steps of an activation, one function each: work in, one fact out. What follows is decided by ``starter.life``.
+
+A step may be cancelled at any moment; what it has made by then is in ``Work``, or is found again by ``clean``.
+"""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import os
+
+import trio
+from cedar.filetransfer import TransferLimits
+from classad2 import ClassAd
+
+from cedar.claims import EXECUTE_SIDE, ClaimId
+from cedar.classads import get_str
+from cedar.commands import HoldCode
+from cedar.errors import PeerFault, Refused
+from cedar.sinful import Sinful
+from pilot import credentials
+from pilot.switch import Denied, Outcome, Running, Unavailable
+from starter import updates
+from starter.credential import ProxyUnusable, fetch_proxy
+from starter.description import Unrunnable, describe, launch_arguments, launch_environment
+from starter.launch import Deadlines, ExecFailed, LaunchSpec, Register, launch
+from starter.life import (
+    Cleaned,
+    CredentialStored,
+    Event,
+    FamilyStopped,
+    JobEnded,
+    JobKnown,
+    Reported,
+    ShadowLost,
+    StagedIn,
+    StagedOut,
+    Started,
+    StepFailed,
+)
+from starter.sandbox import (
+    Changed,
+    Left,
+    Limits,
+    Listed,
+    Outward,
+    StageFailed,
+    Wanted,
+    remove_place,
+    stage_in,
+    stage_out,
+)
+from starter.shadow import ShadowRefused
+from starter.transfer import (
+    InputSink,
+    Route,
+    TransferFailed,
+    fetch_input,
+    missing_output,
+    send_output,
+    wanted_names,
+    write_ads,
+)
+from starter.verdict import Exited, Hold, Requeue, Verdict, hold_for_user_refused, job_exit_reason
+from starter.work import Work
+
+# Output is offered again after a transient failure, on the same stream of the far side.
+OUTPUT_TRIES = 3
+# The end of the job's first process is known to the kernel when its family is empty; the switch needs a moment to tell.
+END_KNOWN_WITHIN_S = 10.0
+# After an error event the shadow closes; we wait this long so that the event is surely read.
+SHADOW_CLOSES_WITHIN_S = 10.0
+
+
+# --- ask ---------------------------------------------------------------------------------------------------------
+
+
+async def ask(work: Work) -> Event:
+    """The job, and where its files are; the shadow is told who we are."""
+    ad = await work.shadow.get_job_info()
+    try:
+        description = describe(ad)
+        address = Sinful.parse(get_str(ad, "TransferSocket"))
+    except (Unrunnable, PeerFault) as fault:
+        hold = Hold(HoldCode.IWD_ERROR, errno.EINVAL, str(fault))
+        return JobKnown(has_proxy=False, output_on_evict=False, refusal=hold)
+    info = updates.starter_info(work.activation, str(work.place.path), work.settings.uid_domain)
+    await work.shadow.register_starter_info(info)
+    told = await work.shadow.get_transfer_session()
+    session = ClaimId.from_parts(told.session_id, told.info, told.key).session(EXECUTE_SIDE)
+    work.know(ad, description, Route(address, session, get_str(ad, "TransferKey")))
+    await work.shadow.register_job_info(updates.provisioned(work.activation))
+    return JobKnown(
+        has_proxy=description.proxy_name is not None,
+        output_on_evict=description.output_on_evict,
+        refusal=_refuse_without_proxy(work),
+    )
+
+
+def _refuse_without_proxy(work: Work) -> Verdict | None:
+    if work.description.proxy_name is not None or not work.switch.needs_credential:
+        return None
+    return hold_for_user_refused(
+        f"{work.description.user} (job {work.description.job_id} has no proxy: set x509userproxy or use_x509userproxy)",
+        work.host,
+        "",
+    )
+
+
+async def fetch_credential(work: Work) -> Event:
+    """The job's proxy by delegation, before any file."""
+    try:
+        credential = await fetch_proxy(
+            work.shadow, work.description, certificates_dir=work.settings.sailplane_certificates_dir
+        )
+    except ProxyUnusable as fault:
+        return StepFailed(fault.hold, sandbox=False)
+    work.credential = credential
+    path = work.credential_path
+    assert path is not None
+    credentials.store_private(path, credential.pem)
+    return CredentialStored()
+
+
+# --- stage in ----------------------------------------------------------------------------------------------------
+
+
+async def fill_sandbox(work: Work) -> Event:
+    """First call of the switch: the sandbox is made and filled."""
+    try:
+        async with stage_in(
+            work.context(), work.place, deadline_s=work.settings.sailplane_switch_deadline
+        ) as inward:
+            work.account = inward.account
+            sink = InputSink(inward, work.description, work.settings.sailplane_certificates_dir)
+            await fetch_input(work.route, sink, _input_limits(work))
+            assert work.job_ad is not None
+            await write_ads(inward, work.job_ad, ClassAd(work.activation.slot_ad))
+            work.catalogue = await inward.finish()
+            work.proxy_in_sandbox = sink.proxy_stored
+        return StagedIn()
+    except StageFailed as fault:
+        return StepFailed(_switch_verdict(work, fault.outcome, str(fault)), sandbox=True)
+    except TransferFailed as fault:
+        return StepFailed(_transfer_verdict(fault, HoldCode.DOWNLOAD_FILE_ERROR), sandbox=True)
+    except Refused as fault:
+        return StepFailed(Requeue(HoldCode.DOWNLOAD_FILE_ERROR, f"input transfer: {fault}"), sandbox=True)
+
+
+def _input_limits(work: Work) -> TransferLimits:
+    return TransferLimits(max_bytes=work.activation.disk_kb * 1024)
+
+
+def _switch_verdict(work: Work, outcome: Outcome | None, text: str) -> Verdict:
+    """Denied holds the job; everything else is the site's trouble and sends it back to idle."""
+    if isinstance(outcome, Denied):
+        who = work.credential.identity if work.credential else work.description.user
+        return hold_for_user_refused(who, work.host, updates.one_line(outcome.text))
+    if isinstance(outcome, Unavailable):
+        text = f"the site's authorisation is not available on {work.host}: {outcome.text}"
+    return Requeue(HoldCode.GLEXEC_CHOWN_SANDBOX_TO_USER, updates.one_line(text))
+
+
+def _transfer_verdict(fault: TransferFailed, code: HoldCode) -> Verdict:
+    ack = fault.ack
+    if ack.retry:
+        return Requeue(ack.hold_code or code, ack.reason)
+    return Hold(ack.hold_code or code, ack.hold_subcode, ack.reason)
+
+
+# --- launch ------------------------------------------------------------------------------------------------------
+
+
+async def start_job(work: Work) -> Event:
+    """Second call of the switch: the job runs, procd has its family, the shadow is told."""
+    try:
+        result = await launch(
+            work.context(), work.place, _launch_spec(work), register=_registering(work), deadlines=Deadlines()
+        )
+    except StageFailed as fault:
+        return StepFailed(_switch_verdict(work, fault.outcome, str(fault)), sandbox=True)
+    if isinstance(result, ExecFailed):
+        return StepFailed(_exec_failed(work, result), sandbox=True)
+    work.launched, work.started_at_s = result, trio.current_time()
+    await work.shadow.begin_execution()
+    return Started()
+
+
+def _launch_spec(work: Work) -> LaunchSpec:
+    job, sandbox = work.description, str(work.place.path)
+    assert work.account is not None
+    return LaunchSpec(
+        argv=launch_arguments(job, sandbox),
+        environment=launch_environment(
+            job,
+            sandbox=sandbox,
+            slot=work.activation.slot,
+            cpus=work.activation.cpus,
+            account=work.account.name,
+            proxy_in_sandbox=work.proxy_in_sandbox,
+        ),
+        cwd=sandbox,
+        stdin=job.stdin,
+        stdout=job.stdout,
+        stderr=job.stderr,
+        rlimits={"core": (job.core_limit_bytes, job.core_limit_bytes)},
+    )
+
+
+def _registering(work: Work) -> Register:
+    """The callback that gives procd the family before the job may run."""
+
+    async def register(pid: int, start_ticks: int, running: Running) -> None:
+        if work.registered:  # an attempt before this one died on its way
+            await work.procd.unregister(work.family)
+        work.registered = True
+        await work.procd.register(
+            work.family,
+            root_pid=pid,
+            root_ticks=start_ticks,
+            starter_pid=os.getpid(),
+            credential=str(work.credential_path) if work.credential_path else None,
+            audit_id=work.description.global_job_id,
+            control_fd=running.control.fileno() if running.control else None,
+        )
+
+    return register
+
+
+def _exec_failed(work: Work, failure: ExecFailed) -> Hold:
+    """Code 6 with the errno, in words for the job's owner."""
+    return Hold(
+        HoldCode.FAILED_TO_CREATE_PROCESS,
+        failure.errno,
+        f"Failed to start '{work.description.program}' of job {work.description.job_id} on {work.host}"
+        f" ({failure.step}): {failure.text}",
+    )
+
+
+# --- stop --------------------------------------------------------------------------------------------------------
+
+
+async def stop(work: Work, *, soft: bool) -> Event:
+    """The family is stopped until it is empty, proved by a full scan."""
+    if not work.registered:
+        return FamilyStopped(())
+    if soft and not work.ended.is_set():
+        await _stop_softly(work)
+    stopped = await work.procd.stop(
+        work.family, urgent=not soft, deadline_s=work.settings.killing_timeout
+    )
+    if stopped.empty and work.launched is not None:
+        with trio.move_on_after(END_KNOWN_WITHIN_S):
+            await work.ended.wait()
+    if stopped.empty:
+        work.usage = await work.procd.unregister(work.family)
+    return FamilyStopped(tuple(stopped.survivors))
+
+
+async def _stop_softly(work: Work) -> None:
+    """The job's own signal to its root, then as much time as job and slot agree on."""
+    if work.suspended:
+        await work.procd.resume(work.family)
+    await work.procd.signal(work.family, work.description.kill_signal, "root")
+    asked_s = work.description.vacate_s
+    grace_s = work.activation.vacate_max_s if asked_s < 0 else min(asked_s, work.activation.vacate_max_s)
+    with trio.move_on_after(grace_s):
+        await work.ended.wait()
+
+
+# --- stage out ---------------------------------------------------------------------------------------------------
+
+
+async def send_sandbox(work: Work) -> Event:
+    """Third call of the switch: output to the shadow, then the sandbox is removed."""
+    failed: Verdict | None = None
+    try:
+        async with stage_out(
+            work.context(),
+            work.place,
+            _wanted(work),
+            limits=Limits(
+                max_bytes=work.settings.sailplane_max_output_bytes, max_files=work.settings.sailplane_max_output_files
+            ),
+            deadline_s=work.settings.sailplane_switch_deadline,
+        ) as outward:
+            failed = await _offer_output(work, outward)
+            await outward.remove()
+    except StageFailed as fault:
+        return StepFailed(_switch_verdict(work, fault.outcome, f"output of the job: {fault}"), sandbox=True)
+    left = _remove_place(work)
+    if failed is not None:
+        return StepFailed(failed, sandbox=bool(left))
+    return StagedOut(left)
+
+
+def _wanted(work: Work) -> Wanted:
+    names = wanted_names(work.description)
+    if names is not None:
+        return Listed(names)
+    assert work.catalogue is not None
+    return Changed(work.catalogue)
+
+
+async def _offer_output(work: Work, outward: Outward) -> Verdict | None:
+    """Send; after a transient failure ask the far side for the same again. The verdict if it never went through."""
+    own = missing_output(outward.manifest.missing, work.host)
+    for left in reversed(range(OUTPUT_TRIES)):
+        try:
+            await send_output(work.route, outward, work.description, own)
+            return None
+        except TransferFailed as fault:
+            if left == 0 or not fault.ack.retry:
+                return _transfer_verdict(fault, HoldCode.UPLOAD_FILE_ERROR)
+        except (PeerFault, Refused) as fault:
+            if left == 0:
+                return Requeue(HoldCode.UPLOAD_FILE_ERROR, f"output transfer: {fault}")
+        await outward.again()
+    raise AssertionError("the last try returns")
+
+
+async def clean(work: Work) -> Event:
+    """The sandbox is removed without output; through the switch if something of the user's lies in it."""
+    if not _sandbox_exists(work):
+        return Cleaned(_remove_place(work))
+    try:
+        async with stage_out(
+            work.context(),
+            work.place,
+            Listed(()),
+            limits=Limits(max_bytes=0, max_files=0),
+            deadline_s=work.settings.sailplane_switch_deadline,
+        ) as outward:
+            await outward.remove()
+    except StageFailed as fault:
+        return Cleaned(f"sandbox {work.place.root} could not be emptied: {fault}")
+    return Cleaned(_remove_place(work))
+
+
+def _sandbox_exists(work: Work) -> bool:
+    return os.path.lexists(work.place.path)
+
+
+def _remove_place(work: Work) -> str:
+    try:
+        remove_place(work.place)
+    except Left as left:
+        return str(left)
+    return ""
+
+
+# --- report ------------------------------------------------------------------------------------------------------
+
+
+async def report(work: Work, verdict: Verdict, ended: JobEnded | None) -> Event:
+    """The shadow is told how it ended. A shadow that does not hear it changes nothing any more."""
+    try:
+        if isinstance(verdict, Hold | Requeue):
+            now = datetime.datetime.now().isoformat(timespec="seconds")
+            await work.shadow.log_event(updates.error_event(verdict, work.host, now))
+            with trio.move_on_after(SHADOW_CLOSES_WITHIN_S):
+                await work.shadow.wait_gone()
+        else:
+            update = updates.final(verdict, ended, work.usage, work.duration_s)
+            wait_status = ended.wait_status if ended else 0
+            if isinstance(verdict, Exited):
+                await work.shadow.register_job_info(update)
+            await work.shadow.job_exit(wait_status, job_exit_reason(verdict), update)
+    except (PeerFault, ShadowRefused) as fault:
+        return ShadowLost(str(fault))
+    return Reported()

@@ -1,0 +1,86 @@
+"""What the steps of one activation make and hand to one another: places, descriptors, identities. No rules, no I/O."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import trio
+from classad2 import ClassAd
+
+from pilot.credentials import Credential
+from pilot.settings import Settings
+from pilot.switch import Switch
+from procd.client import ProcdClient
+from procd.messages import Usage
+from starter.description import Description
+from starter.launch import Launched
+from starter.messages import Activation
+from starter.sandbox import Account, Catalogue, Context, Place
+from starter.shadow import Shadow
+from starter.transfer import Route
+
+
+@attrs.define
+class Work:
+    """Given at the start, filled by the steps in their order."""
+
+    settings: Settings
+    activation: Activation = attrs.field(repr=False)
+    switch: Switch
+    procd: ProcdClient
+    shadow: Shadow
+    private_dir: Path
+    host: str
+    place: Place
+    # told by the shadow
+    job_ad: ClassAd | None = attrs.field(default=None, repr=False)
+    _description: Description | None = None
+    _route: Route | None = None
+    # made on the way
+    credential: Credential | None = None
+    account: Account | None = None
+    catalogue: Catalogue | None = None
+    proxy_in_sandbox: bool = False
+    registered: bool = False
+    suspended: bool = False
+    launched: Launched | None = None
+    started_at_s: float | None = None
+    duration_s: float | None = None
+    usage: Usage | None = None
+    ended: trio.Event = attrs.field(factory=trio.Event)
+
+    @property
+    def description(self) -> Description:
+        """Known from the first step on."""
+        assert self._description is not None
+        return self._description
+
+    @property
+    def route(self) -> Route:
+        """Known from the first step on."""
+        assert self._route is not None
+        return self._route
+
+    def know(self, job_ad: ClassAd, description: Description, route: Route) -> None:
+        """Set by the first step, once."""
+        self.job_ad, self._description, self._route = job_ad, description, route
+
+    @property
+    def credential_path(self) -> Path | None:
+        """The job's proxy at the pilot's side, 0600; None for a job without one."""
+        return self.private_dir / "proxy.pem" if self.credential else None
+
+    @property
+    def family(self) -> str:
+        """The family's name at procd: one starter, one family."""
+        return self.private_dir.name
+
+    def context(self) -> Context:
+        """For calls of the identity switch."""
+        return Context(
+            switch=self.switch,
+            settings=self.settings,
+            audit_id=self.description.global_job_id,
+            credential=self.credential_path,
+        )
