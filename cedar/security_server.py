@@ -242,7 +242,8 @@ class _TryNext(Exception):
 
 def _token(side: Side) -> Handshake[_Client]:
     opening = security_token.read_opening((yield Get()))
-    if opening is None:
+    if opening is None:  # no token, but it waits for our message all the same
+        yield from security_token.refuse()
         raise _TryNext(Refused("TOKEN", "the client gave up"))
     try:
         verified = tokens.verify(
