@@ -231,7 +231,9 @@ class Job:
         """The first update early, then by interval (execute-side reference 4.7)."""
         settings = self._work.settings
         await trio.sleep(settings.starter_initial_update_interval)
-        while self._life.state in (State.RUNNING, State.SUSPENDED):
+        while True:
+            if self._life.state not in (State.RUNNING, State.SUSPENDED):
+                return
             await self._update()
             await trio.sleep(settings.starter_update_interval)
 

@@ -149,7 +149,7 @@ async def _attempt(
         await far.end()
         raise
     if isinstance(result, Launched):
-        await trio.aclose_forcefully(far.stream)
+        far.hang_up()
         return result
     await far.end()
     if isinstance(result, Broken):

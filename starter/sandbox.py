@@ -19,7 +19,7 @@ from typing import Any
 import trio
 from attrs import field, frozen
 
-from pilot.farside import Asking, CallFailed, FarSide, open_call, text_of
+from pilot.farside import END_GRACE_S, Asking, CallFailed, FarSide, open_call, text_of
 from starter.places import (
     Left,
     Made,
@@ -82,6 +82,8 @@ REMOVE_S = 270.0
 CATALOGUE_ENTRIES = 1_000_000
 CATALOGUE_NAMES_BYTES = 64 * 1024 * 1024
 MISSING_NAMES = 1000
+# An input that was given up half-way is removed by the far side before it ends.
+CLEAR_GRACE_S = 30.0
 SANDBOX_MODE = 0o700
 
 StageFailed = CallFailed
@@ -168,12 +170,13 @@ async def stage_in(context: Context, place: Place, *, deadline_s: float) -> Asyn
 
     Entered once the far side is authorised, has made the directory and the window is closed again; each of
     these within `deadline_s` seconds (an attempt of the call counts alone). Leaving without `finish()`, also
-    by an exception or when cancelled, makes the far side empty the sandbox; the block then waits for that, a
-    few seconds at most.
+    by an exception or when cancelled, makes the far side empty the sandbox; the block then waits for that,
+    2 * CLEAR_GRACE_S at most.
 
     Raises StageFailed; `outcome` tells what the switch said when the far side never spoke.
     """
     far = await open_call(context, "stage-in", deadline_s=deadline_s)
+    inward = None
     try:
         account = Account(far.hello.uid, far.hello.gid, far.hello.name)
         if context.switch.isolates and account.uid == os.geteuid():
@@ -183,9 +186,11 @@ async def stage_in(context: Context, place: Place, *, deadline_s: float) -> Asyn
         with _deadline("make the sandbox", deadline_s):
             made = await _make_directory(far, place)
         _keep_record(place, context, account, made)
-        yield Inward(far, account)
+        inward = Inward(far, account)
+        yield inward
     finally:
-        await far.end()
+        given_up = inward is not None and not inward.finished
+        await far.end(CLEAR_GRACE_S if given_up else END_GRACE_S)
 
 
 async def _make_directory(far: FarSide, place: Place) -> Made:
@@ -221,6 +226,7 @@ class Inward:
 
     def __init__(self, far: FarSide, account: Account) -> None:
         self.account = account
+        self.finished = False
         self._far = far
         self._collected = bytearray()
 
@@ -253,6 +259,7 @@ class Inward:
                 answer = await self._far.receive()
                 _raise_if_failed(answer)
                 if answer.get("done") is True:
+                    self.finished = True
                     return Catalogue(tuple(rows.entries))
                 rows.add(answer.get("entries"))
 

@@ -1,0 +1,177 @@
+"""The pure life of a claim."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from startd.claim import (
+    FACTS,
+    NUMBERED,
+    REQUESTS,
+    RULES,
+    Activate,
+    ArmKill,
+    Claim,
+    Command,
+    Continue,
+    ContinueJob,
+    Deactivated,
+    Destroy,
+    EndJob,
+    Event,
+    KillStarter,
+    KillTimer,
+    LeaseOver,
+    Released,
+    Shutdown,
+    StarterGone,
+    StarterNotStarted,
+    StarterRuns,
+    StartStarter,
+    State,
+    Suspend,
+    SuspendJob,
+    TellSchedd,
+    WrongState,
+)
+
+SAMPLES: list[Event] = [
+    Activate(1), Suspend(), Continue(), StarterRuns(7), StarterNotStarted("no"), StarterGone(0, False),
+    StarterGone(0, True), Deactivated("graceful", False), Deactivated("fast", True), Released(), LeaseOver("x"),
+    Shutdown(False), Shutdown(True), KillTimer(1),
+]  # fmt: skip
+
+
+def walk(*events: Event) -> tuple[Claim, list[Command]]:
+    claim = Claim()
+    commands: list[Command] = []
+    for event in events:
+        commands.extend(claim.handle(event, now_s=0.0))
+    return claim, commands
+
+
+BUSY = (Activate(1), StarterRuns(7))
+
+
+def test_a_claim_is_used_again_and_again() -> None:
+    claim, commands = walk(*BUSY, StarterGone(0, False), Activate(2), StarterRuns(8), StarterGone(0, False))
+    assert claim.state is State.IDLE
+    assert commands == [StartStarter(1), StartStarter(2)]
+
+
+def test_activation_of_a_busy_claim_is_refused_for_now() -> None:
+    claim, _ = walk(*BUSY)
+    with pytest.raises(WrongState) as refused:
+        claim.handle(Activate(2), now_s=0.0)
+    assert refused.value.try_again
+    assert claim.state is State.BUSY
+
+
+def test_activation_of_a_closing_claim_is_refused_for_good() -> None:
+    claim, _ = walk(*BUSY, Released())
+    with pytest.raises(WrongState) as refused:
+        claim.handle(Activate(2), now_s=0.0)
+    assert not refused.value.try_again
+
+
+def test_deactivate_keeps_the_claim() -> None:
+    claim, commands = walk(*BUSY, Deactivated("graceful", worklife_over=False))
+    assert claim.state is State.VACATING
+    assert [type(c) for c in commands[1:]] == [EndJob, ArmKill]
+    claim.handle(StarterGone(0, False), now_s=0.0)
+    assert claim.state is State.IDLE
+
+
+def test_after_the_worklife_deactivate_ends_the_claim_without_a_release() -> None:
+    claim, commands = walk(*BUSY, Deactivated("graceful", worklife_over=True), StarterGone(0, False))
+    assert claim.state is State.GONE
+    assert TellSchedd() not in commands
+    assert commands[-1] == Destroy(broken=False)
+
+
+def test_release_of_an_idle_claim_destroys_it_at_once() -> None:
+    claim, commands = walk(Released())
+    assert (claim.state, commands) == (State.GONE, [Destroy(broken=False)])
+
+
+def test_lease_over_ends_the_job_fast_and_tells_the_schedd() -> None:
+    claim, commands = walk(*BUSY, LeaseOver("silence"))
+    assert claim.state is State.CLOSING
+    assert TellSchedd() in commands
+    assert any(isinstance(c, EndJob) and c.how == "fast" for c in commands)
+
+
+def test_a_broken_slot_ends_its_claim_and_withholds_it() -> None:
+    claim, commands = walk(*BUSY, StarterGone(16, broken=True))
+    assert commands[-2:] == [TellSchedd(), Destroy(broken=True)]
+    assert claim.state is State.GONE
+
+
+def test_only_the_newest_timer_kills() -> None:
+    claim, commands = walk(*BUSY, Deactivated("graceful", False), Deactivated("fast", False))
+    serials = [c.serial for c in commands if isinstance(c, ArmKill)]
+    assert claim.handle(KillTimer(serials[0]), now_s=0.0) == ()
+    assert claim.handle(KillTimer(serials[1]), now_s=0.0) == (KillStarter(),)
+
+
+def test_a_timer_of_an_activation_that_is_over_does_nothing() -> None:
+    claim, commands = walk(*BUSY, Deactivated("fast", False), StarterGone(0, False), Activate(2), StarterRuns(9))
+    serial = next(c.serial for c in commands if isinstance(c, ArmKill))
+    assert claim.handle(KillTimer(serial), now_s=0.0) == ()
+
+
+def test_suspend_and_continue_reach_a_busy_starter_only() -> None:
+    claim, commands = walk(*BUSY, Suspend(), Continue())
+    assert commands[1:] == [SuspendJob(), ContinueJob()]
+    with pytest.raises(WrongState):
+        Claim().handle(Suspend(), now_s=0.0)
+
+
+@pytest.mark.parametrize("state", list(State))
+@pytest.mark.parametrize("event", SAMPLES)
+def test_facts_have_rules_everywhere_and_refusals_change_nothing(state: State, event: Event) -> None:
+    claim = Claim(state=state)
+    if type(event) in FACTS:
+        claim.handle(event, now_s=0.0)
+        return
+    assert type(event) in REQUESTS
+    if (state, type(event)) not in RULES:
+        with pytest.raises(WrongState):
+            claim.handle(event, now_s=0.0)
+        assert claim == Claim(state=state)
+
+
+@given(st.lists(st.sampled_from(SAMPLES), max_size=50))
+def test_a_claim_is_destroyed_at_most_once_and_only_without_a_starter(events: list[Event]) -> None:
+    claim, running, destroyed = Claim(), False, 0
+    for event in events:
+        try:
+            commands = claim.handle(event, now_s=0.0)
+        except WrongState:
+            continue
+        running = claim.state in (State.STARTING, State.BUSY, State.VACATING, State.CLOSING)
+        destroyed += sum(isinstance(c, Destroy) for c in commands)
+        if any(isinstance(c, Destroy) for c in commands):
+            assert not running
+    assert destroyed == (claim.state is State.GONE)
+
+
+ROW = re.compile(r"^\| (\d+) \| ([^|]+) \| ([^|]+) \|")
+
+
+def test_the_page_lists_the_table() -> None:
+    page = Path(__file__).parents[2] / "docs" / "claim-life.md"
+    rows = [match for line in page.read_text().splitlines() if (match := ROW.match(line))]
+    told = [
+        (int(row[1]), {w.strip() for w in row[2].split(",")}, {w.strip() for w in row[3].split(",")}) for row in rows
+    ]
+    table = [
+        (number, {state.value for state in states}, {event.__name__ for event in events})
+        for number, (states, events, _) in enumerate(NUMBERED, start=1)
+    ]
+    assert told == table

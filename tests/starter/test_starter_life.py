@@ -1,0 +1,213 @@
+"""The pure life of an activation: every rule, every fact in every state, and the page that lists them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from starter.life import (
+    EXIT_LOST_SHADOW,
+    EXIT_NORMAL,
+    EXIT_UNKILLABLE,
+    FACTS,
+    NUMBERED,
+    RULES,
+    Begin,
+    BrokenRule,
+    Cleaned,
+    ContinueAsked,
+    CredentialStored,
+    DeactivateAsked,
+    DeclareBroken,
+    Event,
+    Exit,
+    FamilyStopped,
+    JobEnded,
+    JobKnown,
+    Life,
+    ProxyEnding,
+    Reported,
+    Resume,
+    ShadowLost,
+    StagedIn,
+    StagedOut,
+    Started,
+    StartdLost,
+    State,
+    Step,
+    StepFailed,
+    Suspend,
+    SuspendAsked,
+)
+from starter.verdict import Abandoned, Exited, Hold, Killed
+
+HOLD = Hold(28, 0, "refused")
+SOFT = DeactivateAsked("rm", 1009, soft=True, output=False)
+HARD = DeactivateAsked("rm", 1009, soft=False, output=False)
+SAMPLES: dict[type, Event] = {
+    JobKnown: JobKnown(has_proxy=True, output_on_evict=False),
+    CredentialStored: CredentialStored(),
+    StagedIn: StagedIn(),
+    Started: Started(),
+    StepFailed: StepFailed(HOLD, sandbox=True),
+    JobEnded: JobEnded(0, exact=True),
+    FamilyStopped: FamilyStopped(()),
+    StagedOut: StagedOut(""),
+    Cleaned: Cleaned(""),
+    Reported: Reported(),
+    ShadowLost: ShadowLost("cut"),
+    StartdLost: StartdLost(),
+    ProxyEnding: ProxyEnding("soon"),
+    DeactivateAsked: SOFT,
+    SuspendAsked: SuspendAsked(),
+    ContinueAsked: ContinueAsked(),
+}
+
+
+def walk(*events: Event) -> tuple[Life, list[object]]:
+    life = Life()
+    commands: list[object] = []
+    for number, event in enumerate(events):
+        commands.extend(life.handle(event, now_s=float(number)))
+    return life, commands
+
+
+RUNNING = (JobKnown(True, False), CredentialStored(), StagedIn(), Started())
+
+
+def test_a_good_job_takes_each_step_once() -> None:
+    life, commands = walk(*RUNNING, JobEnded(0, True), FamilyStopped(()), StagedOut(""), Reported())
+    steps = [c.step for c in commands if isinstance(c, Begin)]
+    assert steps == [
+        Step.FETCH_CREDENTIAL, Step.STAGE_IN, Step.LAUNCH, Step.STOP_HARD, Step.STAGE_OUT, Step.REPORT
+    ]  # fmt: skip
+    assert life.state is State.ENDED
+    assert commands[-1] == Exit(EXIT_NORMAL)
+    assert life.verdict == Exited(0)
+
+
+def test_without_a_proxy_no_credential_is_asked_for() -> None:
+    life, commands = walk(JobKnown(has_proxy=False, output_on_evict=False))
+    assert commands == [Begin(Step.STAGE_IN)]
+    assert life.state is State.STAGING_IN
+
+
+def test_a_refused_user_is_reported_as_held_without_touching_a_sandbox() -> None:
+    life, commands = walk(JobKnown(True, False), CredentialStored(), StepFailed(HOLD, sandbox=False), Reported())
+    assert [c.step for c in commands if isinstance(c, Begin)][-1] is Step.REPORT
+    assert life.verdict == HOLD
+
+
+def test_rm_of_a_running_job_stops_softly_and_fetches_nothing() -> None:
+    life, commands = walk(*RUNNING, SOFT, JobEnded(15, True), FamilyStopped(()), Cleaned(""), Reported())
+    assert [c.step for c in commands if isinstance(c, Begin)][3:] == [Step.STOP_SOFTLY, Step.CLEAN, Step.REPORT]
+    assert life.verdict == Killed("rm", 1009, output=False)
+    assert life.ended == JobEnded(15, True)
+
+
+def test_eviction_fetches_output_where_the_job_wants_it() -> None:
+    life, commands = walk(
+        JobKnown(True, output_on_evict=True), CredentialStored(), StagedIn(), Started(), SOFT, FamilyStopped(())
+    )
+    assert commands[-1] == Begin(Step.STAGE_OUT)
+    assert life.state is State.STAGING_OUT
+
+
+def test_a_hard_request_overtakes_a_soft_one_and_not_the_other_way() -> None:
+    life, commands = walk(*RUNNING, SOFT, HARD)
+    assert commands[-1] == Begin(Step.STOP_HARD)
+    before = len(life.story)
+    assert life.handle(SOFT, now_s=9.0) == ()
+    assert life.state is State.STOPPING
+    assert len(life.story) == before + 1
+
+
+def test_survivors_break_the_slot_and_the_sandbox_is_still_tried() -> None:
+    life, commands = walk(*RUNNING, JobEnded(0, True), FamilyStopped((17,)), Cleaned("x is left"), Reported())
+    assert [type(c) for c in commands if isinstance(c, DeclareBroken)] == [DeclareBroken, DeclareBroken]
+    assert commands[-1] == Exit(EXIT_UNKILLABLE)
+
+
+def test_a_lost_shadow_stops_the_job_removes_the_sandbox_and_ends() -> None:
+    life, commands = walk(*RUNNING, ShadowLost("cut"), JobEnded(9, True), FamilyStopped(()), Cleaned(""))
+    assert [c.step for c in commands if isinstance(c, Begin)][3:] == [Step.STOP_HARD, Step.CLEAN]
+    assert commands[-1] == Exit(EXIT_LOST_SHADOW)
+    assert isinstance(life.verdict, Abandoned)
+
+
+def test_the_proxys_end_stops_the_job_before_and_holds_it() -> None:
+    life, commands = walk(*RUNNING, ProxyEnding("ends at noon"))
+    assert commands[-1] == Begin(Step.STOP_SOFTLY)
+    assert life.verdict == Hold(4, 0, "ends at noon")
+
+
+def test_suspend_and_continue() -> None:
+    life, commands = walk(*RUNNING, SuspendAsked(), ContinueAsked())
+    assert commands[-2:] == [Suspend(), Resume()]
+    assert life.state is State.RUNNING
+
+
+@pytest.mark.parametrize("state", list(State))
+@pytest.mark.parametrize("fact", FACTS)
+def test_every_fact_has_a_rule_in_every_state(state: State, fact: type) -> None:
+    life = Life(state=state, verdict=Killed("x", 1, output=False))
+    life.handle(SAMPLES[fact], now_s=0.0)
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_outcomes_of_steps_that_do_not_run_are_our_own_bug(state: State) -> None:
+    for kind, event in SAMPLES.items():
+        if (state, kind) in RULES:
+            continue
+        life = Life(state=state)
+        with pytest.raises(BrokenRule, match=kind.__name__):
+            life.handle(event, now_s=0.0)
+        assert life == Life(state=state)
+
+
+@given(st.lists(st.sampled_from(list(SAMPLES.values())), max_size=40))
+def test_whatever_comes_a_begun_job_is_never_forgotten(events: list[Event]) -> None:
+    """Invariants over random stories: ended means exactly one Exit; a job that was launched was stopped before."""
+    life, launched, stopped, exits = Life(), False, False, 0
+    for event in events:
+        try:
+            commands = life.handle(event, now_s=0.0)
+        except BrokenRule:
+            continue
+        for command in commands:
+            launched = launched or command == Begin(Step.LAUNCH)
+            stopped = stopped or command in (Begin(Step.STOP_HARD), Begin(Step.STOP_SOFTLY))
+            if command in (Begin(Step.STAGE_OUT), Begin(Step.CLEAN)) and launched:
+                assert stopped
+            exits += isinstance(command, Exit)
+    assert exits == (1 if life.state is State.ENDED else 0)
+    if life.state is State.ENDED and launched:
+        assert stopped
+
+
+def test_the_story_is_bounded() -> None:
+    life, _ = walk(*RUNNING)
+    for _ in range(500):
+        life.handle(SuspendAsked(), now_s=0.0)
+        life.handle(ContinueAsked(), now_s=0.0)
+    assert len(life.story) == 64
+
+
+ROW = re.compile(r"^\| (\d+) \| ([^|]+) \| ([^|]+) \|")
+
+
+def test_the_page_lists_the_table() -> None:
+    page = Path(__file__).parents[2] / "docs" / "job-life.md"
+    rows = [match for line in page.read_text().splitlines() if (match := ROW.match(line))]
+    told = [
+        (int(row[1]), {w.strip() for w in row[2].split(",")}, {w.strip() for w in row[3].split(",")}) for row in rows
+    ]
+    table = [
+        (number, {state.value for state in states}, {event.__name__ for event in events})
+        for number, (states, events, _) in enumerate(NUMBERED, start=1)
+    ]
+    assert told == table
