@@ -1,10 +1,11 @@
 """Local calls between our own processes: typed msgpack messages and descriptors over Unix stream sockets.
 
 `Channel` is one connection, `serve` a service at a path, `connect` its client; `send_blocking` and
-`receive_blocking` are the same for processes without an event loop. What a peer sends is hostile until checked:
-every size is limited, and whatever is malformed costs its own connection only.
+`receive_blocking` are the same for processes without an event loop. What a peer sends is hostile until
+checked: every size is limited, and whatever is malformed costs its own connection only.
 
-It does not retry, reconnect or log. The path of a socket must lie in a directory that only its owner may write.
+It does not retry, reconnect or log. The path of a socket must lie in a directory that only its owner may
+write.
 """
 
 import array
@@ -114,8 +115,8 @@ class Channel:
     async def receive(self) -> tuple[Any, list[int]]:
         """The next message and its descriptors: close-on-exec, now the caller's to close.
 
-        Cancelling loses nothing: the next call goes on where this one stopped. After an RpcFault the channel is
-        closed, and the descriptors of the faulty message with it.
+        Cancelling loses nothing: the next call goes on where this one stopped. After an RpcFault the channel
+        is closed, and the descriptors of the faulty message with it.
 
         Raises:
             ChannelClosed: end of file between two messages, or a connection that was reset.
@@ -296,9 +297,9 @@ async def serve(
 ) -> None:
     """Listen at a path, replacing what is there, and run `handle(channel)` in a task for each connection.
 
-    The channel is closed when `handle` returns. An RpcFault out of it (also within a group) ends its connection
-    and is shown to `on_fault`; any other exception is our bug and ends the service. A peer of another uid than
-    `allowed_uids` (None: any) is closed without a word.
+    The channel is closed when `handle` returns. An RpcFault out of it (also within a group) ends its
+    connection and is shown to `on_fault`; any other exception is our bug and ends the service. A peer of
+    another uid than `allowed_uids` (None: any) is closed without a word.
 
     Cancelling ends all connections and removes the socket. Reports "started" when clients can connect.
 
@@ -403,7 +404,8 @@ def send_blocking(
 def receive_blocking(
     sock: socket.socket, protocol: Protocol, *, limit_bytes: int = LIMIT_BYTES, max_fds: int = MAX_FDS
 ) -> tuple[Any, list[int]]:
-    """`Channel.receive` for a process without an event loop; after an RpcFault the caller closes the socket."""
+    """`Channel.receive` for a process without an event loop; after an RpcFault the caller closes the
+    socket."""
     incoming = _Incoming(limit_bytes, max_fds)
     try:
         while (body := incoming.take()) is None:

@@ -79,9 +79,9 @@ class Protocol:
     """A closed set of message classes and their encoding.
 
     Args:
-        message_types: frozen attrs classes with distinct names. Fields may be annotated with int, float, bool,
-            str, bytes, Path, None, Any, Literal, enums, other attrs classes, unions of these, and tuple, list,
-            frozenset, dict and Mapping of these. `Error` is always included.
+        message_types: frozen attrs classes with distinct names. Fields may be annotated with int, float,
+            bool, str, bytes, Path, None, Any, Literal, enums, other attrs classes, unions of these, and
+            tuple, list, frozenset, dict and Mapping of these. `Error` is always included.
     """
 
     def __init__(self, *message_types: type) -> None:
@@ -145,7 +145,7 @@ def _describe(error: BaseException) -> str:
     return str(error) if isinstance(error, _Mismatch) else type(error).__name__
 
 
-# --- cattrs: strict hooks ------------------------------------------------------------------------------------
+# --- cattrs: strict hooks -----------------------------------------------------------------------------------
 
 _Hook = Callable[[Any, Any], Any]
 
@@ -309,14 +309,14 @@ def _union_out(converter: cattrs.Converter, kind: Any) -> Callable[[Any], Any]:
     return unstructure
 
 
-# --- frames --------------------------------------------------------------------------------------------------
+# --- frames -------------------------------------------------------------------------------------------------
 
 
 class FrameBuffer:
     """Puts a frame together from whatever pieces arrive; keeps its state when its reader is interrupted.
 
-    It asks for exactly the bytes of the frame at hand (`missing`), so descriptors that arrive with these bytes
-    belong to this frame.
+    It asks for exactly the bytes of the frame at hand (`missing`), so descriptors that arrive with these
+    bytes belong to this frame.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -337,7 +337,8 @@ class FrameBuffer:
         return self._length is not None or bool(self._data)
 
     def feed(self, piece: bytes) -> None:
-        """Add at most `missing` bytes. RpcFault("limit") for a length above the limit, before any of it is read."""
+        """Add at most `missing` bytes. RpcFault("limit") for a length above the limit, before any of it is
+        read."""
         self._data += piece
         if self._length is None and len(self._data) == HEADER.size:
             (length,) = HEADER.unpack(self._data)

@@ -1,8 +1,8 @@
 """The client of procd, for starters and the startd: one connection a call, and a procd that may be restarted.
 
-Every call can be made by any task at any time. When procd is away, calls wait for it (`patience_s`); when it has
-been restarted, it does not know our families: the client registers them again, with what the last one had told,
-and goes on. `keep` does that at once instead of at the next call.
+Every call can be made by any task at any time. When procd is away, calls wait for it (`patience_s`); when it
+has been restarted, it does not know our families: the client registers them again, with what the last one had
+told, and goes on. `keep` does that at once instead of at the next call.
 """
 
 import os
@@ -110,11 +110,12 @@ class ProcdClient:
         Args:
             family: a name, unique at this procd: printable ASCII without blanks, at most 200 characters.
             root_pid, root_ticks: the process whose descendants are the family, and itself.
-            starter_pid, starter_ticks: the sub-reaper; when it dies the family is stopped. Ticks None: read here.
+            starter_pid, starter_ticks: the sub-reaper; when it dies the family is stopped. Ticks None: read
+                here.
             credential: path of the proxy for calls of the switch; procd reads nothing from it.
             audit_id: GLEXEC_ID of such calls.
-            control_fd: near end of the control socket of a lingering switch. procd gets a duplicate, and only ever
-                writes to it: what the far side says there stays the caller's.
+            control_fd: near end of the control socket of a lingering switch. procd gets a duplicate, and only
+                ever writes to it: what the far side says there stays the caller's.
 
         Raises:
             RpcRefused: "already-registered", "no-such-process".
@@ -137,7 +138,8 @@ class ProcdClient:
         return usage
 
     async def signal(self, family: str, number: int, to: Literal["root", "all"]) -> None:
-        """Send one signal, soft or not, by the cheapest route. Through the switch this takes an authorised call.
+        """Send one signal, soft or not, by the cheapest route. Through the switch this takes an authorised
+        call.
 
         Raises:
             RpcRefused: "no-route" when the switch failed; nobody may have got the signal then.
@@ -167,7 +169,8 @@ class ProcdClient:
         return (await self._ask(None, List(), Families)).families
 
     async def keep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until cancelled: when procd goes away, wait for the next one (as long as it takes) and register again."""
+        """Until cancelled: when procd goes away, wait for the next one (as long as it takes) and register
+        again."""
         task_status.started()
         while True:
             try:
@@ -177,7 +180,7 @@ class ProcdClient:
             except RpcFault:
                 await trio.sleep(_FIRST_PAUSE_S)
 
-    # --- calls -----------------------------------------------------------------------------------------------
+    # --- calls ----------------------------------------------------------------------------------------------
 
     async def _ask(self, family: str | None, request: Any, kind: type[_Reply]) -> _Reply:
         try:

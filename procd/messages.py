@@ -1,7 +1,8 @@
 """What procd is asked and what it answers: one request, one reply, over `pilot.rpc`.
 
-A refusal is `pilot.rpc.Error` with one of these codes: "unknown-family", "already-registered", "no-such-process"
-(the root or the starter is not there, or is another process by now), "no-route" (nobody would let us signal it).
+A refusal is `pilot.rpc.Error` with one of these codes: "unknown-family", "already-registered",
+"no-such-process" (the root or the starter is not there, or is another process by now), "no-route" (nobody
+would let us signal it).
 """
 
 import math
@@ -40,8 +41,8 @@ class Identity:
 class Usage:
     """What a family and its sub-families use and have used, fresh when it was answered.
 
-    CPU of the dead is a lower bound: what was last seen of them, or what their parents were credited with when
-    that is more. Memory peaks are peaks of the family's sum, over the snapshots.
+    CPU of the dead is a lower bound: what was last seen of them, or what their parents were credited with
+    when that is more. Memory peaks are peaks of the family's sum, over the snapshots.
     """
 
     user_s: float = 0.0
@@ -63,10 +64,11 @@ class Usage:
 
 @attrs.frozen
 class Memory:
-    """What a procd knows of a family and can't find out later. The client keeps it and gives it to the next procd.
+    """What a procd knows of a family and can't find out later. The client keeps it and gives it to the next
+    procd.
 
-    chain: the processes between starter and root (the switch). exempt: children of the starter that were there
-    before the family. ancestors: the pilot's processes above the starter, nearest first.
+    chain: the processes between starter and root (the switch). exempt: children of the starter that were
+    there before the family. ancestors: the pilot's processes above the starter, nearest first.
     """
 
     uid: int
@@ -130,7 +132,8 @@ class Resume:
 
 @attrs.frozen
 class Stop:
-    """SIGKILL until the family is empty or `deadline_s` seconds are over. Urgent: no jitter before the switch is asked."""
+    """SIGKILL until the family is empty or `deadline_s` seconds are over. Urgent: no jitter before the switch
+    is asked."""
 
     family: str = attrs.field(validator=_NAME)
     urgent: bool = False
@@ -141,8 +144,8 @@ class Stop:
 class Stopped:
     """The end of a `Stop`.
 
-    empty: a full scan after the last kill found nobody. route: "none" (it was empty), "control", "own", "switch",
-    or several joined by "+". switch_calls: authorisations that it cost the site.
+    empty: a full scan after the last kill found nobody. route: "none" (it was empty), "control", "own",
+    "switch", or several joined by "+". switch_calls: authorisations that it cost the site.
     """
 
     empty: bool

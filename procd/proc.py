@@ -1,50 +1,23 @@
 """The one reader of /proc: cheap reads, bytes, no caches.
 
-It reports what the kernel says about one process or about all of them; it knows nothing of families. A process
-that ends while it is read is simply not there. Unreadable files (hidepid) look the same as missing ones.
+It reports what the kernel says about one process or about all of them; it knows nothing of families. A
+process that ends while it is read is simply not there. Unreadable files (hidepid) look the same as missing
+ones.
 """
 
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
+
+from procd.process import Process, ProcessId
 
 PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 # One line of at most 52 numbers of 20 digits and a name of 64 bytes (proc(5)).
 _STAT_BYTES = 2048
 _CHILDREN_BYTES = 65_536
-# proc hands out such files in pages of at least 4 KiB; a piece shorter than this was the last one (fs/seq_file.c).
+# proc hands out such files in pages of at least 4 KiB; a piece shorter than this was the last one
+# (fs/seq_file.c).
 _MORE_BYTES = 2048
-
-
-class ProcessId(NamedTuple):
-    """A process: its number and its start time in ticks since boot. A number alone is never a process."""
-
-    pid: int
-    start_ticks: int
-
-
-class Process(NamedTuple):
-    """One line of /proc/PID/stat, as far as families need it. A tuple: a scan makes thousands."""
-
-    id: ProcessId
-    parent: int
-    state: str
-    uid: int
-    """Effective uid."""
-    threads: int
-    user_ticks: int
-    system_ticks: int
-    reaped_user_ticks: int
-    """CPU of children that it has waited for, and of theirs."""
-    reaped_system_ticks: int
-    rss_kb: int
-    image_kb: int
-
-    @property
-    def running(self) -> bool:
-        """False for zombies: they wait for their parent only, hold nothing and can't be killed."""
-        return self.state not in "ZXx"
 
 
 class ProcReader:
@@ -89,7 +62,8 @@ class ProcReader:
         return None if process is None else process.id.start_ticks
 
     def children(self, process: Process) -> list[int]:
-        """The numbers of its children. May miss some while any of them ends, so it proves nothing (proc(5))."""
+        """The numbers of its children. May miss some while any of them ends, so it proves nothing
+        (proc(5))."""
         pid = process.id.pid
         if process.threads == 1:
             return self._children_of_thread(f"{pid}/task/{pid}/children")
@@ -124,7 +98,8 @@ class ProcReader:
         return [int(name) for name in os.listdir(self._root) if name.isdecimal()]
 
     def scan(self) -> Iterator[Process]:
-        """Every process that we may see, one after the other: about 10 us each, so do it beside an event loop."""
+        """Every process that we may see, one after the other: about 10 us each, so do it beside an event
+        loop."""
         for pid in self.pids():
             process = self.read(pid)
             if process is not None:
@@ -155,7 +130,8 @@ def _read_all(fd: int) -> bytes:
 
 
 def parse_stat(line: bytes, uid: int) -> Process | None:
-    """A line of /proc/PID/stat; None when it is cut. The name may hold anything, so count from its last ')'."""
+    """A line of /proc/PID/stat; None when it is cut. The name may hold anything, so count from its last
+    ')'."""
     close = line.rfind(b")")
     # Numbers of the fields as in proc(5), less 3: state is the first one after the name.
     fields = line[close + 2 :].split(None, 22)

@@ -1,4 +1,5 @@
-"""pilot.rpc: messages, descriptors and faults over real sockets; nothing that a peer sends hurts another one."""
+"""pilot.rpc: messages, descriptors and faults over real sockets; nothing that a peer sends hurts another
+one."""
 
 import fcntl
 import math
@@ -80,7 +81,7 @@ def body(tag: object, fields: object) -> bytes:
     return bytes(msgpack.packb([tag, fields]))
 
 
-# --- the codec -----------------------------------------------------------------------------------------------
+# --- the codec ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -183,7 +184,7 @@ def test_any_body_is_a_message_or_a_fault(data: bytes) -> None:
     assert PROTOCOL.decode(PROTOCOL.encode(message)) == message
 
 
-# --- channels ------------------------------------------------------------------------------------------------
+# --- channels -----------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -197,7 +198,8 @@ def raw_and_channel(**limits: int) -> Iterator[tuple[socket.socket, Channel]]:
 def two_channels() -> Iterator[tuple[Channel, Channel]]:
     near, far = socket.socketpair()
     with near, far:
-        yield tuple(Channel(trio.socket.from_stdlib_socket(each), PROTOCOL) for each in (near, far))  # type: ignore[misc]
+        ends = [Channel(trio.socket.from_stdlib_socket(each), PROTOCOL) for each in (near, far)]
+        yield ends[0], ends[1]
 
 
 @contextmanager
@@ -375,7 +377,7 @@ def test_a_blocking_receive_refuses_garbage() -> None:
             receive_blocking(far, PROTOCOL)
 
 
-# --- a service -----------------------------------------------------------------------------------------------
+# --- a service ----------------------------------------------------------------------------------------------
 
 
 async def echo(channel: Channel) -> None:
@@ -458,9 +460,9 @@ async def test_garbage_costs_its_own_connection_only(tmp_path: Path) -> None:
     serving_it = serving(path, on_fault=lambda _, fault: faults.append(fault.code))
     async with serving_it, await connect(path, PROTOCOL) as good:
         assert await good.call(Done("before")) == Done("before")
-        stream = await trio.open_unix_socket(str(path))
-        await stream.send_all(framed(b"\xc1"))
-        assert await stream.receive_some() == b""
+        async with await trio.open_unix_socket(str(path)) as stream:
+            await stream.send_all(framed(b"\xc1"))
+            assert await stream.receive_some() == b""
         assert await good.call(Done("after")) == Done("after")
     assert "garbage" in faults
 
@@ -481,8 +483,7 @@ async def test_a_bug_of_ours_ends_the_service(tmp_path: Path) -> None:
         raise ZeroDivisionError
 
     with pytest.RaisesGroup(pytest.RaisesGroup(ZeroDivisionError)):
-        async with serving(tmp_path / "s", broken):
-            await connect(tmp_path / "s", PROTOCOL)
+        async with serving(tmp_path / "s", broken), await connect(tmp_path / "s", PROTOCOL):
             await trio.sleep_forever()
 
 
