@@ -149,13 +149,17 @@ class FarSide:
     def gone(self) -> CallFailed:
         return CallFailed("closed", "the far side went away" + _words(self.running))
 
-    async def end(self) -> Outcome | None:
-        """Hang up, see the call out and give everything back; at most 2 * END_GRACE_S, also when
+    async def end(self, grace_s: float = END_GRACE_S) -> Outcome | None:
+        """Hang up, see the call out and give everything back; at most 2 * grace_s, also when
         cancelled."""
-        await trio.aclose_forcefully(self.stream)
-        outcome = await self.running.end(END_GRACE_S)
+        self.hang_up()
+        outcome = await self.running.end(grace_s)
         self.running.close()
         return outcome
+
+    def hang_up(self) -> None:
+        """End of file for the far side. No checkpoint: this is for clean-up, where one could be cancelled."""
+        self.stream.socket.close()
 
     def _raise_gone(self) -> bytes:
         raise self.gone()
@@ -267,7 +271,7 @@ async def _attempt(asking: Asking, verb: str, deadline_s: float, control: bool) 
 
 
 async def _give_up(stream: trio.SocketStream, running: Running) -> Outcome | None:
-    await trio.aclose_forcefully(stream)
+    stream.socket.close()
     outcome = await running.end(END_GRACE_S)
     running.close()
     return outcome

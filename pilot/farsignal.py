@@ -63,7 +63,9 @@ async def signal_far(
         await far.end()
     try:
         left = tuple((int(pid), int(tick)) for pid, tick in answer["left"])
-        sent, denied, gone, left_count = (int(answer[word]) for word in ("sent", "denied", "gone", "left_count"))
+        sent, denied, gone, left_count = (
+            int(answer[word]) for word in ("sent", "denied", "gone", "left_count")
+        )
         return Sent(sent, denied, gone, left, left_count)
     except (KeyError, TypeError, ValueError) as error:
         raise CallFailed("framing", "not the answer to a signal") from error

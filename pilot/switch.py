@@ -18,6 +18,7 @@ import os
 import random
 import signal
 import socket
+import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -281,8 +282,7 @@ class Running:
 
     def close(self) -> None:
         """Give back the descriptors; `wait` is of no use afterwards unless the call has ended."""
-        if self._status is None:
-            self._reap()
+        self._reap()
         for fd in (self._pidfd, self._errors):
             if fd >= 0:
                 os.close(fd)
@@ -292,6 +292,8 @@ class Running:
             self.control = None
 
     def _reap(self) -> None:
+        if self._status is not None:
+            return
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         if pid:
             self._status = status
@@ -371,6 +373,23 @@ def wrapper_argv(settings: SwitchSettings, verb: str) -> tuple[str, ...]:
     """
     python = os.path.realpath(settings.sailplane_wrapper_python)
     return (python, "-IS", os.path.join(settings.sailplane_wrapper_dir, "__main__.py"), verb)
+
+
+def compile_wrapper(settings: SwitchSettings) -> None:
+    """Byte-compile the wrapper for the interpreter that will run it, readable by all; saves some ms in every call.
+
+    Once at a daemon's start; blocks for about 50 ms. A directory that is not ours to write stays as it is.
+    """
+    subprocess.run(
+        [settings.sailplane_wrapper_python, "-IS", "-m", "compileall", "-q", settings.sailplane_wrapper_dir],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={"PATH": SWITCH_PATH},
+        umask=0o022,
+        timeout=30,
+        check=False,
+    )
 
 
 def _spawn(

@@ -74,7 +74,9 @@ def started() -> Iterator[list[subprocess.Popen[bytes]]]:
 
 def start(started: list[subprocess.Popen[bytes]], program: str) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
-        [sys.executable, "-IS", "-c", program, str(os.getpid())], stdout=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-IS", "-c", program, str(os.getpid())],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
     )
     started.append(process)
     assert process.stdout
@@ -155,7 +157,12 @@ async def test_another_start_tick_is_another_process(started) -> None:
 async def test_those_who_asked_are_not_of_the_family() -> None:
     """The tests themselves, who are the wrapper's parents, as a target: nobody is hurt."""
     told = await signal_far(
-        ASKING, signal.SIGKILL, [(os.getpid(), start_ticks(os.getpid()))], tree=False, limit_s=5, deadline_s=20
+        ASKING,
+        signal.SIGKILL,
+        [(os.getpid(), start_ticks(os.getpid()))],
+        tree=False,
+        limit_s=5,
+        deadline_s=20,
     )
     assert told.sent == 0
 

@@ -9,9 +9,19 @@ import trio
 from attrs import frozen
 
 from pilot.switch import Exited, NoneSwitch, Running
-from starter.launch import ExecFailed, Launched, LaunchSpec, judge, launch
-from starter.sandbox import Context, Place, make_place, remove_place, stage_in, stage_out
-from starter.sandbox import Changed, Limits, Listed, OutFile
+from starter.launch import ExecFailed, Launched, LaunchSpec, launch
+from starter.sandbox import (
+    Changed,
+    Context,
+    Limits,
+    Listed,
+    OutFile,
+    Place,
+    make_place,
+    remove_place,
+    stage_in,
+    stage_out,
+)
 
 WRAPPER = Path(__file__).resolve().parents[2] / "jobwrapper"
 LIMITS = Limits(max_bytes=10_000_000, max_files=1000)
@@ -70,8 +80,14 @@ async def test_a_job_from_start_to_output(tmp_path: Path) -> None:
     async with stage_in(context(), place, deadline_s=20) as inward:
         await inward.file("in.txt", 0o644, 3, once(b"abc"))
         catalogue = await inward.finish()
-    launched = await run(place, "/bin/sh", "-c", "cat; echo $WORD >&2; echo new > made; exit 7",
-                         stdin="in.txt", environment={"WORD": "hey"})
+    launched = await run(
+        place,
+        "/bin/sh",
+        "-c",
+        "cat; echo $WORD >&2; echo new > made; exit 7",
+        stdin="in.txt",
+        environment={"WORD": "hey"},
+    )
     assert isinstance(launched, Launched)
     assert await launched.wait() == Exited(7)
     async with stage_out(context(), place, Changed(catalogue), limits=LIMITS, deadline_s=20) as outward:
