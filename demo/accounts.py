@@ -126,9 +126,7 @@ def abandoned() -> list[str]:
     return [
         entry.pw_name
         for entry in pwd.getpwall()
-        if _NAME.fullmatch(entry.pw_name)
-        and entry.pw_gecos.startswith(COMMENT)
-        and not _maker_lives(entry.pw_gecos)
+        if _NAME.fullmatch(entry.pw_name) and entry.pw_gecos.startswith(COMMENT) and not _maker_lives(entry.pw_gecos)
     ]
 
 
@@ -140,12 +138,9 @@ def processes_of(uids: Sequence[int]) -> dict[int, str]:
             continue
         with suppress(OSError):
             fields = dict(
-                line.split(":", 1)
-                for line in Path("/proc", entry, "status").read_text(errors="replace").splitlines()
+                line.split(":", 1) for line in Path("/proc", entry, "status").read_text(errors="replace").splitlines()
             )
-            if fields["State"].split()[0] not in "ZX" and {int(u) for u in fields["Uid"].split()[:2]} & set(
-                uids
-            ):
+            if fields["State"].split()[0] not in "ZX" and {int(u) for u in fields["Uid"].split()[:2]} & set(uids):
                 found[int(entry)] = fields["Name"].strip()
     return found
 

@@ -42,9 +42,7 @@ def voms_extension(
     info = der.encode(
         der.SEQUENCE,
         der.encode_int(1),
-        der.encode(
-            der.SEQUENCE, der.encode(_TAG_0, _names(entity.issuer), der.encode_int(entity.serial_number))
-        ),
+        der.encode(der.SEQUENCE, der.encode(_TAG_0, _names(entity.issuer), der.encode_int(entity.serial_number))),
         der.encode(_TAG_0, _names(server.certificate.subject)),
         algorithm,
         der.encode_int(secrets.randbits(63)),
