@@ -1,0 +1,123 @@
+"""Resources, slots and their ads."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from classad2 import ClassAd, ExprTree
+
+from cedar.classads import matches
+from cedar.sessions import SessionTable
+from startd.advertise import collector_addresses
+from startd.held import Requester, Slots
+from startd.resources import DoesNotFit, Resources, requested
+from startd.slotads import Machine, private_ad, public_ad, start_expression
+
+TOTAL = Resources(4, 4000, 100_000)
+ADDRESS = "<127.0.0.1:4242?noUDP>"
+NOBODY = Requester(address=None, user="alice@x", lease_s=60.0, alive_interval_s=300.0)
+
+
+def machine(**changes: object) -> Machine:
+    values: dict[str, object] = {
+        "name": "node", "fqdn": "node.example", "address": ADDRESS, "arch": "X86_64", "os": "LINUX",
+        "os_version": "Debian12", "uid_domain": "example", "start_time": 1_700_000_000, "total": TOTAL,
+        "start": "true", "rank": "0.0", "switch": "glexec", "switch_isolates": True, "needs_proxy": True,
+    }  # fmt: skip
+    return Machine(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def slots() -> Slots:
+    return Slots("node", ADDRESS, 1_700_000_000, SessionTable(), TOTAL, free=TOTAL)
+
+
+def job(**attributes: object) -> ClassAd:
+    ad = ClassAd({"RequestCpus": 1, "RequestMemory": 128, "RequestDisk": 1024, "x509userproxysubject": "/CN=Alice"})
+    ad["Requirements"] = ExprTree('TARGET.Arch == "X86_64" && TARGET.HasFileTransfer')
+    for name, value in attributes.items():
+        ad[name] = value
+    return ad
+
+
+def pslot_ad(**changes: object) -> ClassAd:
+    state = slots().state(refused_users=(), draining=False, trouble="", entered_at=1)
+    return public_ad(machine(**changes), state, now=2, sequence=3)
+
+
+def test_sizes_are_rounded_up_where_that_still_fits() -> None:
+    assert requested(job(RequestMemory=100, RequestDisk=10), TOTAL) == Resources(1, 128, 1024)
+    assert requested(job(RequestMemory=3999), TOTAL) == Resources(1, 3999, 1024)
+
+
+@pytest.mark.parametrize("wrong", [{"RequestCpus": 5}, {"RequestCpus": 0}, {"RequestMemory": -1}, {"RequestDisk": 10**9}])
+def test_what_does_not_fit_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(DoesNotFit):
+        requested(job(**wrong), TOTAL)
+
+
+async def test_carving_moves_the_claim_id_and_mints_a_registered_one() -> None:
+    pool = slots()
+    before = pool.current
+    held = pool.carve(Resources(1, 128, 1024), NOBODY)
+    assert held.claim_id is before
+    assert pool.current.session_id != before.session_id
+    assert pool.sessions.get(pool.current.session_id, trio.current_time()) is not None
+    assert pool.free == TOTAL - held.resources
+    pool.give_back(held, broken=False)
+    assert pool.free == TOTAL
+    assert pool.sessions.get(before.session_id, trio.current_time()) is not None, "a last command may be in flight"
+
+
+async def test_a_broken_slots_resources_are_withheld() -> None:
+    pool = slots()
+    pool.give_back(pool.carve(Resources(1, 128, 1024), NOBODY), broken=True)
+    assert pool.free + pool.withheld == TOTAL
+    assert pool.withheld == Resources(1, 128, 1024)
+
+
+async def test_a_job_matches_and_the_slot_matches_it() -> None:
+    assert matches(pslot_ad(), job())
+    assert matches(job(), pslot_ad())
+    assert not matches(pslot_ad(), job(RequestMemory=10_000))
+    assert not matches(pslot_ad(start="false"), job())
+
+
+async def test_under_glexec_a_job_without_proxy_does_not_match() -> None:
+    without = job()
+    del without["x509userproxysubject"]
+    assert not matches(pslot_ad(), without)
+    assert matches(pslot_ad(needs_proxy=False), without)
+
+
+async def test_a_user_whom_the_site_refused_does_not_match_here() -> None:
+    state = slots().state(refused_users=('/CN=Mallory "x" \\', "/CN=Bob"), draining=False, trouble="", entered_at=1)
+    ad = public_ad(machine(), state, now=2, sequence=3)
+    assert not matches(ad, job(x509userproxysubject="/CN=Bob"))
+    assert not matches(ad, job(x509userproxysubject='/CN=Mallory "x" \\'))
+    assert matches(ad, job())
+
+
+async def test_draining_takes_nothing() -> None:
+    state = slots().state(refused_users=(), draining=True, trouble="", entered_at=1)
+    assert start_expression(machine(), state).endswith("&& false")
+    assert public_ad(machine(), state, now=2, sequence=3)["State"] == "Drained"
+
+
+async def test_the_claim_id_is_in_the_private_ad_only() -> None:
+    pool = slots()
+    held = pool.carve(Resources(1, 128, 1024), NOBODY)
+    for state in (pool.state(refused_users=(), draining=False, trouble="", entered_at=1), held.slot_state(1, False)):
+        ad = public_ad(machine(), state, now=2, sequence=3)
+        assert state.claim.secret not in str(ad)
+        private = private_ad(ad, state.claim)
+        assert private["ClaimId"] == state.claim.text
+        assert (private["Name"], private["MyAddress"]) == (ad["Name"], ad["MyAddress"])
+    assert held.claim_id.secret not in repr(held)
+
+
+def test_collector_addresses() -> None:
+    found = collector_addresses("cm.example, other:1234 <10.0.0.1:9?addrs=10.0.0.1-9&noUDP>, [::1]:77")
+    assert [(a.host, a.port) for a in found] == [("cm.example", 9618), ("other", 1234), ("10.0.0.1", 9), ("::1", 77)]
+    assert collector_addresses(None) == []
+    with pytest.raises(ValueError, match="COLLECTOR_HOST"):
+        collector_addresses("http://x/y")
