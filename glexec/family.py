@@ -1,0 +1,149 @@
+"""The payload's processes: everything below this process, which is their sub-reaper.
+
+Finds them by the kernel's children files (cheap; complete for stopped processes) and proves
+emptiness by one full scan of parents. Signals a process only while it is the one that was found.
+"""
+
+import os
+import time
+
+from glexec import signals
+
+TYPE_CHECKING = False  # the typing module costs milliseconds
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_PAUSE_S = (0.0005, 0.02)  # between looks while processes die: first and largest
+
+
+class Process:
+    """One look at one process."""
+
+    def __init__(self, pid: int, parent: int, state: str, ticks: int) -> None:
+        self.pid = pid
+        self.parent = parent
+        self.state = state
+        self.ticks = ticks
+
+
+def look(pid: int) -> "Process | None":
+    """The process now; None if it is gone."""
+    try:
+        with open("/proc/%d/stat" % pid, "rb") as file:
+            data = file.read()
+    except OSError:
+        return None
+    fields = data[data.rindex(b")") + 2 :].split()
+    return Process(pid, int(fields[1]), fields[0].decode(), int(fields[19]))
+
+
+def _children(pid: int) -> "list[int]":
+    found = []  # type: list[int]
+    try:
+        for task in os.listdir("/proc/%d/task" % pid):
+            with open("/proc/%d/task/%s/children" % (pid, task), "rb") as file:
+                found += [int(item) for item in file.read().split()]
+    except OSError:
+        pass  # gone meanwhile; its children are somebody else's now, and found there
+    return found
+
+
+def below(root: int) -> "dict[int, Process]":
+    """Living and dead descendants by the children files."""
+    found = {}  # type: dict[int, Process]
+    waiting = _children(root)
+    while waiting:
+        pid = waiting.pop()
+        process = None if pid in found else look(pid)
+        if process is not None:
+            found[pid] = process
+            waiting += _children(pid)
+    return found
+
+
+def below_by_scan(root: int) -> "dict[int, Process]":
+    """The same by a scan of all processes: slower, and complete whatever the kernel offers."""
+    everyone = {}  # type: dict[int, Process]
+    for name in os.listdir("/proc"):
+        process = look(int(name)) if name.isdigit() else None
+        if process is not None:
+            everyone[process.pid] = process
+    by_parent = {}  # type: dict[int, list[Process]]
+    for process in everyone.values():
+        by_parent.setdefault(process.parent, []).append(process)
+    found, waiting = {}, [root]
+    while waiting:
+        for process in by_parent.pop(waiting.pop(), ()):
+            found[process.pid] = process
+            waiting.append(process.pid)
+    return found
+
+
+def send(process: Process, number: int) -> bool:
+    """Signal this very process, not a later one with its number. True if it was there."""
+    opener = getattr(os, "pidfd_open", None)  # Python 3.9, Linux 5.3
+    handle = -1
+    try:
+        if opener is not None:
+            try:
+                handle = opener(process.pid)
+            except OSError:
+                opener = None
+        now = look(process.pid)
+        if now is None or now.ticks != process.ticks:
+            return False
+        if opener is None:
+            os.kill(process.pid, number)
+        else:
+            signals.pidfd_send_signal(handle, number)
+        return True
+    except ProcessLookupError:
+        return False
+    finally:
+        if handle >= 0:
+            os.close(handle)
+
+
+def alive(processes: "dict[int, Process]") -> "list[Process]":
+    """Those that can still run or hold anything: no zombies."""
+    return [process for process in processes.values() if process.state not in "ZXx"]
+
+
+def stop(root: int, until_s: float) -> int:
+    """SIGSTOP all, looking again until none is new: a stopped process cannot fork. How many."""
+    seen = {}  # type: dict[tuple[int, int], bool]
+    while time.monotonic() < until_s:
+        fresh = [one for one in alive(below(root)) if (one.pid, one.ticks) not in seen]
+        if not fresh:
+            break
+        for process in fresh:
+            seen[process.pid, process.ticks] = send(process, signals.SIGSTOP)
+    return len(seen)
+
+
+def signal_all(root: int, number: int) -> int:
+    """One signal to each that is found now. How many are there."""
+    found = alive(below(root))
+    for process in found:
+        send(process, number)
+    return len(found)
+
+
+def kill(root: int, reap: "Callable[[], None]", deadline_s: float) -> int:
+    """Stop, look again, kill, until none is left or the deadline. How many are left."""
+    until_s = time.monotonic() + deadline_s
+    pause_s = _PAUSE_S[0]
+    while True:
+        stop(root, until_s)
+        signal_all(root, signals.SIGKILL)
+        reap()
+        if not alive(below(root)):
+            survivors = alive(below_by_scan(root))
+            if not survivors:
+                return 0
+            for process in survivors:
+                send(process, signals.SIGKILL)
+        if time.monotonic() >= until_s:
+            return len(alive(below_by_scan(root)))
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, _PAUSE_S[1])

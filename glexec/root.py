@@ -1,0 +1,230 @@
+"""The root part: one call from sudo to the payload. The order of the steps is the policy.
+
+    settings and log are the site's alone      else 202
+    the caller is on the white list            else 203
+    the variables and the files are right      else 201, read with the caller's rights
+    LCMAPS maps the credential                 else 201, 202, 203; in a child
+    the target's side is right                 else 201, touched with the target's rights
+    linger: fork, supervise, mirror; otherwise become the payload
+
+Every call that reaches an open log leaves exactly one `decision` line there.
+"""
+
+import os
+import sys
+import time
+
+from glexec import codes, conf, files, identity, lcmaps, payload, policy, request, rootlog, trust, word
+from glexec.codes import CLIENT, DENIED, INTERNAL, Failure
+
+TYPE_CHECKING = False  # the typing module costs milliseconds
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_RESULTS = {CLIENT: "client error", INTERNAL: "internal error", DENIED: "denied"}
+_FRONT_DEADLINE_S = 30.0  # for the front's second half to start; it has begun before sudo
+_FRONT_LOOK_S = 0.001
+_LIMIT_COMMAND = 1000
+
+
+class Call:
+    """What sudo handed over: the front's pid, the shared word, the control socket, the command."""
+
+    def __init__(self, arguments: "list[str]") -> None:
+        numbers = [item for item in arguments[:3] if item == "-" or (item.isdigit() and len(item) < 10)]
+        if len(numbers) != 3 or numbers[0] == "-" or numbers[1] == "-":
+            raise Failure(INTERNAL, "the root part is started by the front only")
+        self.front_pid = int(numbers[0])
+        self.word = int(numbers[1])
+        self.control = None if numbers[2] == "-" else int(numbers[2])
+        self.command = arguments[3:]
+        self.umask = os.umask(0o077)
+
+
+def main(conf_path: str) -> None:
+    """Entry of the installed root part; ends the process."""
+    code = INTERNAL
+    try:
+        if os.getuid() or os.geteuid():
+            raise Failure(INTERNAL, "the root part does not run as root")
+        code = _run(Call(sys.argv[1:]), conf_path)
+    except Failure as failure:
+        code = failure.code
+        _say(failure.text)
+    except Exception as error:  # our own bug: the caller gets the contract's code, not a traceback
+        _say("internal fault (%s: %s)" % (type(error).__name__, str(error)[:200]))
+    os._exit(code)
+
+
+def _say(text: str) -> None:
+    plain = "".join(char if char.isprintable() else "?" for char in text)
+    try:
+        os.write(2, ("glexec: %s\n" % plain).encode("utf-8", "replace"))
+    except OSError:
+        return  # nobody listens
+
+
+def _run(call: Call, conf_path: str) -> int:
+    _only_our_descriptors(call)
+    settings = conf.parse(trust.read(conf_path))
+    trust.require(os.path.dirname(settings.log_file))
+    log = rootlog.Log(settings.log_file)
+    log.fields = {"id": os.environ.get("GLEXEC_ID", "")}
+    if settings.linger is False and call.control is not None:
+        os.close(call.control)  # end of file tells the caller that it has no control
+        call.control = None
+    try:
+        wish, account, pem = _decide(call, settings, log)
+    except Failure as failure:
+        _log_refusal(log, call, settings, failure)
+        raise
+    ready = _prepare_target(call, settings, log, wish, account, pem)
+    del pem
+    if ready is None:
+        return 0
+    return _linger(call, log, ready) if settings.linger else _become(call, log, ready)
+
+
+def _only_our_descriptors(call: Call) -> None:
+    kept = {0, 1, 2, call.word}
+    if call.control is not None:
+        kept.add(call.control)
+    payload.close_all_but(kept)
+    try:
+        for fd in kept - {0, 1, 2}:
+            os.set_inheritable(fd, False)
+        word.read(call.word)
+    except OSError:
+        raise Failure(CLIENT, "GLEXEC_CONTROL_FD is not open") from None
+
+
+def _decide(call: Call, settings: conf.Settings, log: rootlog.Log) -> "tuple[request.Request, identity.Account, bytes]":
+    """Everything up to the yes, which is logged; Failure otherwise."""
+    caller = identity.caller(dict(os.environ))
+    log.fields.update(caller=caller.name, caller_uid=caller.uid)
+    if not identity.is_listed(caller, settings.callers):
+        raise Failure(DENIED, "denied: %s may not use glexec here" % caller.name)
+    wish = request.understand(dict(os.environ), call.command)
+    with identity.Borrowed(caller):
+        certificate = files.read_credential(wish.certificate, caller.uid, "GLEXEC_CLIENT_CERT")
+        source = certificate
+        if wish.source != wish.certificate:
+            source = files.read_credential(wish.source, caller.uid, "GLEXEC_SOURCE_PROXY")
+    _require_policy(settings)
+    mapping = lcmaps.decide(certificate, settings)
+    log.fields["dn"] = mapping.dn
+    account = identity.target(mapping.uid, mapping.gids, mapping.secondary)
+    log.fields.update(uid=account.uid, gid=account.gid, groups=account.groups, account=account.name)
+    log.write("decision", result="mapped", **_about(call, settings))
+    return wish, account, source
+
+
+def _require_policy(settings: conf.Settings) -> None:
+    text = trust.read(settings.db_file).decode("utf-8", "replace")
+    policy.require_policy(text, settings.policy)
+    for path in policy.believed(text):
+        trust.require(path)
+
+
+def _about(call: Call, settings: conf.Settings) -> "dict[str, object]":
+    import resource
+
+    about = {
+        "pid": os.getpid(),
+        "command": _command(call),
+        "linger": settings.linger,
+        "nproc": resource.getrlimit(resource.RLIMIT_NPROC)[0],
+    }  # type: dict[str, object]
+    if settings.warnings:
+        about["warnings"] = settings.warnings
+    return about
+
+
+def _command(call: Call) -> str:
+    return " ".join(item[:_LIMIT_COMMAND] for item in call.command[:_LIMIT_COMMAND])[:_LIMIT_COMMAND]
+
+
+def _log_refusal(log: rootlog.Log, call: Call, settings: conf.Settings, failure: Failure) -> None:
+    more = {"result": _RESULTS[failure.code], "code": failure.code, "reason": failure.text}  # type: dict[str, object]
+    if isinstance(failure, lcmaps.Refusal):
+        more.update(dn=failure.dn, details=failure.details[-_LIMIT_COMMAND:])
+    more.update(_about(call, settings))
+    log.write("decision", **more)
+
+
+def _prepare_target(
+    call: Call,
+    settings: conf.Settings,
+    log: rootlog.Log,
+    wish: request.Request,
+    account: identity.Account,
+    pem: bytes,
+) -> "payload.Payload | None":
+    """The target's side, with its rights: command and copy of the proxy. None: no command."""
+    place = request.copy_place(wish, account.uid) if settings.create_target_proxy else None
+    with identity.Borrowed(account):
+        if wish.command:
+            files.require_command(wish.command[0])
+        if place is not None:
+            files.write_target(place, pem, account)
+    if not wish.command:
+        return None
+    environment = request.payload_environment(
+        dict(os.environb), settings.kept_variables, account.name, account.home, place
+    )
+    return payload.Payload(wish.command, environment, account, call.umask, call.word)
+
+
+def _await_front(call: Call, is_gone: "Callable[[], bool]") -> None:
+    """Until the front can reap: a payload that ended earlier would leave no exact status."""
+    until_s = time.monotonic() + _FRONT_DEADLINE_S
+    while not word.read(call.word) & word.WATCHING:
+        if is_gone() or time.monotonic() > until_s:
+            raise Failure(INTERNAL, "the front is gone")
+        time.sleep(_FRONT_LOOK_S)
+
+
+def _become(call: Call, log: rootlog.Log, ready: payload.Payload) -> int:
+    parent = os.getppid()
+    _await_front(call, lambda: os.getppid() != parent)
+    log.write("start", pid=os.getpid(), command=_command(call))
+    payload.start(ready)
+    return INTERNAL
+
+
+def _linger(call: Call, log: rootlog.Log, ready: payload.Payload) -> int:
+    from glexec import linger
+
+    front = linger.Front(call.front_pid)
+    near = None if call.control is None else linger.near_end(call.control)
+    die_with_root = linger.prepare()
+    door = linger.Door(call.front_pid, int(os.environ["SUDO_UID"]))
+    _await_front(call, front.is_gone)
+    word.add(call.word, door.name_bits())
+    pid = os.fork()
+    if pid == 0:
+        try:
+            payload.start(ready, die_with_root)
+        finally:
+            os._exit(INTERNAL)
+    linger.let_go()
+    supervisor = linger.Supervisor(pid, log, front, door, near)
+    try:
+        log.write("start", pid=pid, command=_command(call))
+    except Failure:
+        supervisor.end_family("log failed")  # nothing runs unrecorded
+        word.drop(call.word, word.STARTED)
+        raise
+    return _mirror(call, supervisor.run())
+
+
+def _mirror(call: Call, status: int) -> int:
+    """The payload's end as our own. A child that never became the payload is our failure."""
+    from glexec import signals
+
+    if not word.read(call.word) & word.STARTED:
+        return INTERNAL
+    if os.WIFSIGNALED(status):
+        signals.die_by(os.WTERMSIG(status))
+        return 128 + os.WTERMSIG(status)
+    return codes.masked(os.WEXITSTATUS(status))
