@@ -34,7 +34,7 @@ class FamilyRefused(Exception):
 class Surroundings:
     """What is around a root at registration and can't be found out later; `survey` finds it.
 
-    chain: between starter and root, nearest to the root first. exempt: the starter's children that were there
+    chain: between starter and root, nearest to the root first. exempt: the children that they had
     before. ancestors: processes of the pilot's account above the starter, nearest first.
     """
 
@@ -124,7 +124,8 @@ class Families:
     def register(
         self, name: str, root: ProcessId, starter: ProcessId, seen: Seen, around: Surroundings | None = None
     ) -> Family:
-        """Track a new family. The same request again gives the same family.
+        """Track a new family. The same request again gives the same family; when its root has ended, its
+        starter may name another one (a launch that was tried again).
 
         Args:
             seen: root, its ancestors, and the starter's children; all that run in a sub-family's case.
@@ -134,14 +135,27 @@ class Families:
             FamilyRefused: "already-registered", "no-such-process".
         """
         known = self._families.get(name)
-        if known is not None:
-            if (known.root, known.starter) != (root, starter):
-                raise FamilyRefused("already-registered", f"a family is called {name} already")
+        if known is not None and (known.root, known.starter) == (root, starter):
             return known
+        if known is not None and (known.starter != starter or _is_running(known.root, seen)):
+            raise FamilyRefused("already-registered", f"a family is called {name} already")
         if any(family.root == root for family in self._families.values()):
             raise FamilyRefused("already-registered", f"process {root.pid} is the root of a family already")
         around = survey(root, starter, seen, self._pilot_uid) if around is None else around
-        return self._add(name, root, starter, around, seen)
+        if known is not None:
+            self.unregister(known)
+        self.discover(seen)
+        family = self._add(name, root, starter, around, seen)
+        if known is not None:
+            self._inherit(family, known)
+        return family
+
+    def _inherit(self, family: Family, earlier: Family) -> None:
+        """Whatever an earlier attempt at the same job has left is the new attempt's."""
+        for identity, process in earlier.members.items():
+            if identity not in self._member_of:
+                family.members[identity] = process
+                self._member_of[identity] = family
 
     def _add(self, name: str, root: ProcessId, starter: ProcessId, around: Surroundings, seen: Seen) -> Family:
         parent = self._member_of.get(root)
@@ -299,6 +313,10 @@ def _is_there(identity: ProcessId, seen: Seen) -> bool:
     return process is not None and process.id == identity
 
 
+def _is_running(identity: ProcessId, seen: Seen) -> bool:
+    return _is_there(identity, seen) and seen[identity.pid].running
+
+
 def _climb(
     process: Process,
     seen: Seen,
@@ -339,7 +357,8 @@ def survey(root: ProcessId, starter: ProcessId, seen: Seen, pilot_uid: int) -> S
     else:
         raise FamilyRefused("no-such-process", f"process {root.pid} is no descendant of {starter.pid}")
     above = _ancestors(seen[starter.pid], seen)
-    exempt = (each.id for each in seen.values() if each.parent == starter.pid and each.id != root)
+    reapers = {starter.pid, *(identity.pid for identity in chain)}
+    exempt = (each.id for each in seen.values() if each.parent in reapers and each.id != root)
     return Surroundings(
         uid=seen[root.pid].uid,
         chain=tuple(chain),

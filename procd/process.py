@@ -29,8 +29,11 @@ class Process(NamedTuple):
 
     @property
     def running(self) -> bool:
-        """False for zombies: they wait for their parent only, hold nothing and can't be killed."""
-        return self.state not in "ZXx"
+        """False for zombies: they wait for their parent only, hold nothing and can't be killed.
+
+        A first thread that ended before the others looks like a zombie, and is none.
+        """
+        return self.state not in "ZXx" or self.threads > 1
 
     @property
     def stopped(self) -> bool:

@@ -281,6 +281,21 @@ def test_a_family_is_registered_once_and_the_same_request_is_the_same_family() -
     assert list(families) == [job]
 
 
+def test_a_launch_that_is_tried_again_names_another_root() -> None:
+    machine = Machine()
+    families = start(machine)
+    left = machine.fork(machine.processes[ROOT])
+    assert left
+    watch(machine, families)
+    machine.end(machine.processes[ROOT])
+    machine.reap(machine.processes[ROOT])
+    again = machine.fork(machine.processes[FRONT], uid=ALICE)
+    assert again
+    families.register("job", machine.id(again.pid), machine.id(STARTER), machine.seen())
+    watch(machine, families)
+    assert pids(families) == {again.pid, left.pid}
+
+
 @pytest.mark.parametrize(
     ("root", "starter"),
     [
@@ -480,7 +495,7 @@ def test_surroundings_have_defaults() -> None:
     assert Surroundings(uid=1) == Surroundings(1, (), (), (), Totals())
 
 
-# --- what a scan may show ------------------------------------------------------------------------------------
+# --- what a scan may show -----------------------------------------------------------------------------------
 
 
 def test_a_parent_that_is_younger_than_its_child_is_somebody_else() -> None:
