@@ -179,9 +179,7 @@ class Claims:
 
     # --- starters ------------------------------------------------------------------------------------------------
 
-    def new_activation(
-        self, held: Held, activation: to_starter.Activation, shadow: socket.socket, job_id: str
-    ) -> None:
+    def new_activation(self, held: Held, activation: to_starter.Activation, shadow: socket.socket, job_id: str) -> None:
         """Hand ``shadow`` (the activation's connection) to a starter.
 
         Raises:

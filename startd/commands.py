@@ -292,5 +292,3 @@ def _start_ad(start: bool) -> ClassAd:
     ad = ClassAd()
     ad["Start"] = start
     return ad
-
-

@@ -23,8 +23,12 @@ async def living_namesake(collector: Sinful, slot_name: str, own_address: str) -
     with trio.move_on_after(ASK_WITHIN_S):
         for ad in await _ask(collector, slot_name):
             address = str(get_str(ad, "MyAddress", ""))
-            if address and address != own_address and any(
-                str(get_str(own, "Name", "")) == slot_name for own in await _ask(Sinful.parse(address), slot_name)
+            if (
+                address
+                and address != own_address
+                and any(
+                    str(get_str(own, "Name", "")) == slot_name for own in await _ask(Sinful.parse(address), slot_name)
+                )
             ):
                 return address
     return None
@@ -48,5 +52,3 @@ async def _ask(address: Sinful, slot_name: str) -> list[ClassAd]:
             await stream.aclose()
     except (PeerFault, Refused, OSError):
         return []
-
-

@@ -23,14 +23,10 @@ class Resources:
     disk_kb: int
 
     def __add__(self, other: Resources) -> Resources:
-        return Resources(
-            self.cpus + other.cpus, self.memory_mb + other.memory_mb, self.disk_kb + other.disk_kb
-        )
+        return Resources(self.cpus + other.cpus, self.memory_mb + other.memory_mb, self.disk_kb + other.disk_kb)
 
     def __sub__(self, other: Resources) -> Resources:
-        return Resources(
-            self.cpus - other.cpus, self.memory_mb - other.memory_mb, self.disk_kb - other.disk_kb
-        )
+        return Resources(self.cpus - other.cpus, self.memory_mb - other.memory_mb, self.disk_kb - other.disk_kb)
 
     def holds(self, other: Resources) -> bool:
         """Whether ``other`` fits."""
@@ -59,9 +55,7 @@ def requested(ad: ClassAd, free: Resources) -> Resources:
     )
     if min(exact.cpus, exact.memory_mb, exact.disk_kb) < 0 or exact.cpus == 0 or not free.holds(exact):
         raise DoesNotFit(f"{exact} does not fit into {free}")
-    rounded = Resources(
-        exact.cpus, _up(exact.memory_mb, MEMORY_STEP_MB), _up(exact.disk_kb, DISK_STEP_KB)
-    )
+    rounded = Resources(exact.cpus, _up(exact.memory_mb, MEMORY_STEP_MB), _up(exact.disk_kb, DISK_STEP_KB))
     return rounded if free.holds(rounded) else exact
 
 

@@ -73,9 +73,7 @@ def judge(outcome: Outcome) -> Validated:
 async def _call(settings: Settings, switch: Switch) -> Outcome:
     nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        running = await switch.start(
-            Call((_TRUE,), "sailplane-validation", None, stdin=nothing)
-        )
+        running = await switch.start(Call((_TRUE,), "sailplane-validation", None, stdin=nothing))
         try:
             with trio.move_on_after(settings.sailplane_switch_deadline):
                 return await running.wait()

@@ -220,9 +220,7 @@ def launch_environment(
         "_CONDOR_MACHINE_AD": posixpath.join(sandbox, MACHINE_AD_NAME),
         **dict.fromkeys(THREAD_VARIABLES, str(cpus)),
     }
-    environment.update(
-        {name: value.replace(SCRATCH_MARKER, sandbox) for name, value in job.environment.items()}
-    )
+    environment.update({name: value.replace(SCRATCH_MARKER, sandbox) for name, value in job.environment.items()})
     if proxy_in_sandbox and job.proxy_name:
         environment["X509_USER_PROXY"] = posixpath.join(sandbox, job.proxy_name)
     return environment

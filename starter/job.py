@@ -301,5 +301,3 @@ def _job_ended(outcome: Outcome) -> JobEnded:
             return JobEnded(number | (0x80 if core else 0), exact=True)
         case _:
             return JobEnded(UNKNOWN_WAIT_STATUS, exact=False)
-
-

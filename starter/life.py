@@ -527,9 +527,7 @@ NUMBERED: tuple[tuple[tuple[State, ...], tuple[type, ...], Rule], ...] = (
 
 def _rules() -> dict[tuple[State, type], tuple[int, Rule]]:
     """The numbered rules by (state, event); a fact without one changes nothing there (rule 0)."""
-    table: dict[tuple[State, type], tuple[int, Rule]] = {
-        (state, fact): (0, _stay) for state in State for fact in FACTS
-    }
+    table: dict[tuple[State, type], tuple[int, Rule]] = {(state, fact): (0, _stay) for state in State for fact in FACTS}
     for number, (states, events, rule) in enumerate(NUMBERED, start=1):
         table.update({(state, event): (number, rule) for state in states for event in events})
     return table

@@ -128,9 +128,7 @@ async def fetch_credential(work: Work) -> Event:
 async def fill_sandbox(work: Work) -> Event:
     """First call of the switch: the sandbox is made and filled."""
     try:
-        async with stage_in(
-            work.context(), work.place, deadline_s=work.settings.sailplane_switch_deadline
-        ) as inward:
+        async with stage_in(work.context(), work.place, deadline_s=work.settings.sailplane_switch_deadline) as inward:
             work.account = inward.account
             sink = InputSink(inward, work.description, work.settings.sailplane_certificates_dir)
             await fetch_input(work.route, sink, _input_limits(work))
@@ -246,9 +244,7 @@ async def stop(work: Work, *, soft: bool) -> Event:
         return FamilyStopped(())
     if soft and not work.ended.is_set():
         await _stop_softly(work)
-    stopped = await work.procd.stop(
-        work.family, urgent=not soft, deadline_s=work.settings.killing_timeout
-    )
+    stopped = await work.procd.stop(work.family, urgent=not soft, deadline_s=work.settings.killing_timeout)
     if stopped.empty and work.launched is not None:
         with trio.move_on_after(END_KNOWN_WITHIN_S):
             await work.ended.wait()

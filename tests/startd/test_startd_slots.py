@@ -49,7 +49,9 @@ def test_sizes_are_rounded_up_where_that_still_fits() -> None:
     assert requested(job(RequestMemory=3999), TOTAL) == Resources(1, 3999, 1024)
 
 
-@pytest.mark.parametrize("wrong", [{"RequestCpus": 5}, {"RequestCpus": 0}, {"RequestMemory": -1}, {"RequestDisk": 10**9}])
+@pytest.mark.parametrize(
+    "wrong", [{"RequestCpus": 5}, {"RequestCpus": 0}, {"RequestMemory": -1}, {"RequestDisk": 10**9}]
+)
 def test_what_does_not_fit_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(DoesNotFit):
         requested(job(**wrong), TOTAL)

@@ -148,9 +148,7 @@ async def test_a_shadow_that_speaks_out_of_turn_is_at_fault(pair: list[CedarStre
     assert fault.code == "protocol"
 
 
-async def test_a_silent_shadow_is_given_up(
-    autojump_clock: trio.testing.MockClock, pair: list[CedarStream]
-) -> None:
+async def test_a_silent_shadow_is_given_up(autojump_clock: trio.testing.MockClock, pair: list[CedarStream]) -> None:
     ours, _ = pair
     shadow = Shadow(ours)
     async with trio.open_nursery() as nursery:
