@@ -1,0 +1,7 @@
+"""`python -m pool` is `sailplane-pool`."""
+
+import sys
+
+from pool.main import main
+
+sys.exit(main())

@@ -1,0 +1,268 @@
+"""The claiming client: REQUEST, ACTIVATE, DEACTIVATE, RELEASE to startds; ALIVE and RELEASE from them.
+
+It carries claim ids (secrets) and never logs more than their public form. Which job goes where, and what a lost claim
+means for its job, is the scheduler's.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import trio
+from attrs import define, field, frozen
+
+from cedar import classads
+from cedar.claims import EXECUTE_SIDE, ClaimId
+from cedar.client import Resume, connect
+from cedar.codec import Reader
+from cedar.commands import ClaimReply, Command
+from cedar.errors import PeerFault, Refused
+from cedar.server import Request
+from cedar.sessions import Session, SessionTable
+from cedar.sinful import Sinful
+from cedar.stream import CedarStream
+from pool.ads import text_of, value_of
+from pool.matching import Offer, StartdKey
+from pool.shadow_state import Ending
+
+# A startd that has to think longer than this is asked again with its next ad (stock waits 30 minutes, for evictions).
+REQUEST_DEADLINE_S = 30.0
+ACTIVATE_DEADLINE_S = 45.0  # the schedd's network time towards startds
+DEACTIVATE_DEADLINE_S = 20.0
+RELEASE_DEADLINE_S = 10.0
+# A last command may still be on its way (2.6).
+SESSION_AFTERLIFE_S = 600.0
+# From here on a startd knows DEACTIVATE_CLAIM_JOB_DONE (2.9).
+JOB_DONE_SINCE = (24, 7, 0)
+MAX_GRANTED = 64
+
+FROM_STARTD = frozenset({int(Command.ALIVE), int(Command.RELEASE_CLAIM)})
+
+
+@define(eq=False)
+class Claim:
+    """A slot that is ours. `heard_s`: monotonic, when startd or starter last spoke."""
+
+    id: ClaimId
+    slot: str
+    startd: StartdKey
+    address: Sinful
+    ad: Any = field(repr=False)
+    user: str
+    heard_s: float
+    on_lost: Callable[[str], None] = field(default=lambda why: None, repr=False)
+
+    def heard(self) -> None:
+        self.heard_s = trio.current_time()
+
+
+@frozen
+class Granted:
+    """A yes to REQUEST_CLAIM: the slots, and the pslot's next id when something is left."""
+
+    slots: tuple[tuple[ClaimId, Any], ...]
+    left: Offer | None
+
+
+@frozen
+class Answer:
+    """To ACTIVATE_CLAIM: code 1 comes with the syscall socket."""
+
+    code: int
+    reason: str
+    stream: CedarStream | None
+
+
+class ClaimClient:
+    """All commands of claims, both ways. Sessions of claims live in the server's table."""
+
+    def __init__(self, sessions: SessionTable, own_address: str, *, alive_interval_s: int) -> None:
+        self._sessions = sessions
+        self._own_address = own_address
+        self._alive_interval_s = alive_interval_s
+        self._claims: dict[str, Claim] = {}
+
+    # Sessions
+
+    def register(self, claim: Claim) -> None:
+        """From now on the startd may send ALIVE and RELEASE_CLAIM for this claim."""
+        self.open_session(claim.id)
+        self._claims[claim.id.session_id] = claim
+
+    def open_session(self, claim_id: ClaimId) -> None:
+        self._sessions.add(claim_id.session(EXECUTE_SIDE, commands=FROM_STARTD))
+
+    def forget(self, claim_id: ClaimId) -> None:
+        """The claim is over; its session lingers for what is still on the way, and answers "unknown claim"."""
+        self._claims.pop(claim_id.session_id, None)
+        session = claim_id.session(EXECUTE_SIDE, commands=FROM_STARTD)
+        session.expires_s = trio.current_time() + SESSION_AFTERLIFE_S
+        self._sessions.add(session)
+
+    def claims(self) -> list[Claim]:
+        return list(self._claims.values())
+
+    # To the startd
+
+    async def _connect(self, claim_id: ClaimId, address: Sinful, command: Command, deadline_s: float) -> CedarStream:
+        session: Session = claim_id.session(EXECUTE_SIDE)
+        return await connect(
+            address,
+            int(command),
+            Resume(session),
+            subsystem="SCHEDD",
+            own_address=self._own_address,
+            deadline_s=deadline_s,
+        )
+
+    async def request(self, offer: Offer, ad: Any) -> Granted | None:
+        """Ask for a slot. None: refused. Raises PeerFault, Refused: not reached, or the id is not known there.
+
+        Cancelling closes the connection, which withdraws the request.
+        """
+        claim_id = ClaimId.parse(offer.claim_id)
+        self.open_session(claim_id)
+        with deadline(REQUEST_DEADLINE_S):
+            stream = await self._connect(
+                claim_id, claim_address(claim_id, offer.ad), Command.REQUEST_CLAIM, REQUEST_DEADLINE_S
+            )
+            try:
+                await stream.put(offer.claim_id, ad, self._own_address, self._alive_interval_s, 0)
+                return read_grant(await stream.get(), offer, claim_id)
+            finally:
+                await stream.aclose()
+
+    async def activate(self, claim: Claim, ad: Any) -> Answer:
+        """One ACTIVATE_CLAIM. The stream in a yes is the caller's. Raises PeerFault, Refused."""
+        with deadline(ACTIVATE_DEADLINE_S):
+            stream = await self._connect(claim.id, claim.address, Command.ACTIVATE_CLAIM, ACTIVATE_DEADLINE_S)
+            kept = False
+            try:
+                await stream.put(claim.id.text, 2, ad)
+                reader = await stream.get()
+                answer = Answer(code := reader.int(), _refusal(reader), stream if code == 1 else None)
+                kept = code == 1
+            finally:
+                if not kept:
+                    await stream.aclose()
+        claim.heard()
+        return answer
+
+    async def deactivate(self, claim: Claim, how: Ending) -> bool | None:
+        """One DEACTIVATE; whether the claim may be activated again, None when there is no answer."""
+        try:
+            with deadline(DEACTIVATE_DEADLINE_S):
+                stream = await self._connect(
+                    claim.id, claim.address, deactivation(claim.id, how), DEACTIVATE_DEADLINE_S
+                )
+                try:
+                    await stream.put(claim.id.text)
+                    return classads.get_bool((await stream.get()).ad(), "Start", False) is True
+                finally:
+                    await stream.aclose()
+        except Refused:
+            return False  # nobody there knows the claim
+        except PeerFault:
+            return None
+
+    async def release(self, claim_id: ClaimId, address: Sinful) -> bool:
+        """One RELEASE_CLAIM. True: delivered, or nobody there knows the claim; False: not reached."""
+        try:
+            with deadline(RELEASE_DEADLINE_S):
+                stream = await self._connect(claim_id, address, Command.RELEASE_CLAIM, RELEASE_DEADLINE_S)
+                try:
+                    await stream.put(claim_id.text)
+                finally:
+                    await stream.aclose()
+        except Refused:
+            return True
+        except PeerFault:
+            return False
+        return True
+
+    # From the startd
+
+    async def serve_alive(self, request: Request) -> None:
+        """441: [claim id]; the interval when the claim is known, else -1 (the startd then ends it)."""
+        claim = await self._named(request)
+        if claim is not None:
+            claim.heard()
+        await request.stream.put(self._alive_interval_s if claim is not None else -1)
+
+    async def serve_release(self, request: Request) -> None:
+        """443: [claim id], no answer: the startd has ended the claim."""
+        claim = await self._named(request)
+        if claim is not None:
+            claim.on_lost("the execution point released the claim")
+
+    async def _named(self, request: Request) -> Claim | None:
+        said = (await request.stream.get()).string()
+        claim = self._claims.get(request.session.sid)
+        if claim is None or not hmac.compare_digest(said.encode("utf-8", "surrogateescape"), claim.id.text.encode()):
+            return None
+        return claim
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """A time-out is a PeerFault("timeout")."""
+    with trio.move_on_after(seconds) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise PeerFault("timeout", f"no answer within {seconds:g} s")
+
+
+def claim_address(claim_id: ClaimId, slot: Any) -> Sinful:
+    """Where the slot's startd listens: what its ad says, else what stands in the claim id."""
+    said = text_of(slot, "MyAddress")
+    return Sinful.parse(said) if said else claim_id.address
+
+
+def read_grant(reader: Reader, offer: Offer, presented: ClaimId) -> Granted | None:
+    """The grammar of 6.5: (7, id, ad)* then 0 | 1 | (3 | 5, id, ad). Raises PeerFault on anything else."""
+    slots: list[tuple[ClaimId, Any]] = []
+    while (code := reader.int()) == ClaimReply.SLOT_AD:
+        if len(slots) == MAX_GRANTED:
+            raise PeerFault("limit", "too many slots in one answer")
+        slots.append((ClaimId.parse(reader.string().rstrip("\0")), reader.ad()))
+    if code == 0:
+        return None
+    left = None
+    if code in (ClaimReply.LEFTOVERS, ClaimReply.LEFTOVERS_2):
+        text, ad = reader.string().rstrip("\0"), reader.ad()
+        ClaimId.parse(text)
+        left = Offer(offer.slot, offer.startd, ad, text)
+    elif code != 1:
+        raise PeerFault("codec", f"{code} in answer to REQUEST_CLAIM")
+    return Granted(tuple(slots) or ((presented, offer.ad),), left)
+
+
+def _refusal(reader: Reader) -> str:
+    """The words that came with an answer to ACTIVATE_CLAIM, when there are any."""
+    if not reader.remaining():
+        return ""
+    ad = reader.ad()
+    words = text_of(ad, "VacateReason") or text_of(ad, "Analyze").replace("\x1e", " ")
+    code = value_of(ad, "VacateReasonCode")
+    return f"{words} ({code})" if isinstance(code, int) else words
+
+
+def deactivation(claim_id: ClaimId, how: Ending) -> Command:
+    """The number on the wire: a startd before 24.7 knows no JOB_DONE."""
+    if how is Ending.GRACEFUL:
+        return Command.DEACTIVATE_CLAIM
+    if how is Ending.DONE and _version(claim_id) >= JOB_DONE_SINCE:
+        return Command.DEACTIVATE_CLAIM_JOB_DONE
+    return Command.DEACTIVATE_CLAIM_FORCIBLY
+
+
+def _version(claim_id: ClaimId) -> tuple[int, ...]:
+    parts = claim_id.attributes().get("shortversion", "").split(".")
+    return (
+        tuple(int(part) for part in parts)
+        if parts and all(p.isascii() and p.isdecimal() and len(p) < 6 for p in parts)
+        else ()
+    )

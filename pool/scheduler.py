@@ -1,0 +1,515 @@
+"""The pool's middle: jobs to slots, claims to runs, verdicts to the queue.
+
+Acts on what the pure parts say: `matching` chooses, `shadow_state` rules a run, the queue remembers. One task a claim;
+a claim that must not be used again is released until that is certain, and only then may its job run anew.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import trio
+from attrs import evolve, field, frozen
+
+from cedar import classads
+from cedar.claims import ClaimId
+from cedar.errors import PeerFault, Refused
+from cedar.filetransfer import TransferLimits
+from cedar.sinful import Sinful
+from pilot import logs
+from pool import jobad
+from pool.ads import host_of, text_of, value_of
+from pool.adstore import AdStore
+from pool.claims import Claim, ClaimClient, Granted, claim_address
+from pool.matching import Offer, OfferBook, StartdKey, Waiting, assign, next_for_claim, waiting
+from pool.model import FINAL, Job, JobId, JobState, Outcome, Run
+from pool.queue import Queue, SavedClaim
+from pool.retry import Patience
+from pool.shadow import Shadow
+from pool.shadow_state import Finish, OutputStored, WrongState
+from pool.spool import Spool
+from pool.transfers import Transfer, TransferServer
+
+# A job that is removed gets this long to end by itself, unless its own JobMaxVacateTime says otherwise.
+REMOVE_GRACE_S = 30.0
+LONGEST_GRACE_S = 600.0
+# Between two tries to release a claim at a startd that cannot be reached.
+BURY_RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+CREDENTIAL_HOLD = 4
+# Spool of a finished job that nobody fetched: ten days, as stock pools keep spooled jobs.
+KEEP_FINISHED_S = 10 * 86400.0
+TIDY_INTERVAL_S = 60.0
+
+
+@frozen
+class Parts:
+    """What the scheduler works with."""
+
+    queue: Queue
+    spool: Spool
+    store: AdStore
+    client: ClaimClient
+    transfers: TransferServer
+    facts: jobad.PoolFacts
+    limits: TransferLimits
+    lease_s: float
+    short_version: str
+
+
+@frozen(eq=False)
+class _Grave:
+    """A claim that is being released; `done` is set when nothing of it can run any more."""
+
+    startd: StartdKey | None
+    done: trio.Event = field(factory=trio.Event)
+
+
+class Scheduler:
+    """Matches and runs until cancelled. Everything public is called from the same event loop."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.queue = parts.queue
+        self.spool = parts.spool
+        self.store = parts.store
+        self.changed = trio.Event()
+        self._parts = parts
+        self._book = OfferBook()
+        self._waiting: dict[JobId, Waiting] = {}
+        self._patience: dict[JobId, Patience] = {}
+        self._running: dict[JobId, Shadow] = {}
+        self._active: set[JobId] = set()  # out of `_waiting` and not settled: a claim's task has them
+        self._graves: set[_Grave] = set()
+        self._kicked = trio.Event()
+        self._log = logs.get("scheduler")
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Take up what an earlier life left, then match whenever something changed."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self._recover()
+            nursery.start_soon(self._tidy)
+            task_status.started()
+            while True:
+                self._kicked = trio.Event()
+                self._match()
+                await self._kicked.wait()
+
+    def _kick(self) -> None:
+        self._kicked.set()
+
+    def _tell_waiters(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
+
+    # What others tell
+
+    def submitted(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            self._wait(job)
+        self._log.info("cluster %d: %d jobs of %s", jobs[0].id.cluster, len(jobs), jobs[0].owner)
+        self._tell_waiters()
+        self._kick()
+
+    def remove(self, job_id: JobId, *, hard: bool) -> Literal["gone", "ending", "over"]:
+        """A user's rm. "over": it had been removed before."""
+        job = self.queue.job(job_id)
+        if job is None or job.state is JobState.REMOVED:
+            return "over"
+        if job_id in self._active:
+            return self._remove_active(job, hard=hard)
+        self._waiting.pop(job_id, None)
+        self._patience.pop(job_id, None)
+        self._settle(evolve(job, state=JobState.REMOVED, reason="removed", finished_at=job.finished_at or time.time()))
+        return "gone"
+
+    def _remove_active(self, job: Job, *, hard: bool) -> Literal["ending"]:
+        if not job.removing:
+            self.queue.update(evolve(job, removing=True))
+        shadow = self._running.get(job.id)
+        if shadow is not None:
+            grace = value_of(self.ad_of(job), "JobMaxVacateTime")
+            grace_s = (
+                min(LONGEST_GRACE_S, max(0.0, float(grace))) if isinstance(grace, (int, float)) else REMOVE_GRACE_S
+            )
+            try:
+                shadow.remove(grace_s=grace_s, hard=hard)
+            except WrongState:
+                self._log.info("job %s: removal came while the run was ending", job.id)
+        return "ending"
+
+    def slot_updated(self, public: Any, claim_id: str, *, startd: StartdKey, claimable: bool) -> None:
+        self._book.advertised(Offer(text_of(public, "Name"), startd, public, claim_id), claimable=claimable)
+        self._kick()
+
+    @property
+    def book(self) -> OfferBook:
+        return self._book
+
+    def startd_anew(self, startd: StartdKey, address: str) -> None:
+        """The startd of this name was started again: claims of its former life hold nothing any more."""
+        self._log.info("execution point %s was started again at %s", startd[0], address)
+        for grave in self._graves:
+            if grave.startd == startd:
+                grave.done.set()
+        for claim in self._parts.client.claims():
+            # Another address may be a second startd of that name: its claims end by their own sockets and leases.
+            if claim.startd == startd and str(claim.address) == address:
+                claim.on_lost("the execution point was started again")
+
+    def slots_gone(self, gone: list[tuple[StartdKey, str]]) -> None:
+        for startd, slot in gone:
+            self._book.withdrawn(startd, slot)
+
+    # Reading
+
+    def ad_of(self, job: Job) -> Any:
+        return classads.parse_old(job.ad)
+
+    def command_of(self, job: Job) -> str:
+        ad = self.ad_of(job)
+        return " ".join(part for part in (text_of(ad, "Cmd"), text_of(ad, "Arguments") or text_of(ad, "Args")) if part)
+
+    # Matching
+
+    def _wait(self, job: Job) -> None:
+        ad = jobad.queue_ad(self.ad_of(job), job, self.queue.inputs(job), self._parts.facts)
+        self._waiting[job.id] = waiting(job.id, ad)
+
+    def _ready(self) -> list[Waiting]:
+        """Idle jobs that may run now; a job whose proxy has ended is held instead."""
+        now = time.time()
+        ready = []
+        for each in list(self._waiting.values()):
+            patience = self._patience.get(each.id)
+            if patience is not None and not patience.over(trio.current_time()):
+                continue
+            end = value_of(each.ad, "x509UserProxyExpiration")
+            if isinstance(end, int) and end <= now:
+                self._hold_expired(each.id, end)
+                continue
+            ready.append(each)
+        return ready
+
+    def _hold_expired(self, job_id: JobId, end: int) -> None:
+        del self._waiting[job_id]
+        job = self.queue.job(job_id)
+        if job is not None:
+            when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(end))
+            reason = (
+                f"the proxy that came with the job ended at {when}; remove the job and submit it again with a new proxy"
+            )
+            self._settle(evolve(job, state=JobState.HELD, reason=reason, hold_code=CREDENTIAL_HOLD, hold_subcode=0))
+
+    def _match(self) -> None:
+        offers = self._book.offers()
+        if not offers or not self._waiting:
+            return
+        for offer, chosen in list(assign(self._ready(), offers)):
+            if self._book.take(offer):
+                self._reserve(chosen)
+                self._start(self._claim, offer, chosen)
+
+    def _reserve(self, chosen: Waiting) -> None:
+        del self._waiting[chosen.id]
+        self._active.add(chosen.id)
+
+    def _start(self, task: Callable[..., Any], *args: object) -> None:
+        if self._nursery is not None:
+            self._nursery.start_soon(task, *args)
+
+    # Claiming
+
+    async def _claim(self, offer: Offer, chosen: Waiting) -> None:
+        """Ask for the slot, and run the job on it and then whatever fits."""
+        granted = await self._request(offer, chosen)
+        if granted is None:
+            self._back(chosen.id)
+            return
+        if granted.left is not None:
+            self._book.left_over(granted.left)
+        first, *more = [self._take_claim(offer, chosen.user, claim_id, ad) for claim_id, ad in granted.slots]
+        self._kick()
+        for claim in more:  # one was asked for
+            self._start(self._give_back, claim)
+        await self._use(first, chosen)
+
+    async def _request(self, offer: Offer, chosen: Waiting) -> Granted | None:
+        ad = jobad.request_ad(chosen.ad, self._parts.facts, self._parts.facts.host)
+        saved = self._save(offer.claim_id, offer.slot, offer.ad)
+        try:
+            granted = await self._parts.client.request(offer, ad)
+        except (PeerFault, Refused) as error:
+            self._log.info("slot %s was not to be had: %s", offer.slot, error)
+            # Nothing was activated: the job need not wait until the claim is certainly released.
+            self._start(self._bury, ClaimId.parse(saved.id), Sinful.parse(saved.startd_address), offer.startd)
+            return None
+        if granted is None:
+            self._log.info("slot %s refused job %s", offer.slot, chosen.id)
+            self._drop(ClaimId.parse(offer.claim_id))
+        return granted
+
+    def _save(self, claim_id: str, slot: str, ad: Any) -> SavedClaim:
+        """On disk before the startd hears of it: a pool killed now must release it later."""
+        address = str(claim_address(ClaimId.parse(claim_id), ad))
+        saved = SavedClaim(claim_id, slot, address, self._parts.lease_s, None)
+        self.queue.save_claim(saved)
+        return saved
+
+    def _take_claim(self, offer: Offer, user: str, claim_id: ClaimId, ad: Any) -> Claim:
+        slot = text_of(ad, "Name") or offer.slot
+        claim = Claim(claim_id, slot, offer.startd, claim_address(claim_id, ad), ad, user, trio.current_time())
+        self._save(claim_id.text, slot, ad)
+        self._parts.client.register(claim)
+        return claim
+
+    def _back(self, job_id: JobId) -> None:
+        """A job that got no slot is idle again, or removed if that was asked meanwhile."""
+        self._active.discard(job_id)
+        job = self.queue.job(job_id)
+        if job is None:
+            return
+        if job.removing:
+            self._settle(evolve(job, state=JobState.REMOVED, removing=False, reason="removed", finished_at=time.time()))
+        else:
+            self._wait(job)
+        self._kick()
+
+    async def _use(self, claim: Claim, chosen: Waiting | None) -> None:
+        """Run jobs of one user on a claim until nobody waits for it or it is gone."""
+        fate = "idle"
+        while chosen is not None:
+            fate = await self._run(claim, chosen)
+            if fate != "idle":
+                break
+            chosen = next_for_claim(self._ready(), claim.ad, claim.user)
+            if chosen is not None:
+                self._reserve(chosen)
+        if fate == "gone":
+            self._drop(claim.id)
+        elif fate == "idle":
+            await self._give_back(claim)
+        self._kick()
+
+    async def _give_back(self, claim: Claim) -> None:
+        await self._bury(claim.id, claim.address, claim.startd)
+
+    async def _run(self, claim: Claim, chosen: Waiting) -> str:
+        job = self.queue.job(chosen.id)
+        if job is None or job.removing:
+            self._back(chosen.id)
+            return "idle"
+        startd = claim.startd[0]
+        public = claim.id.public
+        job, run = self.queue.start_run(
+            job, startd=startd, slot=claim.slot, claim_public=public, claim_id=claim.id.text, now=time.time()
+        )
+        self._tell_waiters()
+        life = _Life(self, claim, job, run)
+        self._running[job.id] = life.shadow
+        self._parts.transfers.open(claim.id, life.transfer)
+        try:
+            fate = await life.shadow.run()
+        finally:
+            self._parts.transfers.close(claim.id)
+            self._running.pop(job.id, None)
+        if fate == "release":
+            await self._give_back(claim)
+            fate = "released"
+        await life.conclude()
+        return fate
+
+    # Ends
+
+    async def _bury(self, claim_id: ClaimId, address: Sinful, startd: StartdKey | None) -> None:
+        """Release a claim until nothing of it can run: told, unknown there, started anew, or lease over."""
+        grave = _Grave(startd)
+        self._graves.add(grave)
+        self._parts.client.forget(claim_id)
+        try:
+            with trio.move_on_after(self._parts.lease_s):
+                tries = 0
+                while not grave.done.is_set() and not await self._parts.client.release(claim_id, address):
+                    with trio.move_on_after(BURY_RETRY_S[min(tries, len(BURY_RETRY_S) - 1)]):
+                        await grave.done.wait()
+                    tries += 1
+        finally:
+            self._graves.discard(grave)
+        self._drop(claim_id)
+
+    def _drop(self, claim_id: ClaimId) -> None:
+        self._parts.client.forget(claim_id)
+        self.queue.drop_claim(claim_id.text)
+
+    def settle_run(self, run: Run, job: Job, finish: Finish, transfer: Transfer | None) -> None:
+        """A run's end and what it makes of the job, in one transaction."""
+        fresh = self.queue.job(job.id) or job
+        after = after_run(fresh, finish, time.time())
+        outputs = (
+            transfer.outputs if transfer is not None and after.state in (JobState.COMPLETED, JobState.HELD) else None
+        )
+        self.queue.end_run(
+            run.number,
+            after,
+            outcome=finish.outcome.value,
+            reason=finish.reason,
+            status=finish.status,
+            now=time.time(),
+            outputs=outputs,
+        )
+        if outputs is None:
+            self._start(trio.to_thread.run_sync, self.spool.remove_outputs, job.id.cluster, run.number)
+        self._log.info("job %s: %s%s", job.id, finish.outcome.value, f" ({finish.reason})" if finish.reason else "")
+        if after.state is JobState.IDLE:
+            self._patience[job.id] = Patience.after(
+                self._patience.get(job.id), run_s=time.time() - run.started_at, now=trio.current_time()
+            )
+            self._start(self._kick_later, self._patience[job.id])
+        else:
+            self._patience.pop(job.id, None)
+        self._tell_waiters()
+
+    async def _kick_later(self, patience: Patience) -> None:
+        await trio.sleep(max(0.0, patience.until - trio.current_time()) + 0.01)
+        self._kick()
+
+    def after_conclusion(self, job_id: JobId) -> None:
+        """The run's claim is settled too: an idle job may wait for a slot again."""
+        self._active.discard(job_id)
+        job = self.queue.job(job_id)
+        if job is not None and job.removing:  # rm came while the run was ending
+            self._settle(evolve(job, state=JobState.REMOVED, removing=False, reason="removed", finished_at=time.time()))
+        elif job is not None and job.state is JobState.IDLE:
+            self._wait(job)
+        elif job is not None and job.state in FINAL:
+            self._finished(job)
+        self._kick()
+
+    def _settle(self, job: Job) -> None:
+        self.queue.update(job)
+        if job.state in FINAL:
+            self._finished(job)
+        self._tell_waiters()
+
+    def _finished(self, job: Job) -> None:
+        """Files that nobody needs any more: what came back of a removed job, inputs once the whole cluster is over."""
+        if job.state is JobState.REMOVED and (found := self.queue.outputs(job.id)) is not None:
+            self.queue.drop_outputs(job.id)
+            self._start(trio.to_thread.run_sync, self.spool.remove_outputs, job.id.cluster, found[0])
+        if not self.queue.any_active(job.id.cluster):
+            self._start(trio.to_thread.run_sync, self.spool.remove_inputs, job.id.cluster)
+
+    async def _tidy(self) -> None:
+        while True:
+            await trio.sleep(TIDY_INTERVAL_S)
+            for job in self.queue.finished_before(time.time() - KEEP_FINISHED_S):
+                found = self.queue.outputs(job.id)
+                self.queue.drop_outputs(job.id)
+                if found is not None:
+                    await trio.to_thread.run_sync(self.spool.remove_outputs, job.id.cluster, found[0])
+
+    # After a restart
+
+    def _recover(self) -> None:
+        """Claims of the former life are released; their jobs run again after that. Unfinished submissions are gone."""
+        for number in self.queue.empty_clusters():
+            self.queue.forget_cluster(number)
+            self.spool.remove_cluster(number)
+        open_runs = {run.number: run for run in self.queue.open_runs()}
+        for saved in self.queue.claims():
+            run = open_runs.pop(saved.run, None) if saved.run is not None else None
+            self._start(self._recover_claim, saved, run)
+        for run in open_runs.values():
+            self._lost(run)
+        busy = {run.job for run in self.queue.open_runs()}
+        self._active |= busy
+        for job in self.queue.active_jobs():
+            if job.state is JobState.IDLE and job.id not in busy:
+                self._wait(job)
+
+    async def _recover_claim(self, saved: SavedClaim, run: Run | None) -> None:
+        claim_id = ClaimId.parse(saved.id)
+        self._parts.client.forget(claim_id)  # its session answers "unknown claim" to ALIVE
+        startd = (saved.slot.partition("@")[2] or saved.slot, host_of(saved.startd_address))
+        await self._bury(claim_id, Sinful.parse(saved.startd_address), startd)
+        if run is not None:
+            self._lost(run)
+
+    def _lost(self, run: Run) -> None:
+        job = self.queue.job(run.job)
+        if job is not None:
+            outcome = Outcome.REMOVED if job.removing else Outcome.LOST
+            self.settle_run(run, job, Finish(outcome, "the pool was started again while the job ran"), None)
+            self.after_conclusion(run.job)
+
+
+class _Life:
+    """One run between the queue and its shadow."""
+
+    def __init__(self, scheduler: Scheduler, claim: Claim, job: Job, run: Run) -> None:
+        parts = scheduler._parts
+        self._scheduler = scheduler
+        self._job = job
+        self._run = run
+        self._late: Finish | None = None
+        ad = scheduler.ad_of(job)
+        entries = scheduler.queue.inputs(job)
+        activated = jobad.activation_ad(jobad.queue_ad(ad, job, entries, parts.facts), parts.facts)
+        self.transfer = Transfer(
+            parts.spool,
+            job.id.cluster,
+            run.number,
+            entries,
+            jobad.executable_name(ad),
+            job.cluster.proxy_name,
+            parts.limits,
+            self._stored,
+        )
+        self.shadow = Shadow(
+            parts.client,
+            claim,
+            activation_ad=activated,
+            info_ad=jobad.job_info_ad(activated, self.transfer.key),
+            transfer=self.transfer,
+            lease_s=parts.lease_s,
+            version=parts.short_version,
+            finish=self._finish,
+            note=self._note,
+        )
+
+    def _stored(self) -> None:
+        self.shadow.tell(OutputStored())
+
+    def _note(self, executing_at: float | None, pid: int | None) -> None:
+        self._scheduler.queue.note_run(self._run.number, executing_at=executing_at, pid=pid)
+
+    def _finish(self, finish: Finish) -> None:
+        """A lost job is settled only when its claim is: until then it may still run."""
+        if finish.outcome in (Outcome.LOST, Outcome.REQUEUED) or (
+            finish.outcome is Outcome.REMOVED and finish.status is None
+        ):
+            self._late = finish
+        else:
+            self._scheduler.settle_run(self._run, self._job, finish, self.transfer)
+
+    async def conclude(self) -> None:
+        """After the claim's fate is certain."""
+        if self._late is not None:
+            self._scheduler.settle_run(self._run, self._job, self._late, self.transfer)
+        self._scheduler.after_conclusion(self._job.id)
+
+
+def after_run(job: Job, finish: Finish, now: float) -> Job:
+    """The job as a run's verdict leaves it. Pure."""
+    ended = evolve(job, reason=finish.reason, hold_code=finish.hold_code, hold_subcode=finish.hold_subcode)
+    match finish.outcome:
+        case Outcome.COMPLETED if not job.removing:
+            return evolve(ended, state=JobState.COMPLETED, exit_status=finish.status, finished_at=now)
+        case Outcome.HELD if not job.removing:
+            return evolve(ended, state=JobState.HELD)
+        case Outcome.LOST | Outcome.REQUEUED if not job.removing:
+            return evolve(ended, state=JobState.IDLE)
+        case _:
+            return evolve(ended, state=JobState.REMOVED, removing=False, reason="removed", finished_at=now)

@@ -1,0 +1,284 @@
+"""One run's shadow, acting: activates the claim, serves the starter's calls, carries out what `shadow_state` says.
+
+It holds no rule about what follows what. The verdict is written down (by the caller's `finish`, in one transaction)
+before the starter's job_exit is answered.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, assert_never
+
+import trio
+
+from cedar import classads, delegation
+from cedar.codec import Reader
+from cedar.commands import Syscall
+from cedar.errors import PeerFault, Refused
+from cedar.stream import CedarStream
+from pilot import logs
+from pool import shadow_state as s
+from pool.ads import ClassAd, put, text_of, value_of
+from pool.claims import Claim, ClaimClient
+from pool.transfers import PROXY_LIFETIME_S, Transfer, proxy_signer
+
+EACCES, ENOSYS = 13, 38
+# The watchdog that a starter arms: three times what it promised (6.6).
+PROMISE_FACTOR = 3
+CRITICAL_EVENT = 21
+_FILETRANS_INFO = '[Encryption="YES";Integrity="YES";CryptoMethods="AES";ShortVersion="{version}";]'
+
+
+class Shadow:
+    """One run. `finish` is called once with the verdict, before the last answer to the starter goes out."""
+
+    def __init__(
+        self,
+        client: ClaimClient,
+        claim: Claim,
+        *,
+        activation_ad: Any,
+        info_ad: Any,
+        transfer: Transfer,
+        lease_s: float,
+        version: str,
+        finish: Callable[[s.Finish], None],
+        note: Callable[[float | None, int | None], None],
+    ) -> None:
+        self._client = client
+        self._claim = claim
+        self._activation_ad = activation_ad
+        self._info_ad = info_ad
+        self._transfer = transfer
+        self._lease_s = lease_s
+        self._version = version
+        self._finish = finish
+        self._note = note
+        self._machine = s.ShadowState()
+        self._log = logs.get("shadow", job=str(text_of(info_ad, "GlobalJobId")), slot=claim.slot)
+        self._calls = trio.CancelScope()
+        self._promise_s: float | None = None
+        self._fate: str | None = None
+        self._over = trio.Event()
+        self._nursery: trio.Nursery | None = None
+
+    @property
+    def state(self) -> s.State:
+        return self._machine.state
+
+    async def run(self) -> str:
+        """From the first activation to the claim's fate ("idle", "release", "gone").
+
+        Cancelling stops serving at once; the job then runs on at the execution point until its lease ends.
+        """
+        self._claim.on_lost = lambda why: self.tell(s.ClaimLost(why))
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._activate, 0.0)
+            nursery.start_soon(self._watch_lease)
+            await self._over.wait()
+            nursery.cancel_scope.cancel()
+        self._nursery = None
+        self._claim.on_lost = lambda why: None
+        assert self._fate is not None
+        return self._fate
+
+    def remove(self, *, grace_s: float, hard: bool) -> None:
+        """A user's rm. Raises shadow_state.WrongState when the run is over already."""
+        self.tell(s.RemoveAsked(grace_s, hard))
+
+    def tell(self, event: s.Event) -> None:
+        """Hand an event to the state machine and start what it commands."""
+        before = self._machine.state
+        commands = self._machine.handle(event)
+        entry = self._machine.story[-1]
+        if entry.state is not before:
+            self._log.info("%s -> %s (rule %d, %s)", before.value, entry.state.value, entry.rule, entry.event)
+        for command in commands:
+            self._carry_out(command)
+
+    def _carry_out(self, command: s.Command) -> None:
+        match command:
+            case s.Finish():
+                self._finish(command)
+            case s.NoteExecuting():
+                self._note(time.time(), None)
+            case s.CutSocket():
+                self._calls.cancel()
+            case s.EndClaim(fate):
+                self._fate = fate
+                self._over.set()
+            case s.Activate(after_s):
+                self._start(self._activate, after_s)
+            case s.Deactivate(how):
+                self._start(self._deactivate, how)
+            case s.SetTimer(serial, seconds):
+                self._start(self._timer, serial, seconds)
+            case _:
+                assert_never(command)
+
+    def _start(self, task: Callable[..., Any], *args: object) -> None:
+        if self._nursery is not None:
+            self._nursery.start_soon(task, *args)
+
+    # Tasks
+
+    async def _timer(self, serial: int, seconds: float) -> None:
+        await trio.sleep(seconds)
+        self.tell(s.TimerFired(serial))
+
+    async def _watch_lease(self) -> None:
+        """No word from startd or starter for a lease: the job is not there any more (T23's last resort)."""
+        end = self._claim.heard_s + self._lease_s
+        while end > trio.current_time():
+            await trio.sleep_until(end)
+            end = self._claim.heard_s + self._lease_s
+        self.tell(s.SocketLost(f"no word from the execution point for {self._lease_s:g} s"))
+
+    async def _deactivate(self, how: s.Ending) -> None:
+        start = await self._client.deactivate(self._claim, how)
+        if how is not s.Ending.GRACEFUL and self._machine.verdict is None:
+            return  # the answer to a hard stop; the job's end is still to come
+        self.tell(s.Deactivated(start))
+
+    async def _activate(self, after_s: float) -> None:
+        await trio.sleep(after_s)
+        try:
+            answer = await self._client.activate(self._claim, self._activation_ad)
+        except (PeerFault, Refused) as error:
+            self.tell(s.SocketLost(f"the activation failed ({error})"))
+            return
+        if answer.stream is None:
+            self.tell(
+                s.ActivationTryAgain()
+                if answer.code == 2
+                else s.ActivationRefused(f"the slot refused the job: {answer.reason}")
+            )
+            return
+        try:
+            self.tell(s.ActivationAccepted())
+            await self._serve(answer.stream)
+        finally:
+            await answer.stream.aclose()
+
+    async def _serve(self, stream: CedarStream) -> None:
+        with self._calls:
+            try:
+                while True:
+                    reader = await self._next_call(stream)
+                    self._claim.heard()
+                    await self._answer(reader, stream)
+            except (PeerFault, Refused) as fault:
+                self.tell(s.SocketLost(str(fault)))
+
+    async def _next_call(self, stream: CedarStream) -> Reader:
+        if self._promise_s is None:
+            return await stream.get()
+        with trio.move_on_after(self._promise_s) as waiting:
+            return await stream.get()
+        assert waiting.cancelled_caught
+        raise PeerFault("timeout", f"the starter promised an update and sent none for {self._promise_s:g} s")
+
+    # Calls
+
+    async def _answer(self, reader: Reader, stream: CedarStream) -> None:
+        op = reader.int()
+        if op == Syscall.GET_DELEGATED_PROXY:
+            await self._delegate(reader, stream)
+        elif op == Syscall.ULOG:
+            self._event(reader.ad())  # has no reply
+        else:
+            await stream.put(*self._reply(op, reader))
+
+    def _reply(self, op: int, reader: Reader) -> tuple[Any, ...]:
+        match op:
+            case Syscall.GET_JOB_INFO:
+                return 0, self._info_ad
+            case Syscall.REGISTER_STARTER_INFO:
+                return self._starter_info(reader.ad())
+            case Syscall.GET_SEC_SESSION_INFO:
+                return self._session_info()
+            case Syscall.REGISTER_JOB_INFO:
+                return self._job_info(reader.ad())
+            case Syscall.BEGIN_EXECUTION:
+                self.tell(s.ExecutionBegan())
+                return (0,)
+            case Syscall.JOB_EXIT:
+                return self._job_exit(reader)
+            case Syscall.REQUEST_GUIDANCE:
+                return 0, self._guidance(reader.ad())
+            case Syscall.EVENT_NOTIFICATION | Syscall.JOB_TERMINATION | Syscall.DPRINTF_STATS | Syscall.GETCREDS:
+                return (0,)
+            case Syscall.GET_JOB_ATTR | Syscall.SET_JOB_ATTR | Syscall.CONSTRAIN | Syscall.GET_USER_INFO:
+                return -1, EACCES
+            case _:
+                return -1, ENOSYS  # a message is consumed as a whole: the stream stays in step
+
+    def _starter_info(self, ad: Any) -> tuple[int]:
+        self._log.info(
+            "starter %s on %s", s.clean(text_of(ad, "CondorVersion", "?")), s.clean(text_of(ad, "Name", "?"))
+        )
+        return (0,)
+
+    def _session_info(self) -> tuple[Any, ...]:
+        claim = self._claim.id
+        info = _FILETRANS_INFO.format(version=self._version)
+        return 1, claim.session_id, claim.info, claim.secret, f"filetrans.{claim.session_id}", info, claim.secret
+
+    def _job_info(self, ad: Any) -> tuple[int]:
+        promise = classads.get_int(ad, "_condor_JOBINFO_MAXINTERVAL", 0)
+        if promise > 0:
+            self._promise_s = float(PROMISE_FACTOR * promise)
+        pid = classads.get_int(ad, "JobPid", None)
+        if pid is not None and 0 < pid < 2**31:
+            self._note(None, pid)
+        match text_of(ad, "JobState"):
+            case "Running":
+                self.tell(s.ExecutionBegan())
+                self.tell(s.Resumed())
+            case "Suspended":
+                self.tell(s.Suspended())
+        return (0,)
+
+    def _guidance(self, ad: Any) -> Any:
+        answer = ClassAd()
+        if text_of(ad, "RequestType") == "JobEnvironment":
+            put(answer, "Command", "StartJob" if self._transfer.input_sent else "RetryTransfer")
+        else:
+            put(answer, "Command", "CarryOn")
+        return answer
+
+    def _job_exit(self, reader: Reader) -> tuple[int]:
+        status, reason = reader.int(), reader.int()
+        if not 0 <= status <= 0xFFFF:
+            raise PeerFault("codec", "job_exit with what is no wait status")
+        self.tell(s.JobExited(status, reason))
+        return (0,)
+
+    def _event(self, ad: Any) -> None:
+        number = classads.get_int(ad, "EventTypeNumber", 0)
+        text = s.clean(text_of(ad, "ErrorMsg"))
+        if number == CRITICAL_EVENT and value_of(ad, "CriticalError") not in (0, False):
+            code, subcode = classads.get_int(ad, "HoldReasonCode", 0), classads.get_int(ad, "HoldReasonSubCode", 0)
+            self.tell(s.ProblemReported(code, subcode, text))
+        else:
+            self._log.info("event %d from the starter: %s", number, text)
+
+    async def _delegate(self, reader: Reader, stream: CedarStream) -> None:
+        """303: the certificates from the stored proxy; a failure is [int 0], and the socket stays."""
+        reader.string()
+        asked = reader.int()
+        lifetime = classads.get_int(self._info_ad, "DelegateJobGSICredentialsLifetime", PROXY_LIFETIME_S)
+        sign: Callable[[bytes], Awaitable[bytes]] = _refuse
+        if self._transfer.proxy_name is not None:
+            path = self._transfer.spool.proxy(self._transfer.cluster)
+            sign = proxy_signer(path, lifetime_s=lifetime, end=float(asked) if asked > 0 else None)
+        try:
+            await delegation.give(stream, sign)
+        except Refused as refused:
+            self._log.warning("no proxy was delegated to the starter: %s", refused.text)
+
+
+async def _refuse(request: bytes) -> bytes:
+    raise Refused("DELEGATION", "the job has no proxy")

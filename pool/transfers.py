@@ -1,0 +1,188 @@
+"""The file transfer server: input out of the spool, output into it. One connection a direction and run.
+
+The sessions are made from claim ids; a transfer key names the run on top. Names that a job chose are checked and kept
+in a list; on disk a file is a number.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import trio
+from attrs import define, field
+
+from cedar import filetransfer
+from cedar.claims import EXECUTE_SIDE, ClaimId, filetransfer_session
+from cedar.commands import Command
+from cedar.errors import PeerFault, Refused
+from cedar.filetransfer import Directory, File, Item, ProxyItem
+from cedar.server import Request
+from cedar.sessions import SessionTable
+from pilot import credentials
+from pool.claims import SESSION_AFTERLIFE_S
+from pool.jobad import BadJob, check_relative
+from pool.model import Entry, OutputFile
+from pool.spool import Spool, SpoolTrouble, read, sync_directory, write
+
+# How long a delegated proxy may live beyond ours: never; and at most this (DELEGATE_JOB_GSI_CREDENTIALS_LIFETIME).
+PROXY_LIFETIME_S = 86400
+CANNOT_STORE = 12  # on the wire: the action that failed (4.5)
+EPERM, EIO, ENOSPC = 1, 5, 28
+
+
+def proxy_signer(
+    path: Path, *, lifetime_s: int = PROXY_LIFETIME_S, end: float | None = None
+) -> Callable[[bytes], Awaitable[bytes]]:
+    """Delegates from the proxy file as it is when asked. Raises Refused at that time."""
+
+    async def sign(request: bytes) -> bytes:
+        wanted = time.time() + lifetime_s if lifetime_s else None
+        not_after = min((moment for moment in (wanted, end) if moment is not None), default=None)
+        return await trio.to_thread.run_sync(_sign, path, request, not_after)
+
+    return sign
+
+
+def _sign(path: Path, request: bytes, not_after: float | None) -> bytes:
+    try:
+        return credentials.sign_request(path.read_bytes(), request, not_after=not_after)
+    except (credentials.CredentialError, OSError) as error:
+        raise Refused("DELEGATION", f"the job's proxy cannot be delegated: {error}") from error
+
+
+@define(eq=False)
+class Transfer:
+    """What one run moves, and what has been moved. `outputs` is None until the final output is stored."""
+
+    spool: Spool
+    cluster: int
+    run: int
+    entries: list[Entry]
+    executable: str | None
+    proxy_name: str | None
+    limits: filetransfer.TransferLimits
+    on_output: Callable[[], None]
+    key: str = field(factory=lambda: secrets.token_hex(32), repr=False)
+    input_sent: bool = False
+    outputs: list[OutputFile] | None = None
+    _busy: set[int] = field(factory=set)
+
+    async def items(self) -> AsyncIterator[Item]:
+        """The proxy first, directories before their files, the executable last."""
+        if self.proxy_name is not None:
+            yield ProxyItem(self.proxy_name, proxy_signer(self.spool.proxy(self.cluster)))
+        for entry in sorted(self.entries, key=lambda entry: entry.name == self.executable):
+            if entry.key is None:
+                yield Directory(entry.name, entry.mode)
+            else:
+                mode = entry.mode | 0o755 if entry.name == self.executable else entry.mode
+                yield File(entry.name, mode, entry.size, read(self.spool.input(self.cluster, entry.key)))
+
+    async def send(self, request: Request) -> None:
+        """61000: the execution point receives."""
+        size = sum(entry.size for entry in self.entries)
+        own, peer = await filetransfer.send_files(request.stream, self.items(), final=False, sandbox_bytes=size)
+        self.input_sent = own.ok and peer.ok
+
+    async def receive(self, request: Request) -> None:
+        """61001: the execution point sends; a second time replaces what the first brought."""
+        await trio.to_thread.run_sync(self.spool.remove_outputs, self.cluster, self.run)
+        directory = self.spool.make_outputs(self.cluster, self.run)
+        self.outputs = None
+        sink = _Sink(directory)
+        stated: list[bool] = []
+        own, peer = await filetransfer.receive_files(
+            request.stream, sink, limits=self.limits, on_header=lambda final, size: stated.append(final)
+        )
+        if own.ok and peer.ok and stated == [True]:
+            await trio.to_thread.run_sync(sync_directory, directory)
+            self.outputs = sink.files
+            self.on_output()
+
+    async def serve(self, request: Request) -> None:
+        """One connection; a second one of the same direction at the same time is refused."""
+        if request.command in self._busy:
+            await filetransfer.refuse_transfer(request.stream)
+            return
+        self._busy.add(request.command)
+        try:
+            await (self.send(request) if request.command == Command.FILETRANS_UPLOAD else self.receive(request))
+        finally:
+            self._busy.discard(request.command)
+
+
+@define
+class _Sink:
+    """Takes what arrives into `place`, under numbers."""
+
+    place: Path
+    files: list[OutputFile] = field(factory=list)
+    _names: dict[str, bool] = field(factory=dict)  # name -> is a directory
+
+    async def directory(self, name: str, mode: int) -> None:
+        self._check(name)
+        if self._names.get(name) is True:
+            return
+        self._enter(name, True)
+        self.files.append(OutputFile(name, mode & 0o777, 0, None))
+
+    async def file(self, name: str, mode: int, size: int, chunks: AsyncIterator[bytes]) -> None:
+        self._check(name)
+        self._enter(name, False)
+        key = len(self.files)
+        try:
+            stored = await write(self.place / str(key), chunks)
+        except SpoolTrouble as trouble:
+            raise filetransfer.StoreFailed(CANNOT_STORE, ENOSPC if trouble.full else EIO, str(trouble)) from trouble
+        self.files.append(OutputFile(name, mode & 0o777 or 0o644, stored, key))
+
+    async def proxy(self, name: str, exchange: Callable[[bytes], Awaitable[bytes]]) -> None:
+        raise PeerFault("state", "an execution point delegates nothing to the pool")
+
+    def _check(self, name: str) -> None:
+        try:
+            check_relative(name, "output")
+        except BadJob as bad:
+            raise filetransfer.StoreFailed(CANNOT_STORE, EPERM, str(bad)) from bad
+
+    def _enter(self, name: str, is_directory: bool) -> None:
+        if name in self._names:
+            raise filetransfer.StoreFailed(CANNOT_STORE, EPERM, f"{name!r} comes twice")
+        parent = name.rpartition("/")[0]
+        if parent and self._names.get(parent) is not True:
+            raise filetransfer.StoreFailed(CANNOT_STORE, EPERM, f"{name!r} comes before its directory")
+        self._names[name] = is_directory
+
+
+class TransferServer:
+    """Commands 61000 and 61001, for all runs."""
+
+    def __init__(self, sessions: SessionTable) -> None:
+        self._sessions = sessions
+        self._by_session: dict[str, Transfer] = {}
+
+    def open(self, claim_id: ClaimId, transfer: Transfer) -> None:
+        session = filetransfer_session(claim_id, EXECUTE_SIDE)
+        session.commands = frozenset({int(Command.FILETRANS_UPLOAD), int(Command.FILETRANS_DOWNLOAD)})
+        session.level = "WRITE"
+        self._sessions.add(session)
+        self._by_session[session.sid] = transfer
+
+    def close(self, claim_id: ClaimId) -> None:
+        session = filetransfer_session(claim_id, EXECUTE_SIDE)
+        if self._by_session.pop(session.sid, None) is not None:
+            session.commands = frozenset({int(Command.FILETRANS_UPLOAD), int(Command.FILETRANS_DOWNLOAD)})
+            session.expires_s = trio.current_time() + SESSION_AFTERLIFE_S
+            self._sessions.add(session)
+
+    async def serve(self, request: Request) -> None:
+        said = await filetransfer.accept_transfer(request.stream)
+        transfer = self._by_session.get(request.session.sid)
+        if transfer is None or not hmac.compare_digest(said.encode("utf-8", "surrogateescape"), transfer.key.encode()):
+            await filetransfer.refuse_transfer(request.stream)
+            return
+        await transfer.serve(request)
