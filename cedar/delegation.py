@@ -1,7 +1,8 @@
 """Delegation frames: a certificate request one way, certificates the other. DER in, DER out.
 
-The side that will own the new proxy always speaks first, also where it is the server of the command. What is in the
-certificates is not looked at here. A frame is [int length, raw bytes]; length 0 says "failed here", and both give up.
+The side that will own the new proxy always speaks first, also where it is the server of the command. What
+is in the certificates is not looked at here. A frame is [int length, raw bytes]; length 0 says "failed here",
+and both give up.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ Item: TypeAlias = File | Directory | ProxyItem | Missing
 
 
 class StoreFailed(Exception):
-    """The sink could not store an item. The rest of the item is read and dropped, the failure acknowledged."""
+    """The sink could not store an item. The rest of it is read and dropped, the failure acknowledged."""
 
     def __init__(self, hold_code: int, subcode: int, reason: str, *, retry: bool = False) -> None:
         super().__init__(reason)
@@ -107,7 +107,7 @@ class ReadFailed(Exception):
 
 
 class Sink(Protocol):
-    """Where a receiver stores. Names are relative, without `..`, empty parts or NUL; modes are permission bits.
+    """Where a receiver stores. Names are relative, without `..`, empty parts or NUL; modes only permissions.
 
     Each call may raise StoreFailed; any other exception ends the transfer.
     """
@@ -121,8 +121,8 @@ class Sink(Protocol):
     async def proxy(self, name: str, exchange: Callable[[bytes], Awaitable[bytes]]) -> None:
         """Obtain a proxy by delegation and store it.
 
-        `exchange` sends a request (DER) and returns certificates (DER, back to back); it may be called once. It
-        raises Refused when the sender cannot delegate, which may be passed on. Without a call the
+        `exchange` sends a request (DER) and returns certificates (DER, back to back); it may be called once.
+        It raises Refused when the sender cannot delegate, which may be passed on. Without a call the
         proxy is declined, and the whole transfer fails: better ask and drop the answer.
         """
 
@@ -132,7 +132,7 @@ class TransferLimits:
     """What a receiver takes. Beyond the first three it closes the connection (PeerFault "limit").
 
     Attributes:
-        max_bytes: of all files together; announced to the sender, which then stops by itself. None: no limit.
+        max_bytes: of all files together; announced to the sender, which stops by itself. None: no limit.
         max_files: items of all kinds.
         max_bytes_slack: over max_bytes; sender and receiver count some things differently (64 KiB in stock).
         max_name_bytes, max_part_bytes: Linux' PATH_MAX and NAME_MAX.
