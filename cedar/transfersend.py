@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import AsyncIterable, AsyncIterator, Callable
+from typing import TypeAlias
 
 import attrs
 
@@ -29,6 +30,8 @@ from cedar.transferitems import (
     read_ack,
     wire_mode,
 )
+
+Piece: TypeAlias = bytes | bytearray | memoryview
 
 
 async def send_files(
@@ -156,7 +159,7 @@ class _Sender:
         self._files += 1
         self._bytes += item.size
 
-    async def _piece(self, pieces: _Pieces, wanted: int, name: str) -> bytes:
+    async def _piece(self, pieces: _Pieces, wanted: int, name: str) -> Piece:
         """Exactly the bytes wanted. Zeros keep the protocol in step where some are missing: the
         acknowledgement voids the file."""
         try:
@@ -167,7 +170,7 @@ class _Sender:
         if len(piece) < wanted:
             reason = f"{name[:200]!a} became shorter while it was sent"
             self._fail(failed(HoldCode.UPLOAD_FILE_ERROR, errno.EIO, reason))
-            piece = piece.ljust(wanted, b"\0")
+            piece = bytes(piece).ljust(wanted, b"\0")
         return piece
 
     async def _proxy(self, item: ProxyItem) -> None:
@@ -190,28 +193,35 @@ class _Pieces:
 
     def __init__(self, chunks: AsyncIterator[bytes]) -> None:
         self._chunks = chunks
-        self._waiting = bytearray()
+        self._rest = memoryview(b"")  # of the last chunk
         self._ended = False
 
-    async def take(self, wanted: int) -> bytes:
-        """So many bytes; fewer only at the end. A chunk of just this size comes without a copy."""
-        while not self._ended and len(self._waiting) < wanted:
-            chunk = await anext(self._chunks, None)
-            if chunk is None:
-                self._ended = True
-            elif len(chunk) == wanted and not self._waiting:
-                return chunk
-            else:
-                self._waiting += chunk
-        piece = bytes(self._waiting[:wanted])
-        del self._waiting[:wanted]
+    async def take(self, wanted: int) -> Piece:
+        """So many bytes; fewer only at the end. What lies in one chunk comes without a copy."""
+        if not self._rest:
+            await self._next()
+        piece = self._cut(wanted)
+        if len(piece) == wanted or self._ended:
+            return piece
+        joined = bytearray(piece)
+        while len(joined) < wanted and not self._ended:
+            await self._next()
+            joined += self._cut(wanted - len(joined))
+        return joined
+
+    async def _next(self) -> None:
+        chunk = None if self._ended else await anext(self._chunks, None)
+        self._ended = chunk is None
+        self._rest = memoryview(chunk if chunk is not None else b"")
+
+    def _cut(self, wanted: int) -> memoryview:
+        piece, self._rest = self._rest[:wanted], self._rest[wanted:]
         return piece
 
-    def stop(self) -> bytes:
+    def stop(self) -> Piece:
         """Ask the iterator no more; nothing comes from here on."""
-        self._ended = True
-        self._waiting.clear()
-        return b""
+        self._ended, self._rest = True, memoryview(b"")
+        return self._rest
 
 
 async def _close(iterator: object) -> None:

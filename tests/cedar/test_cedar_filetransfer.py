@@ -184,6 +184,12 @@ class Peer:
         with pytest.raises(PeerFault, match="closed"):
             await self.stream.get()
 
+    async def hears_only_the_end(self) -> None:
+        """Whatever the other side still says before it sees a fault, then the end."""
+        with contextlib.suppress(PeerFault):
+            while True:
+                await self.stream.get()
+
 
 async def against(
     peer: Callable[[Peer], Awaitable[None]], ours: Callable[[CedarStream], Awaitable[Any]]
