@@ -1,0 +1,152 @@
+"""`./dev demo`: two users' jobs, under two accounts, through a pool; then nothing is left of it."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+import click
+from rich.console import Console, Group
+from rich.live import Live
+
+from demo import errand, leftovers, report, watch
+from demo.accounts import AccountError
+from demo.leftovers import LeftoverError
+from demo.runtime import RuntimeMissingError
+from demo.site import Site, SiteError
+from glexec.install import InstallError
+from pool.messages import JobRow
+
+# The whole demo is promised in 60 s; set-up and take-down need a few of them.
+_JOBS_S = 45.0
+_EXIT_INTERRUPTED = 130
+_TROUBLE = (SiteError, AccountError, RuntimeMissingError, LeftoverError, InstallError)
+
+
+class Interrupted(BaseException):
+    """SIGTERM or SIGHUP; like Ctrl-C, everything is taken away on the way out."""
+
+
+@click.command()
+@click.option(
+    "--linger",
+    type=click.Choice(["yes", "no"]),
+    default="yes",
+    show_default=True,
+    help="The site's glexec stays as the job's parent.",
+)
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write what was found to FILE (- is standard output).",
+)
+@click.option("--keep", is_flag=True, help="Leave the directory with the logs; ./dev clean removes it.")
+def main(linger: str, json_path: Path | None, keep: bool) -> None:
+    """Two users submit jobs to a pool; each job runs under its user's account.
+
+    As root: accounts, sudo and glexec, all thrown away afterwards. As an ordinary user: one account, no isolation.
+    Exit status: 0 all as promised, 1 not, 130 interrupted.
+    """
+    console = Console(stderr=json_path == Path("-"))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        text, problems = _demo(console, linger == "yes", keep)
+    except (KeyboardInterrupt, Interrupted):
+        console.print("interrupted; nothing is left")
+        sys.exit(_EXIT_INTERRUPTED)
+    except _TROUBLE as trouble:
+        console.print(f"demo: {trouble}", style="red", markup=False, highlight=False)
+        text, problems = report.document([], [str(trouble)]), [str(trouble)]
+    if json_path is not None:
+        _write(json_path, text)
+    sys.exit(1 if problems else 0)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    raise Interrupted(number)
+
+
+def _write(path: Path, text: str) -> None:
+    if path == Path("-"):
+        sys.stdout.write(text)
+    else:
+        path.write_text(text)
+
+
+def _demo(console: Console, linger: bool, keep: bool) -> tuple[str, list[str]]:
+    """The JSON and the problems of a whole demo."""
+    for what in leftovers.remove_abandoned():
+        console.print(f"removed {what}", markup=False)
+    with Site.open("demo", linger=linger, keep=keep) as site:
+        _introduce(console, site, keep)
+        site.start_pool()
+        site.start_startd()
+        pilot_uid = Path(f"/proc/{site.startd.pid}").stat().st_uid if site.startd else -1
+        jobs, problems = errand.collect(site, _run(console, site), pilot_uid)
+    problems += report.faults(jobs, switched=bool(site.isolated))
+    problems += [f"left behind: {what}" for what in site.left]
+    for problem in problems:
+        console.print(f"problem: {problem}", style="red", markup=False)
+    if not problems:
+        console.print(f"{len(jobs)} jobs, outputs as counted independently, nothing left behind", style="green")
+    return report.document(jobs, problems), problems
+
+
+def _introduce(console: Console, site: Site, keep: bool) -> None:
+    if site.isolated:
+        console.print("Each job runs under its user's account, by sudo and glexec.")
+        for role, account in site.accounts.items():
+            console.print(f"  {role:6} {account.name} (uid {account.uid})", highlight=False)
+    else:
+        console.print(
+            f"Not root: pool, pilot and all jobs run at the one account {_own_name()}. NOTHING IS ISOLATED: a job could"
+            " read and stop everything of this account. The two owners are told apart by the proxies they delegated.",
+            style="yellow",
+        )
+    if keep:
+        console.print(f"logs will stay in {site.layout.root}", markup=False)
+
+
+def _own_name() -> str:
+    return pwd.getpwuid(os.getuid()).pw_name
+
+
+def _run(console: Console, site: Site) -> list[errand.Errand]:
+    """Hand in everybody's parts, then everybody's last job; show the jobs until all have ended."""
+    with Live(console=console, auto_refresh=False) as live:
+        parts = errand.hand_in_parts(site)
+        _wait(site, live)
+        last = errand.hand_in_merges(site, parts)
+        _wait(site, live)
+        errand.bring_back(site, last)
+        live.refresh()
+    return [*parts, *last]
+
+
+def _wait(site: Site, live: Live) -> None:
+    """Until no job is idle or running; the table follows."""
+
+    def all_ended() -> bool | None:
+        rows = watch.jobs(site.layout.pool_socket)
+        _show(site, live, rows)
+        return True if rows and all(row.state in watch.FINAL for row in rows) else None
+
+    site.wait_until(all_ended, what="the jobs to end", deadline_s=_JOBS_S)
+
+
+def _show(site: Site, live: Live, rows: list[JobRow]) -> None:
+    own = None if site.isolated else f"{_own_name()} ({os.getuid()})"
+    view = watch.table(rows, site.switch_log(), unswitched=own)
+    uids = {role: account.uid for role, account in site.accounts.items()}
+    live.update(Group(view, "", watch.processes(uids)) if uids else view, refresh=live.console.is_terminal)
+
+
+if __name__ == "__main__":
+    main(prog_name="./dev demo")
