@@ -40,6 +40,7 @@ _POLICIES: Final[dict[str, bytes]] = {
 # Grid tools date a new proxy five minutes back, against clocks that differ.
 _SKEW_S: Final = 300.0
 _DAY_S: Final = 86400.0
+_ENTITY_USAGES: Final = ("digital_signature", "key_encipherment", "data_encipherment")
 _USAGES: Final = (
     "digital_signature",
     "content_commitment",
@@ -117,7 +118,7 @@ class Grid:
         builder = _builder(_under(self.organisation, name), issuer.subject, own, starts_s, lifetime_s)
         builder = (
             builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage("digital_signature", "key_encipherment", "data_encipherment"), critical=True)
+            .add_extension(_key_usage(*_ENTITY_USAGES), critical=True)
             .add_extension(x509.ExtendedKeyUsage(usage), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(own.public_key()), critical=False)
             .add_extension(_authority_key(self.authority), critical=False)
@@ -188,7 +189,8 @@ def make_grid(
     certificates_dir.mkdir(parents=True, exist_ok=True)
     # Every account of the site reads it, whatever the umask of who makes it.
     certificates_dir.chmod(0o755)
-    grid = Grid(make_authority(_under(domain, name), key=key, lifetime_s=lifetime_s), certificates_dir, domain)
+    authority = make_authority(_under(domain, name), key=key, lifetime_s=lifetime_s)
+    grid = Grid(authority, certificates_dir, domain)
     anchor = certificates_dir / f"{grid.hash}.0"
     anchor.write_bytes(grid.authority.certificate.public_bytes(serialization.Encoding.PEM))
     anchor.chmod(0o644)
@@ -234,7 +236,7 @@ def make_proxy(
         _under(issuer, str(serial)), issuer, own, min(starts_s, lifetime_s - 1), lifetime_s, serial=serial
     )
     builder = builder.add_extension(proxy_cert_info(kind, path_length), critical=True).add_extension(
-        _key_usage("digital_signature", "key_encipherment", "data_encipherment"), critical=True
+        _key_usage(*_ENTITY_USAGES), critical=True
     )
     for extension, critical in extensions:
         builder = builder.add_extension(extension, critical)
@@ -246,7 +248,8 @@ def proxy_cert_info(kind: ProxyKind, path_length: int | None = None) -> x509.Unr
     length = b"" if path_length is None else bytes((0x02, 1, path_length))
     oid = _POLICIES[kind]
     policy = bytes((0x30, len(oid))) + oid
-    return x509.UnrecognizedExtension(PROXY_CERT_INFO, bytes((0x30, len(length) + len(policy))) + length + policy)
+    value = bytes((0x30, len(length) + len(policy))) + length + policy
+    return x509.UnrecognizedExtension(PROXY_CERT_INFO, value)
 
 
 def make_key(kind: KeyKind = "ec") -> PrivateKey:

@@ -42,7 +42,7 @@ def voms_extension(
     info = der.encode(
         der.SEQUENCE,
         der.encode_int(1),
-        der.encode(der.SEQUENCE, der.encode(_TAG_0, _names(entity.issuer), der.encode_int(entity.serial_number))),
+        _holder(entity),
         der.encode(_TAG_0, _names(server.certificate.subject)),
         algorithm,
         der.encode_int(secrets.randbits(63)),
@@ -53,6 +53,11 @@ def voms_extension(
     certificate = der.encode(der.SEQUENCE, info, algorithm, signature)
     value = der.encode(der.SEQUENCE, der.encode(der.SEQUENCE, certificate))
     return x509.UnrecognizedExtension(VOMS_EXTENSION, value), False
+
+
+def _holder(entity: x509.Certificate) -> bytes:
+    base = der.encode(_TAG_0, _names(entity.issuer), der.encode_int(entity.serial_number))
+    return der.encode(der.SEQUENCE, base)
 
 
 def _attribute(vo: str, fqans: Iterable[str]) -> bytes:

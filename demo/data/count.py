@@ -12,10 +12,11 @@ import re
 import sys
 
 
-def part(what, start, end):
+def part(what: str, start: int, end: int) -> "collections.Counter[str]":
     with open("chronicle.txt", "rb") as file:
         lines = file.read().splitlines(True)
-    position, chosen = 0, []
+    position = 0
+    chosen = []
     for line in lines:
         if start <= position < end:
             chosen.append(line.decode("ascii").lower())
@@ -24,21 +25,21 @@ def part(what, start, end):
     return collections.Counter(re.findall(pattern, "".join(chosen)))
 
 
-def merge(names):
-    total = collections.Counter()
+def merge(names: "list[str]") -> "collections.Counter[str]":
+    total = collections.Counter()  # type: collections.Counter[str]
     for name in names:
         with open(name) as file:
             total.update(json.load(file))
     return total
 
 
-def write(name, counts):
+def write(name: str, counts: "collections.Counter[str]") -> None:
     with open(name, "w") as file:
         json.dump(dict(counts), file, sort_keys=True)
         file.write("\n")
 
 
-def main(argv):
+def main(argv: "list[str]") -> None:
     if argv[0] == "merge":
         write(argv[1], merge(argv[2:]))
     else:
