@@ -11,7 +11,6 @@ import trio
 from pilot.settings import Settings
 from pilot.switch import Call, Denied, Exited, Misused, Outcome, Switch, Unavailable
 
-
 # A command that exists everywhere; resolved, since glexec refuses a symbolic link.
 _TRUE = os.path.realpath(shutil.which("true") or "/bin/true")
 

@@ -217,7 +217,10 @@ class Job:
         credential = self._work.credential
         assert credential is not None
         margin_s = self._work.settings.sailplane_proxy_margin * (1 + random.random() * PROXY_JITTER_FRACTION)
-        while (left_s := credential.expires_at - margin_s - time.time()) > 0:
+        while True:
+            left_s = credential.expires_at - margin_s - time.time()
+            if left_s <= 0:
+                break
             await trio.sleep(min(left_s, PROXY_LOOK_EVERY_S))
         ends = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(credential.expires_at))
         await self._post(

@@ -10,13 +10,13 @@ import errno
 import os
 
 import trio
-from cedar.filetransfer import TransferLimits
 from classad2 import ClassAd
 
 from cedar.claims import EXECUTE_SIDE, ClaimId
 from cedar.classads import get_str
 from cedar.commands import HoldCode
 from cedar.errors import PeerFault, Refused
+from cedar.filetransfer import TransferLimits
 from cedar.sinful import Sinful
 from pilot import credentials
 from pilot.switch import Denied, Outcome, Running, Unavailable

@@ -11,6 +11,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import attrs
+from classad2 import ClassAd
+
+from cedar.classads import to_wire, without_private
+from cedar.commands import Command, HoldCode
 from cedar.filetransfer import (
     Ack,
     Directory,
@@ -22,10 +26,6 @@ from cedar.filetransfer import (
     receive_files,
     send_files,
 )
-from classad2 import ClassAd
-
-from cedar.classads import to_wire, without_private
-from cedar.commands import Command, HoldCode
 from cedar.sessions import Session
 from cedar.sinful import Sinful
 from pilot.credentials import CredentialError
