@@ -94,7 +94,7 @@ async def _run(config: settings.Settings, places: Places, ready_fd: int | None) 
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_until_signal, nursery.cancel_scope)
-            await _serve(config, places, queue, listeners, nursery)
+            await serve(config, places, queue, listeners, nursery)
             _say_ready(ready_fd)
             log.info("ready")
     finally:
@@ -111,7 +111,7 @@ async def _until_signal(scope: trio.CancelScope) -> None:
             return
 
 
-async def _serve(
+async def serve(
     config: settings.Settings, places: Places, queue: Queue, listeners: list[trio.SocketListener], nursery: trio.Nursery
 ) -> None:
     """Build the parts and start them in an order in which each finds what it needs."""

@@ -27,6 +27,8 @@ EACCES, ENOSYS = 13, 38
 # The watchdog that a starter arms: three times what it promised (6.6).
 PROMISE_FACTOR = 3
 CRITICAL_EVENT = 21
+# Syncing a directory takes milliseconds; a disk that needs longer than this is lost to us.
+OUTPUT_ENTRY_S = 20.0
 _FILETRANS_INFO = '[Encryption="YES";Integrity="YES";CryptoMethods="AES";ShortVersion="{version}";]'
 
 
@@ -188,6 +190,9 @@ class Shadow:
             await self._delegate(reader, stream)
         elif op == Syscall.ULOG:
             self._event(reader.ad())  # has no reply
+        elif op == Syscall.JOB_EXIT:
+            await self._job_exit(reader)
+            await stream.put(0)
         else:
             await stream.put(*self._reply(op, reader))
 
@@ -204,8 +209,6 @@ class Shadow:
             case Syscall.BEGIN_EXECUTION:
                 self.tell(s.ExecutionBegan())
                 return (0,)
-            case Syscall.JOB_EXIT:
-                return self._job_exit(reader)
             case Syscall.REQUEST_GUIDANCE:
                 return 0, self._guidance(reader.ad())
             case Syscall.EVENT_NOTIFICATION | Syscall.JOB_TERMINATION | Syscall.DPRINTF_STATS | Syscall.GETCREDS:
@@ -249,12 +252,14 @@ class Shadow:
             put(answer, "Command", "CarryOn")
         return answer
 
-    def _job_exit(self, reader: Reader) -> tuple[int]:
+    async def _job_exit(self, reader: Reader) -> None:
         status, reason = reader.int(), reader.int()
         if not 0 <= status <= 0xFFFF:
             raise PeerFault("codec", "job_exit with what is no wait status")
+        # The starter has our acknowledgement of the output a little before we have entered it.
+        with trio.move_on_after(OUTPUT_ENTRY_S):
+            await self._transfer.received()
         self.tell(s.JobExited(status, reason))
-        return (0,)
 
     def _event(self, ad: Any) -> None:
         number = classads.get_int(ad, "EventTypeNumber", 0)

@@ -69,7 +69,7 @@ class Transfer:
     key: str = field(factory=lambda: secrets.token_hex(32), repr=False)
     input_sent: bool = False
     outputs: list[OutputFile] | None = None
-    _busy: set[int] = field(factory=set)
+    _busy: dict[int, trio.Event] = field(factory=dict)
 
     async def items(self) -> AsyncIterator[Item]:
         """The proxy first, directories before their files, the executable last."""
@@ -108,11 +108,17 @@ class Transfer:
         if request.command in self._busy:
             await filetransfer.refuse_transfer(request.stream)
             return
-        self._busy.add(request.command)
+        ended = self._busy[request.command] = trio.Event()
         try:
             await (self.send(request) if request.command == Command.FILETRANS_UPLOAD else self.receive(request))
         finally:
-            self._busy.discard(request.command)
+            del self._busy[request.command]
+            ended.set()
+
+    async def received(self) -> None:
+        """Return when no output is on its way in."""
+        while (ended := self._busy.get(Command.FILETRANS_DOWNLOAD)) is not None:
+            await ended.wait()
 
 
 @define
