@@ -80,6 +80,9 @@ class Line:
 
     def __init__(self) -> None:
         _fill_standard_descriptors()
+        # A switch that knows no control socket lets ours through: its end of file is what the pilot waits
+        # for.
+        close_others()
         fd = os.dup(0)  # close-on-exec
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
@@ -144,6 +147,17 @@ def trouble(step: str, error: OSError, name: "bytes | None" = None) -> "dict":  
     """A system call's refusal, for the wire."""
     where = {} if name is None else {"name": to_text(name)}
     return dict(step=step, errno=error.errno or 0, text=error.strerror or str(error), **where)
+
+
+def close_others(kept: int = -1) -> None:
+    """Close everything but the standard descriptors and `kept`."""
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        if fd > 2 and fd != kept:
+            try:  # noqa: SIM105 - contextlib costs an import
+                os.close(fd)
+            except OSError:  # the listing's own
+                pass
 
 
 def _fill_standard_descriptors() -> None:

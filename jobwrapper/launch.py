@@ -11,7 +11,7 @@ import resource
 import stat
 from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET
 
-from jobwrapper.frames import Gone, Line, dumps, to_bytes, trouble
+from jobwrapper.frames import Gone, Line, close_others, dumps, to_bytes, trouble
 
 # As typing.TYPE_CHECKING, which costs an import; so does the front of _signal.
 TYPE_CHECKING = False
@@ -43,7 +43,7 @@ def main() -> int:
             act(wanted)
         step = "exec"
         _exec(wanted, report)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever it is, the pilot must not take our end for the job's
         reason = (
             error if isinstance(error, OSError) else OSError(22, "%s: %s" % (type(error).__name__, error))
         )
@@ -130,20 +130,10 @@ def _signals(wanted: "dict") -> None:  # type: ignore[type-arg]
 def _exec(wanted: "dict", report: int) -> None:  # type: ignore[type-arg]
     argv = [to_bytes(word) for word in wanted["argv"]]
     environment = {to_bytes(name): to_bytes(value) for name, value in wanted["environment"].items()}
-    _close_others(report)
+    close_others(report)
     _limits(wanted)
     os.write(report, GOING)
     os.execve(argv[0], argv, environment)
-
-
-def _close_others(kept: int) -> None:
-    for name in os.listdir("/proc/self/fd"):
-        fd = int(name)
-        if fd > 2 and fd != kept:
-            try:  # noqa: SIM105 - contextlib costs an import
-                os.close(fd)
-            except OSError:  # the listing's own
-                pass
 
 
 STEPS = (

@@ -80,7 +80,8 @@ def catalogue(sandbox: int) -> "Iterator[dict[str, object]]":
         if size > NAMES_BYTES:
             yield {"entries": rows}
             rows, size = [], 0
-    yield {"entries": rows}
+    if rows:
+        yield {"entries": rows}
 
 
 def row_of(found: os.stat_result) -> "tuple":  # type: ignore[type-arg]

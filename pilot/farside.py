@@ -149,11 +149,11 @@ class FarSide:
     def gone(self) -> CallFailed:
         return CallFailed("closed", "the far side went away" + _words(self.running))
 
-    async def end(self, grace_s: float = END_GRACE_S) -> Outcome | None:
-        """Hang up, see the call out and give everything back; at most 2 * grace_s, also when
-        cancelled."""
+    async def end(self, grace_s: float | None = None) -> Outcome | None:
+        """Hang up, see the call out and give everything back; at most 2 * `grace_s` (END_GRACE_S)
+        seconds, also when cancelled."""
         self.hang_up()
-        outcome = await self.running.end(grace_s)
+        outcome = await self.running.end(END_GRACE_S if grace_s is None else grace_s)
         self.running.close()
         return outcome
 

@@ -376,7 +376,8 @@ def wrapper_argv(settings: SwitchSettings, verb: str) -> tuple[str, ...]:
 
 
 def compile_wrapper(settings: SwitchSettings) -> None:
-    """Byte-compile the wrapper for the interpreter that will run it, readable by all; saves some ms in every call.
+    """Byte-compile the wrapper for the interpreter that will run it, readable by all; saves some ms in every
+    call.
 
     Once at a daemon's start; blocks for about 50 ms. A directory that is not ours to write stays as it is.
     """

@@ -19,7 +19,7 @@ from typing import Any
 import trio
 from attrs import field, frozen
 
-from pilot.farside import END_GRACE_S, Asking, CallFailed, FarSide, open_call, text_of
+from pilot.farside import Asking, CallFailed, FarSide, open_call, text_of
 from starter.places import (
     Left,
     Made,
@@ -190,7 +190,7 @@ async def stage_in(context: Context, place: Place, *, deadline_s: float) -> Asyn
         yield inward
     finally:
         given_up = inward is not None and not inward.finished
-        await far.end(CLEAR_GRACE_S if given_up else END_GRACE_S)
+        await far.end(CLEAR_GRACE_S if given_up else None)
 
 
 async def _make_directory(far: FarSide, place: Place) -> Made:
@@ -345,19 +345,12 @@ class Outward:
         self._reader = TarReader(self._limits)
         self._events = iter(())
 
-    async def entries(self) -> AsyncIterator[OutFile | OutDirectory]:
-        """What the manifest announced, in its order. A file's chunks must be read before the next entry is
-        asked for; what is left of them is skipped then."""
-        for expected in self.manifest.entries:
-            entry = await self._next_entry(expected)
-            if entry.directory:
-                yield OutDirectory(expected.name, entry.mode)
-                continue
-            content = _Content(self, entry.size)
-            yield OutFile(expected.name, entry.mode, entry.size, content.chunks())
-            await content.skip()
-        if self.manifest.entries is not None and await self._event() is not None:
-            raise StageFailed("tar", "more entries than were announced")
+    def entries(self) -> AsyncIterator[OutFile | OutDirectory]:
+        """What the manifest announced, in its order.
+
+        A file's chunks must be read before the next entry is asked for; what is left of them is skipped then.
+        """
+        return _Entries(self)
 
     async def again(self) -> None:
         """All of it once more, from the sandbox as it is now: a new manifest, then `entries()` again."""
@@ -381,25 +374,34 @@ class Outward:
         missing: list[tuple[str, str]] = []
         while True:
             answer = await self._far.receive()
+            _raise_if_failed(answer)
             if answer.get("done") is True:
                 break
-            rows.add(answer.get("entries", []))
-            missing += [_pair(row) for row in _list(answer.get("missing", []))]
+            if "entries" in answer:
+                rows.add(answer["entries"])
+                continue
+            missing += [_pair(row) for row in _filled_list(answer.get("missing"))]
             if len(missing) > MISSING_NAMES:
                 raise StageFailed("limit", f"more than {MISSING_NAMES} missing names")
+        if any(entry.kind == "other" for entry in rows.entries):
+            raise StageFailed("framing", "an entry that is neither a file nor a directory")
         names, reasons = zip(*missing, strict=True) if missing else ((), ())
         return Manifest(tuple(rows.entries), names, reasons)
 
-    async def _next_entry(self, expected: CatalogueEntry) -> Entry:
-        event = await self._event()
-        if not isinstance(event, Entry) or event.directory != (expected.kind == "dir"):
-            raise StageFailed("tar", f"{text_of(expected.name)} was announced, something else came")
-        size = 0 if event.directory else expected.size
-        if event.name != _bytes(expected.name) or event.size != size:
+    async def next_entry(self, expected: CatalogueEntry) -> Entry:
+        """The next header of the stream, which must be the one that the manifest announced."""
+        event = await self.next_event()
+        size = 0 if expected.kind == "dir" else expected.size
+        if (
+            not isinstance(event, Entry)
+            or event.directory != (expected.kind == "dir")
+            or event.name != _bytes(expected.name)
+            or event.size != size
+        ):
             raise StageFailed("tar", f"{text_of(expected.name)} was announced, something else came")
         return event
 
-    async def _event(self) -> Entry | Data | None:
+    async def next_event(self) -> Entry | Data | None:
         """The next event of the stream; None at its end mark."""
         while not self._reader.ended:
             try:
@@ -423,8 +425,35 @@ class Outward:
 
     async def _drain(self) -> None:
         """Read to the end mark, so that the conversation can go on. Bounded by the limits."""
-        while await self._event() is not None:
+        while await self.next_event() is not None:
             pass
+
+
+class _Entries:
+    """The entries of one tar stream. Not a generator: those complain when nobody finishes them."""
+
+    def __init__(self, outward: Outward) -> None:
+        self._outward = outward
+        self._expected = iter(outward.manifest.entries)
+        self._content: _Content | None = None
+
+    def __aiter__(self) -> _Entries:
+        return self
+
+    async def __anext__(self) -> OutFile | OutDirectory:
+        if self._content is not None:
+            await self._content.skip()
+            self._content = None
+        expected = next(self._expected, None)
+        if expected is None:
+            if await self._outward.next_event() is not None:
+                raise StageFailed("tar", "more entries than were announced")
+            raise StopAsyncIteration
+        entry = await self._outward.next_entry(expected)
+        if entry.directory:
+            return OutDirectory(expected.name, entry.mode)
+        self._content = _Content(self._outward, entry.size)
+        return OutFile(expected.name, entry.mode, entry.size, self._content)
 
 
 class _Content:
@@ -434,20 +463,21 @@ class _Content:
         self._outward = outward
         self._left = size
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        while self._left:
-            yield await self._piece()
+    def __aiter__(self) -> _Content:
+        return self
 
-    async def skip(self) -> None:
-        while self._left:
-            await self._piece()
-
-    async def _piece(self) -> bytes:
-        event = await self._outward._event()
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        event = await self._outward.next_event()
         if not isinstance(event, Data):
             raise StageFailed("tar", "a file is shorter than announced")
         self._left -= len(event.content)
         return event.content
+
+    async def skip(self) -> None:
+        async for _ in self:
+            pass
 
 
 # -- what both need
@@ -464,7 +494,7 @@ class _Rows:
         self._left_bytes = max_names_bytes
 
     def add(self, rows: Any) -> None:
-        for row in _list(rows):
+        for row in _filled_list(rows):
             entry = _entry(row)
             self._left -= 1
             self._left_bytes -= len(entry.name)
@@ -481,7 +511,10 @@ def _entry(row: Any) -> CatalogueEntry:
     if len(fields) != 5 or not isinstance(fields[0], str) or fields[1] not in ("file", "dir", "other"):
         raise StageFailed("framing", "not an entry")
     _checked(fields[0])
-    return CatalogueEntry(fields[0], fields[1], *(_int(number) for number in fields[2:]))
+    mode, size, mtime_ns = (_int(number) for number in fields[2:])
+    if size < 0:
+        raise StageFailed("framing", "a negative size")
+    return CatalogueEntry(fields[0], fields[1], mode, size, mtime_ns)
 
 
 def _pair(row: Any) -> tuple[str, str]:
@@ -515,6 +548,13 @@ def _list(value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise StageFailed("framing", "not a list")
     return value
+
+
+def _filled_list(value: Any) -> list[Any]:
+    """Frames that bring nothing could go on for ever."""
+    if not _list(value):
+        raise StageFailed("framing", "an empty list")
+    return _list(value)
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -182,5 +182,6 @@ ctypes.CDLL(None).pthread_exit(None)
 async def test_a_process_without_its_first_thread_is_no_zombie(started) -> None:
     process = start(started, HEADLESS)
     told = await send(process, signal.SIGKILL)
-    assert (told.sent, told.left_count) == (2, 0)
+    assert told.sent >= 2
+    assert told.left_count == 0
     assert process.wait() == -signal.SIGKILL

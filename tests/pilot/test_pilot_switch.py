@@ -51,7 +51,8 @@ def exited(status: int) -> int:
     return status << 8
 
 
-# -- deciding -----------------------------------------------------------------------------------------------------
+# -- deciding
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,8 @@ def test_the_wrapper_is_called_by_a_path_that_is_no_link() -> None:
     assert rest == ["-IS", "/w/__main__.py", "launch"]
 
 
-# -- acting -------------------------------------------------------------------------------------------------------
+# -- acting
+# -------------------------------------------------------------------------------------------------------
 
 
 def opened_null() -> BinaryIO:
@@ -357,7 +359,8 @@ async def test_nobody_on_the_control_socket(tmp_path: Path) -> None:
     running.close()
 
 
-# -- a call with its hello ------------------------------------------------------------------------------------------
+# -- a call with its hello
+# ------------------------------------------------------------------------------------------
 
 
 def glexec_context(path: Path, text: str, *, retries: int) -> Context:
