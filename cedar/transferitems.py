@@ -90,20 +90,23 @@ class Missing:
 Item: TypeAlias = File | Directory | ProxyItem | Missing
 
 
-class StoreFailed(Exception):
+class _Failed(Exception):
+    """A failure of one item that leaves the protocol in step; `ack` is what the peer is told."""
+
+    def __init__(self, hold_code: int, subcode: int, reason: str, *, retry: bool = False) -> None:
+        super().__init__(reason)
+        self.hold_code = hold_code
+        self.subcode = subcode
+        self.reason = reason
+        self.ack = failed(hold_code, subcode, reason, retry=retry)
+
+
+class StoreFailed(_Failed):
     """The sink could not store an item. The rest of it is read and dropped, the failure acknowledged."""
 
-    def __init__(self, hold_code: int, subcode: int, reason: str, *, retry: bool = False) -> None:
-        super().__init__(reason)
-        self.ack = failed(hold_code, subcode, reason, retry=retry)
 
-
-class ReadFailed(Exception):
+class ReadFailed(_Failed):
     """A file could not be read to its end. What is missing is sent as zeros, the failure acknowledged."""
-
-    def __init__(self, hold_code: int, subcode: int, reason: str, *, retry: bool = False) -> None:
-        super().__init__(reason)
-        self.ack = failed(hold_code, subcode, reason, retry=retry)
 
 
 class Sink(Protocol):

@@ -20,15 +20,9 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Grid:
 
 
 def openssl_verify(grid: Grid, path: Path, *options: str) -> str:
+    command = ["openssl", "verify", "-allow_proxy_certs", "-CApath", str(grid.certificates_dir), *options]
     done = subprocess.run(
-        [
-            *"openssl verify -allow_proxy_certs -CApath".split(),
-            grid.certificates_dir,
-            *options,
-            "-untrusted",
-            path,
-            path,
-        ],
+        [*command, "-untrusted", str(path), str(path)],
         capture_output=True,
         check=False,
         text=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from cedar.filetransfer import ProxyItem
 from demo.grid import (
     Certified,
     Grid,
@@ -21,6 +23,7 @@ from demo.grid import (
     make_proxy,
 )
 from pilot import credentials
+from tests.cedar.transferpeer import MemorySink, both
 from tests.pilot.proxies import DER, at, certificates_only, openssl_accepts, refusal, verify
 
 
@@ -223,3 +226,23 @@ def test_an_end_entity_certificate_is_no_answer(grid: Grid) -> None:
     )
     certificate = builder.sign(grid.authority.key, hashes.SHA256())
     assert refusal(lambda: request.complete(certificate.public_bytes(DER))).code == "broken"
+
+
+async def test_delegation_as_an_item_of_a_file_transfer(grid: Grid, alice: Certified) -> None:
+    source = make_proxy(alice)
+
+    async def sign(request_der: bytes) -> bytes:
+        return credentials.sign_request(source.pem, request_der, not_after=None)
+
+    class ProxySink(MemorySink):
+        pem = b""
+
+        async def proxy(self, name: str, exchange: Callable[[bytes], Awaitable[bytes]]) -> None:
+            pending = credentials.make_request()
+            self.pem = pending.complete(await exchange(pending.der))
+
+    sink = ProxySink()
+    (own, peer), _ = await both([ProxyItem("proxy.pem", sign)], sink)
+    assert own.ok
+    assert peer.ok
+    assert verify(grid, sink.pem).identity == alice.identity
