@@ -68,8 +68,12 @@ class Lookout:
         seen: dict[int, Process] = {}
         for pid in (root.pid, starter.pid):
             self._climb(pid, seen)
-        self._descend([starter.pid], seen, deeper_than=frozenset())
+        self._descend([starter.pid], seen)
         return seen
+
+    def is_there(self, identity: ProcessId) -> bool:
+        """Whether this very process exists, if only as a zombie."""
+        return self._reader.ticks(identity.pid) == identity.start_ticks
 
     def pss_kb(self, family: Family) -> int | None:
         """The family's share of memory; None unless the kernel shows it for all of it."""
@@ -84,7 +88,7 @@ class Lookout:
         strangers = frozenset(identity.pid for identity in top.around.ancestors)
         reapers = [identity.pid for identity in self._families.reapers(top)]
         self._descend(reapers, seen, deeper_than=strangers, only_uid=top.around.uid)
-        self._descend([identity.pid for identity in known], seen, deeper_than=strangers)
+        self._descend([identity.pid for identity in known], seen)
         return seen
 
     def _descend(
@@ -92,7 +96,7 @@ class Lookout:
         start: Iterable[int],
         seen: dict[int, Process],
         *,
-        deeper_than: frozenset[int],
+        deeper_than: frozenset[int] = frozenset(),
         only_uid: int | None = None,
     ) -> None:
         """Read processes and all below them, parents first.

@@ -2,7 +2,7 @@
 
 A refusal is `pilot.rpc.Error` with one of these codes: "unknown-family", "already-registered",
 "no-such-process" (the root or the starter is not there, or is another process by now), "no-route" (nobody
-would let us signal it).
+would let us signal it), "no-socket" (the descriptor is no socket), "going-away" (procd is about to end).
 """
 
 import math
@@ -22,6 +22,8 @@ _SIGNAL = and_(ge(1), le(64))
 _FEW: Any = max_len(1024)
 # Longer than any step of a job's life; what is asked for longer is asked for again.
 MAX_DEADLINE_S = 86_400.0
+# A list in an answer is for people; the rest is only counted.
+MAX_LISTED = 1000
 
 
 def _finite(_instance: object, attribute: "attrs.Attribute[Any]", value: float) -> None:
@@ -45,8 +47,8 @@ class Usage:
     when that is more. Memory peaks are peaks of the family's sum, over the snapshots.
     """
 
-    user_s: float = 0.0
-    system_s: float = 0.0
+    user_s: float = attrs.field(default=0.0, validator=_finite)
+    system_s: float = attrs.field(default=0.0, validator=_finite)
     rss_kb: int = 0
     pss_kb: int | None = None
     """None where the kernel does not show it, as for another account's processes."""
@@ -57,8 +59,8 @@ class Usage:
     """Without zombies."""
     processes_seen: int = 0
     """All that ever were seen in the family."""
-    dead_user_s: float = 0.0
-    dead_system_s: float = 0.0
+    dead_user_s: float = attrs.field(default=0.0, validator=_finite)
+    dead_system_s: float = attrs.field(default=0.0, validator=_finite)
     """The part of the above that no living process accounts for; what a new procd has to be told."""
 
 
@@ -144,8 +146,9 @@ class Stop:
 class Stopped:
     """The end of a `Stop`.
 
-    empty: a full scan after the last kill found nobody. route: "none" (it was empty), "control", "own",
-    "switch", or several joined by "+". switch_calls: authorisations that it cost the site.
+    empty: a full scan after the last kill found nobody. survivors: at most MAX_LISTED. route: "none" (it was
+    empty), "control", "own", "switch", or several joined by "+". switch_calls: authorisations that it cost
+    the site.
     """
 
     empty: bool
@@ -182,6 +185,7 @@ class FamilyState:
     audit_id: str
     control: bool
     members: tuple[Identity, ...]
+    """At most MAX_LISTED."""
     usage: Usage
 
 

@@ -1,0 +1,5 @@
+"""`python -m procd` is `sailplane-procd`."""
+
+from procd.main import main
+
+main()

@@ -1,0 +1,209 @@
+"""The command `sailplane-procd`: the daemon, and `ctl`, which shows what a running one knows. Wiring only."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import attrs
+import click
+import trio
+
+from pilot import logs
+from pilot.rpc import RpcFault, RpcRefused
+from pilot.settings import Settings, SettingsError, load
+from pilot.switch import make_switch
+from procd.client import ProcdClient
+from procd.families import Families
+from procd.lookout import Lookout
+from procd.messages import FamilyState
+from procd.planner import Planner
+from procd.proc import ProcReader
+from procd.process import ProcessId
+from procd.routes import OwnRight, SwitchCalls
+from procd.server import Service
+from procd.signaller import Signaller
+
+EXIT_REQUEST_FAILED, EXIT_USAGE, EXIT_TRY_LATER = 1, 100, 111
+
+
+@click.group(name="sailplane-procd", invoke_without_command=True)
+@click.option("--socket", "path", type=click.Path(path_type=Path), help="Where to serve; 0600, own account only.")
+@click.option("--lifeline-fd", type=int, help="End of file on this descriptor stops all families, then procd.")
+@click.option("--config", type=click.Path(path_type=Path), help="Configuration file in HTCondor's language.")
+@click.option("--log", type=click.Path(path_type=Path), help="Log file; - is standard error. [LOG/ProcLog]")
+@click.option("--ready-fd", type=int, help="Descriptor that gets the line 'ready' once clients can connect.")
+@click.pass_context
+def main(
+    context: click.Context,
+    path: Path | None,
+    lifeline_fd: int | None,
+    config: Path | None,
+    log: Path | None,
+    ready_fd: int | None,
+) -> None:
+    """Track the processes of jobs, and signal them.
+
+    Ready when the socket answers. SIGTERM, SIGINT and the lifeline's end stop all families, then procd. Exit
+    status:
+    0 all families were empty, 1 something survived, 100 wrong usage or settings.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    try:
+        if path is None:
+            raise click.UsageError("--socket is missing")
+        settings = load(config)
+        daemon = Daemon(settings, path, lifeline_fd=lifeline_fd, ready_fd=ready_fd)
+        logger = logs.start("procd", _log_path(settings, log))
+    except (click.UsageError, SettingsError, ValueError) as wrong:
+        click.echo(f"sailplane-procd: {wrong}", err=True)
+        sys.exit(EXIT_USAGE)
+    sys.exit(0 if trio.run(daemon.run, logger) else EXIT_REQUEST_FAILED)
+
+
+def _log_path(settings: Settings, given: Path | None) -> Path | None:
+    if given is not None:
+        return None if str(given) == "-" else given
+    return settings.log / "ProcLog" if settings.log.is_dir() else None
+
+
+class Daemon:
+    """procd as a process: made before anything is served, so that wrong settings end it first.
+
+    Raises:
+        ValueError: a switch that the settings do not describe.
+    """
+
+    def __init__(self, settings: Settings, path: Path, *, lifeline_fd: int | None, ready_fd: int | None = None) -> None:
+        self._path = path
+        self._lifeline_fd = lifeline_fd
+        self._ready_fd = ready_fd
+        for fd in (lifeline_fd, ready_fd):
+            if fd is not None:
+                os.set_inheritable(fd, False)
+        switch = make_switch(settings)
+        planner = Planner(settings.sailplane_kill_jitter)
+        self._calls: SwitchCalls | None = None
+        if switch.isolates:
+            self._calls = SwitchCalls(switch, settings, planner, answer_s=settings.sailplane_switch_deadline)
+        self._always = ExitStack()
+        reader = ProcReader()
+        self._always.callback(reader.close)
+        own = ProcessId(os.getpid(), reader.ticks(os.getpid()) or 0)
+        self._families = Families(os.geteuid(), [own])
+        self._lookout = Lookout(self._families, reader)
+        self._signaller = Signaller(
+            self._families, self._lookout, OwnRight(reader), self._calls, pilot_uid=os.geteuid()
+        )
+
+    async def run(self, log: logs.Contextual) -> bool:
+        """Serve until SIGTERM, SIGINT or the lifeline's end, then stop all families; True when all are
+        empty."""
+        service = Service(self._families, self._lookout, self._signaller, log)
+        with self._always, trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with trio.open_nursery() as nursery:
+                if self._calls is not None:
+                    await nursery.start(self._calls.run)
+                await nursery.start(_serve, service, self._path)
+                self._say_ready()
+                log.info("ready at %s", self._path)
+                log.info("%s: stopping all families", await self._reason_to_end(signals))
+                empty = await service.stop_all()
+                nursery.cancel_scope.cancel()
+            self._signaller.close()
+        log.info("end, %s", "all families are empty" if empty else "something is left")
+        return empty
+
+    def _say_ready(self) -> None:
+        if self._ready_fd is not None:
+            os.write(self._ready_fd, b"ready\n")
+            os.close(self._ready_fd)
+
+    async def _reason_to_end(self, signals: AsyncIterator[int]) -> str:
+        reasons: list[str] = []
+        async with trio.open_nursery() as nursery:
+
+            async def signalled() -> None:
+                async for number in signals:
+                    reasons.append(signal.Signals(number).name)
+                    nursery.cancel_scope.cancel()
+
+            async def lifeline() -> None:
+                if self._lifeline_fd is not None:
+                    await _end_of_file(self._lifeline_fd)
+                    reasons.append("the startd is gone")
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(signalled)
+            nursery.start_soon(lifeline)
+        return reasons[0]
+
+
+async def _serve(service: Service, path: Path, task_status: trio.TaskStatus[None]) -> None:
+    await service.run(path, allowed_uid=os.geteuid(), task_status=task_status)
+
+
+async def _end_of_file(fd: int) -> None:
+    """Until the other end of a pipe or socket is closed everywhere."""
+    while True:
+        await trio.lowlevel.wait_readable(fd)
+        if not os.read(fd, 4096):
+            return
+
+
+# --- ctl ----------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.option("--socket", "path", type=click.Path(path_type=Path), required=True, help="The daemon's socket.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+@click.argument("what", type=click.Choice(["tree", "dump"]), default="tree")
+def ctl(path: Path, as_json: bool, what: str) -> None:
+    """Show the families of a running procd: `tree` with their usage, `dump` with their processes as well."""
+    try:
+        families = trio.run(_ask, path)
+    except (RpcFault, RpcRefused) as failed:
+        click.echo(f"sailplane-procd: no answer at {path}: {failed.text}", err=True)
+        sys.exit(EXIT_TRY_LATER)
+    if as_json:
+        click.echo(json.dumps({"families": [attrs.asdict(family) for family in families]}))
+    else:
+        _show(families, with_members=what == "dump")
+
+
+async def _ask(path: Path) -> tuple[FamilyState, ...]:
+    client = await ProcdClient.connect(path, patience_s=2.0)
+    return await client.families()
+
+
+def _show(families: tuple[FamilyState, ...], *, with_members: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("family", "uid", "root", "starter", "processes", "user s", "system s", "RSS MB", "control")
+    depths: dict[str, int] = {}
+    for family in families:
+        depth = depths[family.family] = depths.get(family.parent, -1) + 1 if family.parent else 0
+        table.add_row("  " * depth + family.family, *_row(family))
+        if with_members:
+            pids = " ".join(str(member.pid) for member in family.members)
+            table.add_row("  " * depth + "  " + pids)
+    Console().print(table)
+
+
+def _row(family: FamilyState) -> tuple[str, ...]:
+    usage = family.usage
+    return (
+        str(family.uid),
+        str(family.root.pid),
+        str(family.starter.pid) + ("" if family.starter_alive else " gone"),
+        str(usage.processes),
+        f"{usage.user_s:.2f}",
+        f"{usage.system_s:.2f}",
+        f"{usage.rss_kb / 1024:.1f}",
+        "yes" if family.control else "no",
+    )

@@ -1,0 +1,370 @@
+"""procd's service: takes requests, keeps watch over starters and roots, and stops what nobody steers any
+more.
+
+The rules are elsewhere: membership in `procd.families`, routes in `procd.signaller`. This ties them to the
+socket, to pidfds and to the clock.
+"""
+
+import os
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+from pilot import logs
+from pilot.rpc import Channel, Error, Peer, RpcFault, serve
+from procd.account import Cpu, Totals
+from procd.families import Families, Family, FamilyRefused, Surroundings
+from procd.lookout import Lookout
+from procd.messages import (
+    MAX_LISTED,
+    PROCD,
+    Done,
+    FamilyState,
+    GetUsage,
+    Identity,
+    List,
+    Memory,
+    Register,
+    Registered,
+    Resume,
+    Signal,
+    Stop,
+    Stopped,
+    Suspend,
+    Unregister,
+    Usage,
+)
+from procd.messages import Families as FamilyList
+from procd.proc import TICKS_PER_S
+from procd.process import ProcessId
+from procd.routes import Control, RouteFailed
+from procd.signaller import Ending, Signaller
+
+# HTCondor's starter asks every 15 s; peaks between two looks are not seen, and a look costs about half a
+# millisecond.
+LOOK_EVERY_S = 5.0
+# One attempt at a family that nobody steers; it is repeated as long as this procd lives.
+ABANDONED_STOP_S = 60.0
+_BETWEEN_ATTEMPTS_S = 5.0
+# What is left when the startd is gone gets this long. The batch system kills a pilot seconds after SIGTERM.
+SHUTDOWN_S = 30.0
+
+
+class Service:
+    """One procd.
+
+    Args:
+        families, lookout, signaller: the parts that it ties together.
+        log: state changes and failures go there.
+    """
+
+    def __init__(self, families: Families, lookout: Lookout, signaller: Signaller, log: logs.Contextual) -> None:
+        self._families = families
+        self._lookout = lookout
+        self._signaller = signaller
+        self._log = log
+        self._watches: dict[str, trio.CancelScope] = {}
+        self._nursery: trio.Nursery | None = None
+        self._closing = False
+
+    async def run(
+        self, path: Path, *, allowed_uid: int, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve at `path` until cancelled; reports "started" when clients can connect.
+
+        Cancelling ends requests under way and kills nobody: `stop_all` first, where the families must not
+        live on.
+        """
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._look_now_and_then)
+            await nursery.start(self._serve, path, allowed_uid)
+            task_status.started()
+
+    async def _serve(self, path: Path, allowed_uid: int, task_status: trio.TaskStatus[None]) -> None:
+        await serve(
+            path,
+            PROCD,
+            self._converse,
+            allowed_uids={allowed_uid},
+            on_fault=self._note_fault,
+            task_status=task_status,
+        )
+
+    def _note_fault(self, peer: Peer, fault: RpcFault) -> None:
+        if fault.code != "closed":
+            self._log.warning("process %d sent what is no request (%s), connection closed", peer.pid, fault)
+
+    async def _look_now_and_then(self) -> None:
+        """For peaks, and so that the CPU of what ends is known up to the last few seconds."""
+        while True:
+            await trio.sleep(LOOK_EVERY_S * random.uniform(0.9, 1.1))
+            for family in self._families:
+                if family.parent is None:
+                    self._lookout.look(family)
+                    await trio.lowlevel.checkpoint()
+
+    # --- requests -------------------------------------------------------------------------------------------
+
+    async def _converse(self, channel: Channel) -> None:
+        while True:
+            request, fds = await channel.receive()
+            with ExitStack() as received:
+                for fd in fds:
+                    received.callback(os.close, fd)
+                await channel.send(await self._answer(request, fds))
+
+    async def _answer(self, request: Any, fds: list[int]) -> Any:
+        try:
+            if isinstance(request, Register):
+                return self._register(request, fds)
+            handle = _HANDLERS.get(type(request))
+            if handle is None:
+                return Error("not-a-request", type(request).__name__)
+            return await handle(self, request)
+        except FamilyRefused as refused:
+            return Error(refused.code, refused.text)
+
+    def _register(self, request: Register, fds: list[int]) -> Registered:
+        if self._closing:
+            raise FamilyRefused("going-away", "procd is about to end")
+        root, starter = _process_id(request.root), _process_id(request.starter)
+        control = _control(fds)
+        try:
+            around = None if request.memory is None else _surroundings(request.memory)
+            seen = self._lookout.survey(root, starter)
+            family = self._families.register(request.family, root, starter, seen, around)
+        except FamilyRefused:
+            if control is not None:
+                control.close()
+            raise
+        self._signaller.add(family, control=control, credential=request.credential, audit_id=request.audit_id)
+        self._watch(family)
+        self._log.info(
+            "family %s: root %d (uid %d), starter %d, %s",
+            family.name, root.pid, family.around.uid, starter.pid,
+            "registered" if request.memory is None else "registered again",
+        )  # fmt: skip
+        return Registered(_memory(family))
+
+    async def _usage(self, request: GetUsage) -> Usage:
+        family = self._families.get(request.family)
+        self._lookout.look(family)
+        return attrs.evolve(_usage(family.account.totals), pss_kb=self._lookout.pss_kb(family))
+
+    async def _signal(self, request: Signal) -> Done:
+        family = self._families.get(request.family)
+        await self._signaller.send(family, request.number, to_all=request.to == "all")
+        return Done()
+
+    async def _suspend(self, request: Suspend) -> Done:
+        await self._signaller.suspend(self._families.get(request.family))
+        return Done()
+
+    async def _resume(self, request: Resume) -> Done:
+        await self._signaller.resume(self._families.get(request.family))
+        return Done()
+
+    async def _stop(self, request: Stop) -> Stopped:
+        family = self._families.get(request.family)
+        return await self._end(family, urgent=request.urgent, deadline_s=request.deadline_s)
+
+    async def _unregister(self, request: Unregister) -> Usage:
+        family = self._families.get(request.family)
+        self._lookout.look(family)
+        usage = _usage(family.account.totals)
+        self._forget(family)
+        return usage
+
+    async def _list(self, _: List) -> FamilyList:
+        return FamilyList(tuple(self._state(family) for family in self._families))
+
+    def _state(self, family: Family) -> FamilyState:
+        credential, audit_id = self._signaller.reason(family)
+        return FamilyState(
+            family=family.name,
+            parent=family.parent.name if family.parent else None,
+            root=Identity(*family.root),
+            starter=Identity(*family.starter),
+            starter_alive=family.starter_alive,
+            uid=family.around.uid,
+            credential=credential,
+            audit_id=audit_id,
+            control=self._signaller.control(family) is not None,
+            members=_identities(tuple(self._families.members(family))[:MAX_LISTED]),
+            usage=_usage(family.account.totals),
+        )
+
+    # --- ends -----------------------------------------------------------------------------------------------
+
+    async def _end(self, family: Family, *, urgent: bool, deadline_s: float) -> Stopped:
+        ending = Ending()
+        empty = await self._signaller.kill(family, ending, urgent=urgent, deadline_s=deadline_s)
+        left = () if empty else tuple(identity.pid for identity in self._families.running(family))
+        route = "+".join(ending.routes) or "none"
+        level = self._log.info if empty else self._log.warning
+        level(
+            "family %s: %s by %s, %d calls of the switch%s",
+            family.name, "empty" if empty else f"{len(left)} survivors", route, ending.switch_calls,
+            f" ({ending.failure})" if ending.failure else "",
+        )  # fmt: skip
+        return Stopped(empty, left[:MAX_LISTED], route, ending.switch_calls, "" if empty else ending.failure)
+
+    async def stop_all(self, *, deadline_s: float = SHUTDOWN_S) -> bool:
+        """Stop every family and take no new ones; True when all are empty. At most `deadline_s` seconds and a
+        scan."""
+        self._closing = True
+        results: list[bool] = []
+
+        async def stop(family: Family) -> None:
+            results.append((await self._end(family, urgent=False, deadline_s=deadline_s)).empty)
+
+        async with trio.open_nursery() as nursery:
+            for family in self._families:
+                if family.parent is None:
+                    nursery.start_soon(stop, family)
+        return all(results)
+
+    def _forget(self, family: Family) -> None:
+        self._signaller.remove(family)
+        scope = self._watches.pop(family.name, None)
+        if scope is not None:
+            scope.cancel()
+        self._families.unregister(family)
+        self._log.info("family %s: unregistered", family.name)
+
+    # --- watching -------------------------------------------------------------------------------------------
+
+    def _watch(self, family: Family) -> None:
+        assert self._nursery is not None
+        earlier = self._watches.pop(family.name, None)
+        if earlier is not None:
+            earlier.cancel()
+        scope = self._watches[family.name] = trio.CancelScope()
+        self._nursery.start_soon(self._watch_family, family, scope)
+
+    async def _watch_family(self, family: Family, scope: trio.CancelScope) -> None:
+        """Look at a root that ends before its parent has taken it away; stop the family when its starter
+        ends."""
+        with scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._look_at_end_of_root, family)
+                await self._ended(family.starter)
+                nursery.cancel_scope.cancel()
+            self._log.warning("family %s: starter %d is gone, stopping", family.name, family.starter.pid)
+            self._families.starter_died(family.starter)
+            await self._stop_abandoned(family)
+
+    async def _look_at_end_of_root(self, family: Family) -> None:
+        await self._ended(family.root)
+        self._lookout.look(family)
+
+    async def _ended(self, identity: ProcessId) -> None:
+        """Wait for the end of a process, which need not be ours."""
+        try:
+            fd = os.pidfd_open(identity.pid)
+        except OSError:
+            return
+        try:
+            if self._lookout.is_there(identity):
+                await trio.lowlevel.wait_readable(fd)
+        finally:
+            os.close(fd)
+
+    async def _stop_abandoned(self, family: Family) -> None:
+        """Nobody steers this family: stop it, as often as it takes, then forget it."""
+        if family.parent is not None:
+            return  # it goes with the outer one, which had the same starter
+        while True:
+            try:
+                if (await self._end(family, urgent=False, deadline_s=ABANDONED_STOP_S)).empty:
+                    break
+            except RouteFailed as failed:
+                self._log.warning("family %s: %s, trying again", family.name, failed)
+            await trio.sleep(_BETWEEN_ATTEMPTS_S)
+        for each in reversed(self._families.within(family)):
+            self._forget(each)
+
+
+_HANDLERS: dict[type, Callable[[Service, Any], Awaitable[Any]]] = {
+    GetUsage: Service._usage,
+    Signal: Service._signal,
+    Suspend: Service._suspend,
+    Resume: Service._resume,
+    Stop: Service._stop,
+    Unregister: Service._unregister,
+    List: Service._list,
+}
+
+
+# --- between messages and families --------------------------------------------------------------------------
+
+
+def _process_id(identity: Identity) -> ProcessId:
+    return ProcessId(identity.pid, identity.start_ticks)
+
+
+def _identities(ids: tuple[ProcessId, ...]) -> tuple[Identity, ...]:
+    return tuple(Identity(*each) for each in ids)
+
+
+def _control(fds: list[int]) -> Control | None:
+    """The control socket that came with a request, as a descriptor of our own."""
+    if not fds:
+        return None
+    fd = os.dup(fds[0])
+    try:
+        return Control(fd)
+    except OSError:
+        os.close(fd)
+        raise FamilyRefused("no-socket", "the control descriptor is no socket") from None
+
+
+def _usage(totals: Totals) -> Usage:
+    return Usage(
+        user_s=totals.cpu.user / TICKS_PER_S,
+        system_s=totals.cpu.system / TICKS_PER_S,
+        rss_kb=totals.rss_kb,
+        rss_peak_kb=totals.rss_peak_kb,
+        image_kb=totals.image_peak_kb,
+        processes=totals.processes,
+        processes_seen=totals.seen,
+        dead_user_s=totals.dead.user / TICKS_PER_S,
+        dead_system_s=totals.dead.system / TICKS_PER_S,
+    )
+
+
+def _totals(usage: Usage) -> Totals:
+    return Totals(
+        cpu=Cpu(round(usage.user_s * TICKS_PER_S), round(usage.system_s * TICKS_PER_S)),
+        dead=Cpu(round(usage.dead_user_s * TICKS_PER_S), round(usage.dead_system_s * TICKS_PER_S)),
+        rss_peak_kb=usage.rss_peak_kb,
+        image_peak_kb=usage.image_kb,
+        seen=usage.processes_seen,
+    )
+
+
+def _memory(family: Family) -> Memory:
+    around = family.around
+    return Memory(
+        uid=around.uid,
+        chain=_identities(around.chain),
+        exempt=_identities(around.exempt),
+        ancestors=_identities(around.ancestors),
+        usage=_usage(family.account.totals),
+    )
+
+
+def _surroundings(memory: Memory) -> Surroundings:
+    return Surroundings(
+        uid=memory.uid,
+        chain=tuple(map(_process_id, memory.chain)),
+        exempt=tuple(map(_process_id, memory.exempt)),
+        ancestors=tuple(map(_process_id, memory.ancestors)),
+        totals=_totals(memory.usage),
+    )

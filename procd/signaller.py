@@ -1,0 +1,282 @@
+"""Signals to families: picks the cheapest route that is open, and repeats until the purpose is reached.
+
+It decides on nothing but routes and repetition; who is in a family is `procd.families`' business, and how a
+route works that of `procd.routes`.
+"""
+
+import signal
+
+import attrs
+import trio
+
+from procd.families import Families, Family, FamilyRefused
+from procd.lookout import Lookout
+from procd.process import ProcessId
+from procd.routes import Control, Order, OwnRight, RouteFailed, SwitchCalls
+
+# Within this a root part has killed what can be killed (1,000 processes take 0.3 s); then another route is
+# tried.
+CONTROL_PATIENCE_S = 3.0
+_FIRST_PAUSE_S = 0.001
+_LONGEST_PAUSE_S = 0.1
+# Between two attempts that failed, of any route.
+_BETWEEN_ATTEMPTS_S = 0.5
+# A family whose members stop as fast as they fork needs a few rounds; each finds only what was born
+# meanwhile.
+_ROUNDS = 20
+
+
+@attrs.define
+class Ending:
+    """What stopping a family has taken so far."""
+
+    routes: list[str] = attrs.field(factory=list)
+    switch_calls: int = 0
+    failure: str = ""
+
+    def used(self, route: str) -> None:
+        """Note a route, once."""
+        if route not in self.routes:
+            self.routes.append(route)
+
+
+class Signaller:
+    """Carries signals to families.
+
+    Args:
+        pilot_uid: our own; families of this uid are signalled directly.
+        switch_calls: the switch, or None when there is none.
+    """
+
+    def __init__(
+        self,
+        families: Families,
+        lookout: Lookout,
+        own: OwnRight,
+        switch_calls: SwitchCalls | None,
+        *,
+        pilot_uid: int,
+    ) -> None:
+        self._families = families
+        self._lookout = lookout
+        self._own = own
+        self._switch_calls = switch_calls
+        self._pilot_uid = pilot_uid
+        self._controls: dict[str, Control] = {}
+        self._orders: dict[str, tuple[str | None, str]] = {}
+
+    def add(self, family: Family, *, control: Control | None, credential: str | None, audit_id: str) -> None:
+        """What a family's routes need. A second time: what is new replaces what was there."""
+        if control is not None:
+            self.remove(family)
+            self._controls[family.name] = control
+        self._orders[family.name] = (credential, audit_id)
+
+    def remove(self, family: Family) -> None:
+        """Forget a family's routes. Closes our end of its control socket."""
+        control = self._controls.pop(family.name, None)
+        if control is not None:
+            control.close()
+        self._orders.pop(family.name, None)
+
+    def close(self) -> None:
+        """Give back all descriptors."""
+        for control in self._controls.values():
+            control.close()
+        self._controls.clear()
+
+    def control(self, family: Family) -> Control | None:
+        """The control socket, while somebody listens on it. That of a sub-family steers more than the
+        sub-family."""
+        control = self._controls.get(family.name)
+        return control if control is not None and control.alive and family.parent is None else None
+
+    def reason(self, family: Family) -> tuple[str | None, str]:
+        """Credential and audit id of a family's calls; a sub-family has its parent's unless it has its
+        own."""
+        return next((self._orders[each.name] for each in family.lineage() if each.name in self._orders), (None, ""))
+
+    # --- one signal -----------------------------------------------------------------------------------------
+
+    async def send(self, family: Family, number: int, *, to_all: bool) -> None:
+        """One signal, once. FamilyRefused("no-route") when no route carried it."""
+        self._lookout.look(family)
+        running = self._families.running(family)
+        targets = running if to_all else [each for each in running if each == family.root]
+        if not targets:
+            return
+        control = self.control(family)
+        try:
+            if control is not None:
+                control.signal(number, "all" if to_all else "root")
+                return
+        except RouteFailed:
+            pass  # the next route is tried, and has words of its own
+        await self._send_without_control(family, number, targets, tree=to_all)
+
+    async def suspend(self, family: Family) -> None:
+        """SIGSTOP until nobody runs; as `send`."""
+        control = self.control(family)
+        try:
+            if control is not None:
+                control.stop()
+                return
+        except RouteFailed:
+            pass  # as above
+        await self._stop_all(family)
+
+    async def resume(self, family: Family) -> None:
+        """SIGCONT to all; as `send`."""
+        control = self.control(family)
+        try:
+            if control is not None:
+                control.resume()
+                return
+        except RouteFailed:
+            pass  # as above
+        self._lookout.look(family)
+        running = self._families.running(family)
+        if running:
+            await self._send_without_control(family, signal.SIGCONT, running, tree=True)
+
+    async def _stop_all(self, family: Family) -> None:
+        self._lookout.look(family)
+        if self._families.running(family):
+            if family.around.uid == self._pilot_uid:
+                await self._freeze(family)
+            else:
+                await self._send_without_control(family, signal.SIGSTOP, self._tops(family), tree=True)
+
+    async def _send_without_control(self, family: Family, number: int, targets: list[ProcessId], *, tree: bool) -> None:
+        try:
+            if family.around.uid == self._pilot_uid:
+                self._own.send(targets, number)
+            else:
+                await self._ask_switch(family, number, targets, tree=tree, urgent=True, deadline_s=10.0)
+        except RouteFailed as failed:
+            raise FamilyRefused("no-route", str(failed)) from None
+
+    # --- the end of a family --------------------------------------------------------------------------------
+
+    async def kill(self, family: Family, ending: Ending, *, urgent: bool, deadline_s: float) -> bool:
+        """SIGKILL until a full scan finds nobody, or the time is over; False then.
+
+        `ending` tells how, also when this is cancelled.
+        """
+        with trio.move_on_after(deadline_s):
+            give_up_s = trio.current_time() + deadline_s
+            while True:
+                await self._lookout.scan(family)
+                if not self._families.running(family):
+                    return True
+                await self._kill_once(family, ending, urgent=urgent, left_s=give_up_s - trio.current_time())
+        self._lookout.look(family)
+        return not self._families.running(family) and await self._proved(family)
+
+    async def _proved(self, family: Family) -> bool:
+        await self._lookout.scan(family)
+        return not self._families.running(family)
+
+    async def _kill_once(self, family: Family, ending: Ending, *, urgent: bool, left_s: float) -> None:
+        """One attempt by the cheapest route that is open; returns when there is reason to scan again."""
+        control = self.control(family)
+        if control is not None and "control" not in ending.routes:
+            await self._kill_by_control(family, control, ending)
+            return
+        try:
+            if family.around.uid == self._pilot_uid:
+                ending.used("own")
+                await self._kill_own(family)
+            else:
+                ending.used("switch")
+                await self._kill_by_switch(family, ending, urgent=urgent, left_s=left_s)
+        except RouteFailed as failed:
+            ending.failure = str(failed)
+            ending.switch_calls += failed.calls
+            await trio.sleep(_BETWEEN_ATTEMPTS_S)
+
+    async def _kill_by_control(self, family: Family, control: Control, ending: Ending) -> None:
+        ending.used("control")
+        try:
+            control.kill_all()
+        except RouteFailed as failed:
+            ending.failure = str(failed)
+        else:
+            await self._until_empty(family, CONTROL_PATIENCE_S)
+
+    async def _kill_own(self, family: Family) -> None:
+        await self._freeze(family)
+        self._own.send(self._families.running(family), signal.SIGKILL)
+        await self._until_empty(family, _BETWEEN_ATTEMPTS_S)
+
+    async def _kill_by_switch(self, family: Family, ending: Ending, *, urgent: bool, left_s: float) -> None:
+        targets = self._tops(family)
+        if family.starter_alive and family.parent is None:
+            # The far side may not signal the starter, but finds below it the orphans that are born meanwhile.
+            targets.append(family.starter)
+        ending.switch_calls += await self._ask_switch(
+            family, signal.SIGKILL, targets, tree=True, urgent=urgent, deadline_s=left_s
+        )
+        await self._until_empty(family, _LONGEST_PAUSE_S)
+        if self._families.running(family):
+            await trio.sleep(_BETWEEN_ATTEMPTS_S)
+
+    async def _freeze(self, family: Family) -> None:
+        """SIGSTOP everybody, and who was born meanwhile: what is stopped can't fork."""
+        asked: set[ProcessId] = set()
+        for _ in range(_ROUNDS):
+            self._lookout.look(family)
+            new = [identity for identity in self._families.running(family) if identity not in asked]
+            if not new:
+                return
+            self._own.send(new, signal.SIGSTOP)
+            asked.update(new)
+            await trio.lowlevel.checkpoint()
+
+    async def _until_empty(self, family: Family, patience_s: float) -> None:
+        """Look more and more rarely until nobody is left or the patience is at its end."""
+        pause_s = _FIRST_PAUSE_S
+        with trio.move_on_after(patience_s):
+            while True:
+                self._lookout.look(family)
+                if not self._families.running(family):
+                    return
+                await trio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    # --- the switch -----------------------------------------------------------------------------------------
+
+    def _tops(self, family: Family) -> list[ProcessId]:
+        """All running members, those first whose parents are not among them: the others are below these."""
+        members = self._families.members(family)
+        running = [process for process in members.values() if process.running]
+        pids = {process.id.pid for process in running}
+        return [process.id for process in sorted(running, key=lambda process: process.parent in pids)]
+
+    async def _ask_switch(
+        self,
+        family: Family,
+        number: int,
+        targets: list[ProcessId],
+        *,
+        tree: bool,
+        urgent: bool,
+        deadline_s: float,
+    ) -> int:
+        """One order; the calls that it took. RouteFailed with the switch's words."""
+        if self._switch_calls is None:
+            raise RouteFailed("another account's processes, and no switch")
+        credential, audit_id = self.reason(family)
+        order = Order(
+            uid=family.around.uid,
+            credential=credential,
+            audit_id=audit_id,
+            number=number,
+            targets=tuple(targets),
+            tree=tree,
+            deadline_s=max(0.1, deadline_s),
+        )
+        report = await self._switch_calls.ask(order, urgent=urgent)
+        if report.failure is not None:
+            raise RouteFailed(report.failure, report.calls)
+        return report.calls
