@@ -127,7 +127,7 @@ def _words(error: BaseException) -> str:
 
 def _take_proxy(submit: Any, environ: Mapping[str, str], uid: int) -> str | None:
     """Take the proxy's path out, so that the parser does not open it: it is delegated, not read from a path."""
-    said = {key.lower(): key for key in submit}
+    said = {key.lower(): key for key in submit.keys()}  # noqa: SIM118 - its iterator is a list, and no iterator
     path = str(submit.expand(said["x509userproxy"])).strip().strip('"') if "x509userproxy" in said else ""
     wanted = "use_x509userproxy" in said and str(submit[said["use_x509userproxy"]]).strip().lower() in (
         "true",
@@ -143,7 +143,7 @@ def _take_proxy(submit: Any, environ: Mapping[str, str], uid: int) -> str | None
 
 
 def _only_vanilla(submit: Any, path: str) -> None:
-    said = {key.lower(): str(submit[key]).strip() for key in submit}
+    said = {key.lower(): str(submit[key]).strip() for key in submit.keys()}  # noqa: SIM118 - as above
     universe = said.get("universe", "vanilla").lower()
     if universe not in ("vanilla", "5"):
         raise SubmitError(f"{path}: universe = {universe}; this pool runs 'vanilla' jobs only")
