@@ -6,6 +6,8 @@ A handshake is a generator: it yields actions (below), gets their results, and r
 
 from __future__ import annotations
 
+import base64
+import os
 from collections.abc import Generator, Iterable
 from typing import Any, TypeVar
 
@@ -28,8 +30,16 @@ SESSION_LEASE_S = 3_600
 SESSION_SLACK_S = 20
 ANONYMOUS = "unauthenticated@unmapped"
 
+# What stock draws for a resumption, in base64 44 characters.
+_NONCE_BYTES = 33
+
 # Bits of the methods in the authentication loop.
 METHOD_BITS = {"FS": 4, "TOKEN": 2048}
+
+
+def fresh_nonce() -> str:
+    """Each side of a resumption sends one of its own: the clear bytes, and so the digests, differ each time."""
+    return base64.b64encode(os.urandom(_NONCE_BYTES)).decode("ascii")
 
 
 @frozen

@@ -29,6 +29,7 @@ from cedar.security import (
     Put,
     UseKey,
     feature,
+    fresh_nonce,
     make_ad,
     number,
     reconcile,
@@ -36,8 +37,6 @@ from cedar.security import (
 )
 from cedar.sessions import MAX_SID_CHARS, Session, SessionTable, implied
 
-# Stock's nonces have 44 characters.
-_MAX_NONCE_CHARS = 1_024
 _META_COMMANDS = (Command.AUTHENTICATE, Command.SEC_QUERY)
 
 
@@ -100,7 +99,7 @@ def _resume(request: ClassAd, command: int, side: Side) -> Handshake[Accepted]:
     session = side.sessions.get(get_str(request, "Sid")[:MAX_SID_CHARS], side.now_s)
     objection = _objection(session, command, side)
     if wants_answer:
-        yield Put((_resume_answer(request, objection, side),))
+        yield Put((_resume_answer(objection, side),))
     if session is None or objection is not None:
         raise Refused(objection or "DENIED", f"session not resumed for command {command}")
     yield UseKey(session.key)
@@ -117,11 +116,11 @@ def _objection(session: Session | None, command: int, side: Side) -> str | None:
     return None
 
 
-def _resume_answer(request: ClassAd, objection: str | None, side: Side) -> ClassAd:
+def _resume_answer(objection: str | None, side: Side) -> ClassAd:
     return make_ad([
         ("ReturnCode", objection or "AUTHORIZED"),
         ("RemoteVersion", condor_version_text(side.version)),
-        ("Nonce", get_str(request, "Nonce", "")[:_MAX_NONCE_CHARS] or None),
+        ("Nonce", fresh_nonce()),
     ])
 
 

@@ -53,6 +53,11 @@ def collector_addresses(text: str | None) -> list[Sinful]:
     return found
 
 
+def _methods(tokens_dir: Path) -> tuple[str, ...]:
+    """A token where there is one: a server that prefers FS would take us for our account otherwise."""
+    return ("TOKEN",) if tokens_dir.is_dir() and any(tokens_dir.iterdir()) else ("FS",)
+
+
 @attrs.define
 class Advertiser:
     """One collector. ``wake`` after a change; ``gone`` for a slot that exists no more."""
@@ -111,7 +116,7 @@ class Advertiser:
             await trio.sleep(COALESCE_S)
 
     async def _dial(self) -> CedarStream:
-        security = Negotiate(tokens_dir=self.tokens_dir)
+        security = Negotiate(tokens_dir=self.tokens_dir, methods=_methods(self.tokens_dir))
         return await connect(
             self.collector, Command.UPDATE_STARTD_AD, security, subsystem="STARTD", own_address=self.own_address
         )
