@@ -12,7 +12,7 @@ directory with all that is in it, and `dir/` by its contents.
 import os
 import stat
 
-from jobwrapper.frames import Gone, Line, to_bytes, to_text
+from jobwrapper.frames import Gone, Line, to_bytes, to_text, trouble
 from jobwrapper.stage_in import BLOCK, NAMES_BYTES, row_of
 
 # As typing.TYPE_CHECKING, which costs an import.
@@ -74,8 +74,11 @@ def main() -> int:
 
 def _serve(line: Line) -> int:
     wanted = line.receive()
-    fd = os.open(to_bytes(wanted["path"]), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    os.fchdir(fd)
+    try:
+        fd = _enter(to_bytes(wanted["path"]))
+    except OSError as error:
+        line.send({"failed": trouble("enter", error)})
+        return 1
     while True:
         selection = select(wanted)
         _send_manifest(line, selection)
@@ -85,6 +88,20 @@ def _serve(line: Line) -> int:
             return _remove(line, fd)
         if word != "AGAIN":
             return 1
+
+
+def _enter(path: bytes) -> int:
+    """The sandbox as working directory and descriptor, whatever rights the job has left itself."""
+    fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        if found.st_mode & 0o700 != 0o700 and found.st_uid == os.geteuid():
+            os.chmod("/proc/self/fd/%d" % fd, 0o700)
+        opened = os.open("/proc/self/fd/%d" % fd, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    finally:
+        os.close(fd)
+    os.fchdir(opened)
+    return opened
 
 
 def _remove(line: Line, fd: int) -> int:
