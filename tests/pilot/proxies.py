@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import NameOID
 
 from demo.grid import (
@@ -56,11 +57,12 @@ def forged(
     info_critical: bool = True,
     extensions: tuple[tuple[x509.ExtensionType, bool], ...] = (),
     signer: Certified | None = None,
+    key: CertificatePublicKeyTypes | None = None,
     ends_s: float = 3600,
 ) -> Certified:
     """A proxy with one thing wrong; each part can be replaced."""
     now = int(time.time())
-    key = make_key()
+    own = make_key()
     above = source.certificate.subject
     name = x509.Name(
         [*above.rdns, x509.RelativeDistinguishedName([x509.NameAttribute(NameOID.COMMON_NAME, "7")])]
@@ -69,7 +71,7 @@ def forged(
         x509.CertificateBuilder()
         .subject_name(subject or name)
         .issuer_name(issuer or above)
-        .public_key(key.public_key())
+        .public_key(key or own.public_key())
         .serial_number(7)
         .not_valid_before(at(now - 300))
         .not_valid_after(at(now + ends_s))
@@ -78,7 +80,7 @@ def forged(
     for extension, critical in extensions:
         builder = builder.add_extension(extension, critical)
     certificate = builder.sign((signer or source).key, hashes.SHA256())
-    return Certified(certificate, key, (source.certificate, *source.chain))
+    return Certified(certificate, own, (source.certificate, *source.chain))
 
 
 def at(unix_s: float) -> datetime.datetime:

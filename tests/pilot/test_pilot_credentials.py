@@ -189,6 +189,13 @@ def test_user_certificate_missing(alice: Certified) -> None:
     assert "missing" in str(refusal(lambda: credentials.load(Certified(proxy.certificate, proxy.key).pem)))
 
 
+def test_a_proxy_above_a_user(alice: Certified) -> None:
+    proxy = make_proxy(alice)
+    user = Grid(proxy, Path(), alice.certificate.subject).user("Below")
+    chain = Certified(user.certificate, user.key, (proxy.certificate, alice.certificate))
+    assert "above" in str(refusal(lambda: credentials.load(chain.pem)))
+
+
 def test_limits(alice: Certified) -> None:
     proxy = alice
     for _ in range(32):

@@ -24,7 +24,7 @@ from demo.grid import (
 )
 from pilot import credentials
 from tests.cedar.transferpeer import MemorySink, both
-from tests.pilot.proxies import DER, at, certificates_only, openssl_accepts, refusal, verify
+from tests.pilot.proxies import DER, at, certificates_only, forged, openssl_accepts, refusal, verify
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_delegation(grid: Grid, tmp_path: Path, source_key: str, key: str) -> No
 
 
 def test_delegated_certificate_is_the_references(grid: Grid, alice: Certified) -> None:
-    source = make_proxy(alice)
+    source = make_proxy(alice, starts_s=-60)
     answer = credentials.sign_request(source.pem, credentials.make_request().der, not_after=None)
     made = x509.load_der_x509_certificate(answer[: int.from_bytes(answer[2:4], "big") + 4])
     assert answer.endswith(source.certificate.public_bytes(DER) + alice.certificate.public_bytes(DER))
@@ -215,6 +215,14 @@ def test_answers_that_are_wrong(grid: Grid, alice: Certified) -> None:
         assert refusal(partial(request.complete, wrong)).code in ("broken", "no-key", "too-big")
     assert refusal(lambda: request.complete(answer, now=time.time() + 10**8)).code == "expired"
     assert request.complete(answer)
+
+
+def test_an_answer_that_somebody_else_signed(grid: Grid, alice: Certified) -> None:
+    request = credentials.make_request()
+    impostor = Certified(alice.certificate, grid.user("Bob").key)
+    key = x509.load_der_x509_csr(request.der).public_key()
+    made = forged(impostor, key=key).certificate.public_bytes(DER)
+    assert refusal(lambda: request.complete(made + alice.certificate.public_bytes(DER))).code == "broken"
 
 
 def test_an_end_entity_certificate_is_no_answer(grid: Grid) -> None:

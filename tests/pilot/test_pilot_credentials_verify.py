@@ -104,12 +104,19 @@ def test_bad_ones_are_refused_as_by_openssl(grid: Grid, alice: Certified, tmp_pa
 
 
 def stricter_than_openssl(alice: Certified) -> dict[str, tuple[Certified, str]]:
+    may_sign = x509.KeyUsage(True, False, False, False, False, True, False, False, False)
+    inherit = bytes.fromhex("06082b06010505071501")
+    with_text = x509.UnrecognizedExtension(
+        x509.ObjectIdentifier("1.3.6.1.5.5.7.1.14"), b"\x30\x0f\x30\x0d" + inherit + b"\x04\x01x"
+    )
     restricted = x509.UnrecognizedExtension(
         x509.ObjectIdentifier("1.3.6.1.5.5.7.1.14"), bytes.fromhex("300c300a06082b06010505071503")
     )
     return {
         "limited turns full": (make_proxy(make_proxy(alice, kind="limited")), "not-allowed"),
         "info not critical": (forged(alice, info_critical=False), "broken"),
+        "may sign certificates": (forged(alice, extensions=((may_sign, True),)), "broken"),
+        "policy with a text": (forged(alice, info=with_text), "not-allowed"),
         "independent": (make_proxy(alice, kind="independent"), "not-allowed"),
         "below an independent": (make_proxy(make_proxy(alice, kind="independent")), "not-allowed"),
         "unknown policy": (forged(alice, info=restricted), "not-allowed"),
@@ -306,6 +313,7 @@ def intermediate(
     path_length: int | None = None,
     usage: bool = True,
     name: str = "Middle CA",
+    extension: x509.ExtensionType | None = None,
 ) -> Certified:
     key = make_key()
     subject = x509.Name([*grid.organisation, x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -322,6 +330,8 @@ def intermediate(
     if not usage:
         may_not = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
         builder = builder.add_extension(may_not, critical=True)
+    if extension is not None:
+        builder = builder.add_extension(extension, critical=True)
     return Certified(builder.sign(grid.authority.key, hashes.SHA256()), key)
 
 
@@ -368,3 +378,41 @@ def test_user_certificate_used_as_ca(grid: Grid, alice: Certified, tmp_path: Pat
     proxy = user_below(grid, alice, brings=True)
     assert refusal(lambda: verify(grid, proxy)).code == "untrusted"
     assert not openssl_accepts(grid, proxy, tmp_path)
+
+
+def test_intermediate_below_one_that_allows_none(grid: Grid, tmp_path: Path) -> None:
+    upper = intermediate(grid, path_length=0)
+    lower = intermediate(Grid(upper, grid.certificates_dir, grid.organisation), name="Lower CA")
+    user = Grid(lower, grid.certificates_dir, grid.organisation).user("Deep User")
+    proxy = make_proxy(Certified(user.certificate, user.key, (lower.certificate, upper.certificate)))
+    assert refusal(lambda: verify(grid, proxy)).code == "untrusted"
+    assert not openssl_accepts(grid, proxy, tmp_path)
+
+
+def test_intermediate_with_an_unknown_critical_extension(grid: Grid, tmp_path: Path) -> None:
+    unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
+    proxy = user_below(grid, intermediate(grid, extension=unknown), brings=True)
+    assert refusal(lambda: verify(grid, proxy)).code == "not-allowed"
+    assert not openssl_accepts(grid, proxy, tmp_path)
+
+
+def test_expired_ca(tmp_path: Path) -> None:
+    grid = make_grid(tmp_path, lifetime_s=-60)
+    user = grid.user("Alice")
+    assert refusal(lambda: verify(grid, user)).code == "expired"
+    assert not openssl_accepts(grid, user, tmp_path)
+
+
+def test_crl_of_a_part_of_the_certificates(tmp_path: Path) -> None:
+    grid = make_grid(tmp_path)
+    part = x509.IssuingDistributionPoint(None, None, False, True, None, False, False)
+    crl = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(grid.authority.certificate.subject)
+        .last_update(at(time.time() - 60))
+        .next_update(at(time.time() + 600))
+        .add_extension(part, critical=True)
+        .sign(grid.authority.key, hashes.SHA256())
+    )
+    (grid.certificates_dir / f"{grid.hash}.r0").write_bytes(crl.public_bytes(PEM))
+    assert refusal(lambda: verify(grid, grid.user("Alice"))).code == "crl"
