@@ -30,7 +30,8 @@ HEADER_BYTES = 5
 # What a stock receiver accepts, header not counted.
 MAX_BODY_BYTES = 1 << 20
 MAX_END_FLAG = 10
-# Content of one packet when we send: one file chunk (262144) fits a packet. See the stream's benchmark.
+# Content of one packet when we send: one file chunk (262144) is one packet. Measured over loopback, two
+# processes: 16 KiB 260 MB/s, 64 KiB 400, 128 KiB 450, 256 KiB 600 on the same busy machine.
 PACKET_BYTES = 1 << 18
 DEFAULT_LIMIT_BYTES = 16 << 20
 # First size of the input buffer: small messages only until a larger packet is announced.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import trio
@@ -17,6 +17,11 @@ from cedar.crypto import Buffer
 from cedar.errors import PeerFault
 from cedar.frames import DEFAULT_LIMIT_BYTES, Frames
 from cedar.sessions import Session
+
+# trio lets 16 KiB wait unsent; a sender of 256 KiB packets then sleeps and wakes for each part. Between two
+# processes on loopback this gave 1,800 MB/s instead of 1,100 (sendall of plain bytes: 2,900).
+_UNSENT_BYTES = 1 << 19
+_TCP_NOTSENT_LOWAT = 25  # linux/tcp.h; not in the socket module
 
 
 class CedarStream(trio.abc.AsyncResource):
@@ -36,6 +41,8 @@ class CedarStream(trio.abc.AsyncResource):
     ) -> None:
         """`handshake_limit_bytes` holds until `lift_limit` instead of `limit_bytes`."""
         self._transport = transport
+        with suppress(OSError):  # no TCP: a Unix socket in tests
+            transport.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
         self._limit_bytes = limit_bytes
         self._frames = Frames(limit_bytes=handshake_limit_bytes or limit_bytes) if frames is None else frames
         # The session that the handshake ended in, for whoever wants to resume it.
