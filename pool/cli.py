@@ -144,4 +144,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from pool import cli as imported  # the module that the commands know; this one is called __main__
+
+    sys.exit(imported.main())

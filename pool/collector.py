@@ -88,19 +88,21 @@ class Collector:
 
     def _update(self, request: Request, reader: Reader) -> bool:
         public = reader.ad()
-        private = None if is_daemon(public) else reader.ad()
-        if private is None or is_daemon(public):
+        # Some tools send a slot without its private ad: it is shown, and never claimed.
+        private = None if is_daemon(public) or not reader.remaining() else reader.ad()
+        if private is None:
             return self._keep(request, public, private) is not None
         startd, address = startd_key(public), text_of(public, "MyAddress")
-        seen = self._scheduler.book.speaks(startd, address, classads.get_int(public, "DaemonStartTime", 0))
+        started_at = classads.get_int(public, "DaemonStartTime", 0)
+        seen = self._scheduler.book.speaks(startd, address, started_at)
         if seen is Seen.SECOND:
             self._warn_second(startd[0], address)
             return False
         stored = self._keep(request, public, private)
         if stored is None:
             return False
-        if seen is Seen.ANEW:
-            self._scheduler.startd_anew(startd, address)
+        if seen is not Seen.KNOWN:
+            self._scheduler.startd_started(startd, address, started_at, anew=seen is Seen.ANEW)
         claim_id = text_of(private, "ClaimId") or text_of(private, "Capability")
         self._scheduler.slot_updated(stored.public, claim_id, startd=startd, claimable=claimable(stored.public))
         return True

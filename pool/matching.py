@@ -71,6 +71,7 @@ class Offer:
 class Seen(Enum):
     """What an ad says about the startd behind it."""
 
+    FIRST = "first"  # not known in this life of the pool
     KNOWN = "known"
     ANEW = "anew"  # started again: every older claim id of this name is dead
     SECOND = "second"  # an older one of the same name still speaks: two run at the same time
@@ -95,7 +96,7 @@ class OfferBook:
         known = self._startds.get(startd)
         if known is None:
             self._startds[startd] = _Startd(started_at, address)
-            return Seen.KNOWN
+            return Seen.FIRST
         if (started_at, address) == (known.started_at, known.address):
             return Seen.KNOWN
         if started_at <= known.started_at and address != known.address:

@@ -22,7 +22,7 @@ from pilot import logs
 from pool import jobad
 from pool.ads import host_of, text_of, value_of
 from pool.adstore import AdStore
-from pool.claims import Claim, ClaimClient, Granted, claim_address
+from pool.claims import Claim, ClaimClient, Granted, claim_address, started_at
 from pool.matching import Offer, OfferBook, StartdKey, Waiting, assign, next_for_claim, waiting
 from pool.model import FINAL, Job, JobId, JobState, Outcome, Run
 from pool.queue import Queue, SavedClaim
@@ -62,7 +62,8 @@ class Parts:
 class _Grave:
     """A claim that is being released; `done` is set when nothing of it can run any more."""
 
-    startd: StartdKey | None
+    startd: StartdKey
+    started_at: int
     done: trio.Event = field(factory=trio.Event)
 
 
@@ -148,12 +149,14 @@ class Scheduler:
     def book(self) -> OfferBook:
         return self._book
 
-    def startd_anew(self, startd: StartdKey, address: str) -> None:
-        """The startd of this name was started again: claims of its former life hold nothing any more."""
-        self._log.info("execution point %s was started again at %s", startd[0], address)
+    def startd_started(self, startd: StartdKey, address: str, since: int, *, anew: bool) -> None:
+        """A startd that this life did not know, or one started again: claims of its former life hold nothing any more."""
         for grave in self._graves:
-            if grave.startd == startd:
+            if grave.startd == startd and grave.started_at < since:
                 grave.done.set()
+        if not anew:
+            return
+        self._log.info("execution point %s was started again at %s", startd[0], address)
         for claim in self._parts.client.claims():
             # Another address may be a second startd of that name: its claims end by their own sockets and leases.
             if claim.startd == startd and str(claim.address) == address:
@@ -323,9 +326,9 @@ class Scheduler:
 
     # Ends
 
-    async def _bury(self, claim_id: ClaimId, address: Sinful, startd: StartdKey | None) -> None:
+    async def _bury(self, claim_id: ClaimId, address: Sinful, startd: StartdKey) -> None:
         """Release a claim until nothing of it can run: told, unknown there, started anew, or lease over."""
-        grave = _Grave(startd)
+        grave = _Grave(startd, started_at(claim_id))
         self._graves.add(grave)
         self._parts.client.forget(claim_id)
         try:

@@ -175,6 +175,7 @@ class FakeEP:
         self._sequence = 0
         self._children = 0
         self._collector: CedarStream | None = None
+        self._advertising = trio.Lock()
         self.changed = trio.Event()
 
     # Life
@@ -251,22 +252,34 @@ CondorVersion = "{condor_version_text(VERSION)}"
 """
         return classads.parse_old(text)
 
-    async def advertise(self, claim: str | None = None) -> None:
+    async def advertise(self, claim: str | None = None, *, anew: bool = False) -> None:
+        """One update; `anew`: on a new connection, as after the pool was away."""
         public = self.slot_ad()
         private = classad2.ClassAd()
         private["Name"], private["MyAddress"] = public["Name"], self.address
         private["ClaimId"] = claim or self._claim.text
-        if self._collector is None:
-            self._collector = await connect(
-                self.pool,
-                Command.UPDATE_STARTD_AD,
-                Negotiate(self.tokens_dir, ("TOKEN",)),
-                subsystem="STARTD",
-                own_address=self.address,
-            )
-            await self._collector.put(public, private)
-        else:
-            await self._collector.put(int(Command.UPDATE_STARTD_AD), public, private)
+        async with self._advertising:
+            try:
+                if self._collector is None or anew:
+                    await self._connect_collector()
+                    await self._collector_stream().put(public, private)
+                else:
+                    await self._collector.put(int(Command.UPDATE_STARTD_AD), public, private)
+            except PeerFault:
+                if anew:
+                    raise
+
+    async def _connect_collector(self) -> None:
+        if self._collector is not None:
+            await self._collector.aclose()
+        security = Negotiate(self.tokens_dir, ("TOKEN",))
+        self._collector = await connect(
+            self.pool, Command.UPDATE_STARTD_AD, security, subsystem="STARTD", own_address=self.address
+        )
+
+    def _collector_stream(self) -> CedarStream:
+        assert self._collector is not None
+        return self._collector
 
     # Commands
 
