@@ -12,6 +12,7 @@ from types import FrameType
 import click
 from rich.console import Console, Group
 from rich.live import Live
+from rich.table import Table
 
 from demo import errand, leftovers, report, watch
 from demo.accounts import AccountError
@@ -24,6 +25,10 @@ from pool.messages import JobRow
 # The whole demo is promised in 60 s; set-up and take-down need a few of them.
 _JOBS_S = 45.0
 _EXIT_INTERRUPTED = 130
+_EXIT_USAGE = 100
+# Often enough for the eye; the look itself takes a few ms of the processors that the jobs want.
+_LOOK_S = 0.1
+_WIDE = 160
 _TROUBLE = (SiteError, AccountError, RuntimeMissingError, LeftoverError, InstallError)
 
 
@@ -53,7 +58,7 @@ def main(linger: str, json_path: Path | None, keep: bool) -> None:
     As root: accounts, sudo and glexec, all thrown away afterwards. As an ordinary user: one account, no isolation.
     Exit status: 0 all as promised, 1 not, 130 interrupted.
     """
-    console = Console(stderr=json_path == Path("-"))
+    console = _console(to_stderr=json_path == Path("-"))
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
@@ -62,11 +67,17 @@ def main(linger: str, json_path: Path | None, keep: bool) -> None:
         console.print("interrupted; nothing is left")
         sys.exit(_EXIT_INTERRUPTED)
     except _TROUBLE as trouble:
-        console.print(f"demo: {trouble}", style="red", markup=False, highlight=False)
+        console.print(f"demo: {trouble}", style="red", markup=False)
         text, problems = report.document([], [str(trouble)]), [str(trouble)]
     if json_path is not None:
         _write(json_path, text)
     sys.exit(1 if problems else 0)
+
+
+def _console(*, to_stderr: bool) -> Console:
+    """Lines are not wrapped for a pipe or a file, which have no width."""
+    found = Console(stderr=to_stderr, highlight=False, soft_wrap=True)
+    return found if found.is_terminal else Console(stderr=to_stderr, highlight=False, soft_wrap=True, width=_WIDE)
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
@@ -103,7 +114,7 @@ def _introduce(console: Console, site: Site, keep: bool) -> None:
     if site.isolated:
         console.print("Each job runs under its user's account, by sudo and glexec.")
         for role, account in site.accounts.items():
-            console.print(f"  {role:6} {account.name} (uid {account.uid})", highlight=False)
+            console.print(f"  {role:6} {account.name} (uid {account.uid})")
     else:
         console.print(
             f"Not root: pool, pilot and all jobs run at the one account {_own_name()}. NOTHING IS ISOLATED: a job could"
@@ -120,33 +131,49 @@ def _own_name() -> str:
 
 def _run(console: Console, site: Site) -> list[errand.Errand]:
     """Hand in everybody's parts, then everybody's last job; show the jobs until all have ended."""
-    with Live(console=console, auto_refresh=False) as live:
+    uids = {role: account.uid for role, account in site.accounts.items()} or {"all": os.getuid()}
+    seen = watch.Sightings(uids)
+    with Live(console=console, auto_refresh=False, transient=True) as live:
         parts = errand.hand_in_parts(site)
-        _wait(site, live)
+        _wait(site, live, seen)
         last = errand.hand_in_merges(site, parts)
-        _wait(site, live)
+        _wait(site, live, seen)
         errand.bring_back(site, last)
-        live.refresh()
+        live.update("")
+    console.print(_jobs_table(site, watch.jobs(site.layout.pool_socket)))
+    console.print()
+    console.print(seen.table("PROCESSES, THE MOST SEEN AT ONCE", seen.most))
+    console.print()
     return [*parts, *last]
 
 
-def _wait(site: Site, live: Live) -> None:
-    """Until no job is idle or running; the table follows."""
+def _wait(site: Site, live: Live, seen: watch.Sightings) -> None:
+    """Until no job is idle or running; the tables follow."""
 
     def all_ended() -> bool | None:
         rows = watch.jobs(site.layout.pool_socket)
-        _show(site, live, rows)
+        seen.look()
+        if live.console.is_terminal:
+            now = seen.table("PROCESSES NOW", seen.now)
+            live.update(Group(_jobs_table(site, rows), "", now), refresh=True)
         return True if rows and all(row.state in watch.FINAL for row in rows) else None
 
-    site.wait_until(all_ended, what="the jobs to end", deadline_s=_JOBS_S)
+    site.wait_until(all_ended, what="the jobs to end", deadline_s=_JOBS_S, look_s=_LOOK_S)
 
 
-def _show(site: Site, live: Live, rows: list[JobRow]) -> None:
+def _jobs_table(site: Site, rows: list[JobRow]) -> Table:
     own = None if site.isolated else f"{_own_name()} ({os.getuid()})"
-    view = watch.table(rows, site.switch_log(), unswitched=own)
-    uids = {role: account.uid for role, account in site.accounts.items()}
-    live.update(Group(view, "", watch.processes(uids)) if uids else view, refresh=live.console.is_terminal)
+    return watch.table(rows, site.switch_log(), unswitched=own)
+
+
+def command() -> None:
+    """`main` with the exit code that all our commands have for wrong usage."""
+    try:
+        main.main(prog_name="./dev demo", standalone_mode=False)
+    except click.UsageError as error:
+        error.show()
+        sys.exit(_EXIT_USAGE)
 
 
 if __name__ == "__main__":
-    main(prog_name="./dev demo")
+    command()

@@ -23,7 +23,7 @@ from demo import accounts
 T = TypeVar("T")
 
 # Conditions are looked at this often; a daemon's death is noticed at once.
-_LOOK_S = 0.02
+LOOK_S = 0.02
 _TAIL_LINES = 15
 
 
@@ -152,8 +152,15 @@ def switched(account: accounts.Account | None) -> Switched:
     return Switched(user=account.uid, group=account.gid, extra_groups=[])
 
 
-def wait_until(condition: Callable[[], T | None], *, what: str, deadline_s: float, daemons: Iterable[Daemon]) -> T:
-    """Wait until `condition` gives something; it is looked at every 20 ms.
+def wait_until(
+    condition: Callable[[], T | None],
+    *,
+    what: str,
+    deadline_s: float,
+    daemons: Iterable[Daemon],
+    look_s: float = LOOK_S,
+) -> T:
+    """Wait until `condition` gives something; it is looked at every `look_s`.
 
     Raises:
         SiteError: a daemon died, or the deadline passed; with the ends of all logs.
@@ -169,7 +176,7 @@ def wait_until(condition: Callable[[], T | None], *, what: str, deadline_s: floa
             raise SiteError(f"waiting for {what}: {_deaths(dead)}\n{_tails(watched)}")
         if time.monotonic() > end:
             raise SiteError(f"waiting for {what}: not within {deadline_s:g} s\n{_tails(watched)}")
-        deaths.poll(_LOOK_S * 1000)
+        deaths.poll(look_s * 1000)
     return value
 
 

@@ -172,10 +172,11 @@ class Site:
         what: str,
         deadline_s: float = 30.0,
         also: Daemon | None = None,
+        look_s: float = daemons.LOOK_S,
     ) -> daemons.T:
         """Wait for a condition; SiteError with the logs' ends when a daemon dies or time is up."""
         watched = [daemon for daemon in (self.pool, self.startd, also) if daemon is not None]
-        return daemons.wait_until(condition, what=what, deadline_s=deadline_s, daemons=watched)
+        return daemons.wait_until(condition, what=what, deadline_s=deadline_s, daemons=watched, look_s=look_s)
 
     def environment(self, home: Path) -> dict[str, str]:
         """The whole environment of a process of the site; nothing of the maker's own."""
@@ -217,8 +218,14 @@ class Site:
         done = self.sailplane(user, *arguments, "--json")
         if done.returncode != 0:
             words = done.stderr.strip() or done.stdout.strip()
-            raise SiteError(f"sailplane {' '.join(arguments)} as {user.name}: exit {done.returncode}: {words}")
+            raise SiteError(
+                f"sailplane {' '.join(arguments)} as {user.name}: exit {done.returncode}: {words}\n{self._tails()}"
+            )
         return json.loads(done.stdout)
+
+    def _tails(self) -> str:
+        alive = [daemon for daemon in (self.pool, self.startd) if daemon is not None]
+        return "\n".join(f"{daemon.name}, exit status {daemon.died()}:\n{daemon.tails()}" for daemon in alive)
 
     def put(self, user: User, name: str, data: bytes, *, mode: int = 0o644) -> Path:
         """A new file of the user's in the user's directory."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import attrs
 import trio
 from rich.table import Table
 from rich.text import Text
@@ -15,6 +19,9 @@ from pilot import logs, rpc
 from pool import messages as m
 
 _COLOURS = {"idle": "yellow", "running": "green", "completed": "cyan", "held": "red", "removed": "dim"}
+# How `demo.runtime` starts a console command.
+_STARTED = re.compile(r"sys\.argv\[0\] = '(sailplane[a-z-]*)'")
+_MAIN = re.compile(r"from ([a-z.]+) import main")
 FINAL = ("completed", "held", "removed")
 
 
@@ -59,12 +66,55 @@ def table(rows: Iterable[m.JobRow], log: list[dict[str, Any]], *, unswitched: st
     return made
 
 
-def processes(uids: Mapping[str, int]) -> Table:
-    """The processes of each role's account, now."""
-    made = Table("ROLE", "UID", "PROCESSES", box=None, pad_edge=False)
-    for role, uid in uids.items():
-        names: dict[str, int] = {}
-        for name in accounts.processes_of([uid]).values():
-            names[name] = names.get(name, 0) + 1
-        made.add_row(role, str(uid), ", ".join(f"{name} x{count}" for name, count in sorted(names.items())) or "-")
-    return made
+def title(argv: list[str], comm: str) -> str:
+    """What a process is, in a word or two: the program, not its interpreter."""
+    if not argv[0].rpartition("/")[2].startswith("python"):
+        return logs.clean(comm)
+    for number, argument in enumerate(argv[1:-1], 1):
+        following = argv[number + 1]
+        if argument == "-m":
+            return logs.clean(following.removesuffix(".main"))
+        if argument == "-c":
+            started = _STARTED.search(following) or _MAIN.search(following)
+            return started[1] if started else logs.clean(comm)
+        if not argument.startswith("-"):
+            return logs.clean(_script(argument, following))
+    return logs.clean(comm)
+
+
+def _script(path: str, first_argument: str) -> str:
+    place = path.removesuffix("/__main__.py")
+    name = place.rpartition("/")[2]
+    return f"{name} {first_argument}" if place != path or "." not in name else name
+
+
+def _titles(uid: int) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for pid, comm in accounts.processes_of([uid]).items():
+        with suppress(OSError):
+            argv = Path("/proc", str(pid), "cmdline").read_bytes().decode(errors="replace").split("\0")
+            found[title(argv, comm)] += 1
+    return found
+
+
+@attrs.define
+class Sightings:
+    """The processes of each role's account: those that run now, and the most that were seen at once."""
+
+    uids: Mapping[str, int]
+    now: dict[str, Counter[str]] = attrs.Factory(dict)
+    most: dict[str, Counter[str]] = attrs.Factory(dict)
+
+    def look(self) -> None:
+        """Look at the machine once more."""
+        for role, uid in self.uids.items():
+            self.now[role] = _titles(uid)
+            self.most[role] = self.most.get(role, Counter()) | self.now[role]
+
+    def table(self, heading: str, seen: Mapping[str, Counter[str]]) -> Table:
+        """A row a role; `seen` is `now` or `most`."""
+        made = Table("ROLE", "UID", heading, box=None, pad_edge=False)
+        for role, uid in self.uids.items():
+            names = [name if count == 1 else f"{name} ×{count}" for name, count in sorted(seen.get(role, {}).items())]
+            made.add_row(role, str(uid), ", ".join(names) or "-")
+        return made

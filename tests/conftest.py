@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +36,16 @@ def accounts() -> Iterator[Mapping[str, demo_accounts.Account]]:
         pytest.skip(_NOT_ROOT)
     with demo_accounts.throw_away("test") as made:
         yield made
+
+
+@pytest.fixture
+def open_dir() -> Iterator[Path]:
+    """A directory that every account can reach and write, as a temporary directory is.
+
+    pytest's own are below one that only its account can pass through, and that each further
+    pytest of that account closes again.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="sptest-", dir="/var/tmp"))
+    directory.chmod(0o1777)
+    yield directory
+    shutil.rmtree(directory)

@@ -10,7 +10,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from demo import chronicle, report, work
+from demo import chronicle, report, watch, work
 
 TEXT = chronicle.FILE.read_text("ascii")
 
@@ -108,3 +108,24 @@ def test_said_uid_is_an_integer_or_nothing() -> None:
     assert report.said_uid(b'{"uid": 7}') == 7
     for wrong in (None, b"", b"[]", b"{}", b'{"uid": "7"}'):
         assert report.said_uid(wrong) is None
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (
+            ["/x/python", "-c", "import sys; sys.argv[0] = 'sailplane-pool'; from pool.main import main", ""],
+            "sailplane-pool",
+        ),
+        (["/x/python3", "-IS", "-c", "from glexec.front import main; main()", ""], "glexec.front"),
+        (["/x/python3.11", "-m", "procd", "--socket", ""], "procd"),
+        (["/usr/bin/python3", "-IS", "/x/jobwrapper", "stage-in", ""], "jobwrapper stage-in"),
+        (["/usr/bin/python3", "-IS", "/x/jobwrapper/__main__.py", "launch", ""], "jobwrapper launch"),
+        (["/usr/bin/python3", "./count.py", "words", ""], "count.py"),
+        (["/usr/bin/python3", ""], "comm"),
+        (["/bin/sh", "-c", "x", ""], "comm"),
+        ([""], "comm"),
+    ],
+)
+def test_processes_are_called_by_their_program(argv: list[str], words: str) -> None:
+    assert watch.title(argv, "comm") == words
