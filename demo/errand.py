@@ -8,9 +8,10 @@ from typing import Any
 
 import attrs
 
-from demo import report, work
+from demo import report, watch, work
 from demo.chronicle import FILE
 from demo.site import Site, User
+from pool.messages import JobRow, RunRow
 
 
 @attrs.define
@@ -54,8 +55,8 @@ def _submit(site: Site, user: User, what: str, name: str, text: str) -> Errand:
 def bring_back(site: Site, errands: Iterable[Errand]) -> None:
     """Fetch the outputs of completed jobs into their user's directory."""
     for errand in errands:
-        states = {row["state"] for row in site.ask(errand.user, "q", str(errand.cluster))}
-        if "completed" not in states:
+        rows = [row for row in watch.jobs(site.layout.pool_socket) if row.cluster == errand.cluster]
+        if all(row.state != "completed" for row in rows):
             continue
         for job in site.ask(errand.user, "fetch", str(errand.cluster)):
             files = [errand.user.home / name for name in job["files"]]
@@ -67,39 +68,43 @@ def collect(site: Site, errands: Sequence[Errand], pilot_uid: int) -> tuple[list
     jobs: list[report.JobReport] = []
     log = site.switch_log()
     problems = []
+    rows = watch.jobs(site.layout.pool_socket)
     for errand in errands:
-        runs = {run["id"]: run for run in site.ask(errand.user, "history", str(errand.cluster))}
-        for row in site.ask(errand.user, "q", str(errand.cluster)):
-            made, wrong = _report(site, errand, row, runs.get(row["id"], {}), log, pilot_uid)
-            jobs.append(made)
-            problems += wrong
+        runs = watch.runs(site.layout.pool_socket, errand.cluster)
+        for row in rows:
+            if row.cluster == errand.cluster:
+                made, wrong = _report(site, errand, row, runs.get(watch.job_id(row)), log, pilot_uid)
+                jobs.append(made)
+                problems += wrong
     return jobs, problems + _wrong_results(errands)
 
 
 def _report(
     site: Site,
     errand: Errand,
-    row: Mapping[str, Any],
-    run: Mapping[str, Any],
+    row: JobRow,
+    run: RunRow | None,
     log: Sequence[Mapping[str, Any]],
     pilot_uid: int,
 ) -> tuple[report.JobReport, list[str]]:
-    job, outputs = str(row["id"]), errand.outputs.get(str(row["id"]), {})
+    job = watch.job_id(row)
+    outputs = errand.outputs.get(job, {})
     uid = next((report.said_uid(data) for name, data in outputs.items() if name.endswith(".out")), None)
     calls = report.calls_of(job, log)
+    times = (run.started_at, run.executing_at, run.ended_at) if run else (None, None, None)
     made = report.JobReport(
         id=job,
-        owner=str(row["owner"]),
+        owner=row.owner,
         dn=str(calls[0]["dn"]) if calls and "dn" in calls[0] else errand.user.dn,
         uid=uid,
         account=None if uid is None else pwd.getpwuid(uid).pw_name,
         pilot_uid=pilot_uid,
-        exit_status=report.exit_status(row["exit_status"]),
+        exit_status=report.exit_status(row.exit_status),
         outputs=report.digests(outputs),
         switch_calls=len(calls) if site.isolated else None,
-        seconds=report.seconds(run, row["submitted_at"]),
+        seconds=report.seconds(row.submitted_at, *times),
     )
-    wrong = [f"job {job} is {row['state']}: {row['reason']}"] if row["state"] != "completed" else []
+    wrong = [f"job {job} is {row.state}: {row.reason}"] if row.state != "completed" else []
     mapped = {call["uid"] for call in calls if "uid" in call}
     if site.isolated and mapped != {uid}:
         wrong.append(f"job {job} says that it ran as uid {uid}, the site's root log says {sorted(mapped)}")

@@ -45,13 +45,15 @@ def calls_of(job: str, log: Iterable[Mapping[str, Any]]) -> list[Mapping[str, An
     return [record for record in log if record.get("event") == "decision" and f"#{job}#" in str(record.get("id"))]
 
 
-def seconds(run: Mapping[str, Any], submitted_at: float) -> dict[str, float]:
+def seconds(
+    submitted_at: float, started_at: float | None, executing_at: float | None, ended_at: float | None
+) -> dict[str, float]:
     """How long the steps of a job's last run took, from the pool's history."""
     marks = {
-        "waiting": (submitted_at, run.get("started_at")),
-        "staging_in": (run.get("started_at"), run.get("executing_at")),
-        "running_and_back": (run.get("executing_at"), run.get("ended_at")),
-        "total": (submitted_at, run.get("ended_at")),
+        "waiting": (submitted_at, started_at),
+        "staging_in": (started_at, executing_at),
+        "running_and_back": (executing_at, ended_at),
+        "total": (submitted_at, ended_at),
     }
     return {
         step: round(end - start, 3) for step, (start, end) in marks.items() if start is not None and end is not None

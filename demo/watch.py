@@ -42,6 +42,18 @@ async def _jobs(socket: Path) -> list[m.JobRow]:
                 return rows
 
 
+def runs(socket: Path, cluster: int) -> dict[str, m.RunRow]:
+    """The last run of each job of a cluster, by the job's id."""
+    answer = trio.run(_runs, socket, cluster)
+    return {f"{row.cluster}.{row.proc}": row for row in sorted(answer.rows, key=lambda row: row.number)}
+
+
+async def _runs(socket: Path, cluster: int) -> m.Runs:
+    async with await rpc.connect(socket, m.POOL, max_fds=m.MAX_FDS) as channel:
+        answer: m.Runs = await channel.call(m.RunsOf(m.Target(cluster, None)))
+        return answer
+
+
 def job_id(row: m.JobRow) -> str:
     """The job's id as users write it."""
     return f"{row.cluster}.{row.proc}"
@@ -83,9 +95,8 @@ def title(argv: list[str], comm: str) -> str:
 
 
 def _script(path: str, first_argument: str) -> str:
-    place = path.removesuffix("/__main__.py")
-    name = place.rpartition("/")[2]
-    return f"{name} {first_argument}" if place != path or "." not in name else name
+    name = path.removesuffix("/__main__.py").rpartition("/")[2]
+    return f"{name} {first_argument}" if name == "jobwrapper" else name
 
 
 def _titles(uid: int) -> Counter[str]:

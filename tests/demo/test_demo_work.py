@@ -99,9 +99,9 @@ def test_calls_are_counted_by_the_jobs_id() -> None:
 
 def test_exit_statuses_and_steps() -> None:
     assert [report.exit_status(status) for status in (None, 0, 256, 9)] == [None, 0, 1, -9]
-    run = {"started_at": 11.0, "executing_at": 11.5, "ended_at": 12.0}
-    assert report.seconds(run, 10.0) == {"waiting": 1.0, "staging_in": 0.5, "running_and_back": 0.5, "total": 2.0}
-    assert report.seconds({}, 10.0) == {}
+    steps = {"waiting": 1.0, "staging_in": 0.5, "running_and_back": 0.5, "total": 2.0}
+    assert report.seconds(10.0, 11.0, 11.5, 12.0) == steps
+    assert report.seconds(10.0, None, None, None) == {}
 
 
 def test_said_uid_is_an_integer_or_nothing() -> None:
@@ -121,6 +121,7 @@ def test_said_uid_is_an_integer_or_nothing() -> None:
         (["/x/python3.11", "-m", "procd", "--socket", ""], "procd"),
         (["/usr/bin/python3", "-IS", "/x/jobwrapper", "stage-in", ""], "jobwrapper stage-in"),
         (["/usr/bin/python3", "-IS", "/x/jobwrapper/__main__.py", "launch", ""], "jobwrapper launch"),
+        (["/usr/bin/python3", "-IS", "/x/glexec-root", "123", ""], "glexec-root"),
         (["/usr/bin/python3", "./count.py", "words", ""], "count.py"),
         (["/usr/bin/python3", ""], "comm"),
         (["/bin/sh", "-c", "x", ""], "comm"),
