@@ -29,6 +29,7 @@ else:
 PR_SET_DUMPABLE = 4
 # An answer stays short; the rest is counted.
 NAMED = 1000
+PAUSE_S = 0.001
 DEAD = b"ZXx"
 STOPPED = b"Tt"
 
@@ -57,7 +58,8 @@ def carry_out(wanted: "dict") -> "dict":  # type: ignore[type-arg]
     end_s = monotonic() + wanted["deadline_ms"] / 1000.0
     number = wanted["signal"]
     if number == _signal.SIGKILL:
-        family.stop_all(end_s)
+        # What hangs in the kernel does not stop, and does not fork either: leave time for the rest.
+        family.stop_all((monotonic() + end_s) / 2)
         family.kill_all(end_s)
     elif number == _signal.SIGSTOP:
         family.stop_all(end_s)
@@ -143,20 +145,23 @@ class Family:
         return [pid for pid in self.alive if pid not in self.refusing]
 
     def stop_all(self, end_s: float) -> None:
-        """Stop everybody, until a look finds nobody who was not stopped before it."""
+        """Stop everybody, until a look finds only stopped processes: a fork that was under way has shown by then."""
         stopped = set()  # type: set[tuple[int, int]]
         while True:
             self.look()
             new = [pid for pid in self.reachable() if (pid, self.members[pid]) not in stopped]
-            if not new or monotonic() > end_s:
+            running = [pid for pid in self.reachable() if self.alive[pid].state not in STOPPED + DEAD]
+            if not (new or running) or monotonic() > end_s:
                 return
+            if not new:  # a stop takes effect at once, except where the machine is busy or a disk is slow
+                sleep(PAUSE_S)
             for pid in new:
                 stopped.add((pid, self.members[pid]))
                 self.send(pid, _signal.SIGSTOP)
 
     def kill_all(self, end_s: float) -> None:
         """Kill everybody, and look until nobody is left."""
-        pause_s = 0.001
+        pause_s = PAUSE_S
         while True:
             for pid in self.reachable():
                 self.send(pid, _signal.SIGKILL)

@@ -54,14 +54,15 @@ class CallFailed(Exception):
 
     `code` is a stable word: "denied", "unavailable", "misused", "broken" (from `outcome`, nothing has
     happened at the far side); "timeout", "closed", "framing" (it stopped in mid-conversation); others are the
-    raiser's.
+    raiser's. `errno` is that of the far side's system call that failed, or 0.
     """
 
-    def __init__(self, code: str, text: str, outcome: Outcome | None = None) -> None:
+    def __init__(self, code: str, text: str, outcome: Outcome | None = None, *, errno: int = 0) -> None:
         super().__init__(f"{code}: {text}")
         self.code = code
         self.text = text
         self.outcome = outcome
+        self.errno = errno
 
 
 @frozen

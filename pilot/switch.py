@@ -11,9 +11,7 @@ a worker thread, and a starter is to have none.
 
 from __future__ import annotations
 
-import errno
 import fcntl
-import json
 import os
 import random
 import signal
@@ -25,7 +23,7 @@ from pathlib import Path
 from typing import Protocol
 
 import trio
-from attrs import field, frozen
+from attrs import frozen
 
 # What glexec exits with on its own account (glexec manual, 0.6.0 and later).
 MISUSED, UNAVAILABLE, DENIED, MASKED = 201, 202, 203, 204
@@ -123,8 +121,7 @@ class SwitchSettings(Protocol):
     def sailplane_wrapper_dir(self) -> Path | str: ...
 
 
-# -- deciding
-# ------------------------------------------------------------------------------------------------------
+# -- deciding: values in, values out ----
 
 
 def classify(wait_status: int, text: str, *, authorised: bool) -> Outcome:
@@ -204,8 +201,12 @@ def glexec_environment(call: Call, pilot_proxy: str | None) -> dict[str, str]:
     return environment
 
 
-# -- acting
-# --------------------------------------------------------------------------------------------------------
+def draw() -> float:
+    """The dice of `Retries.pause_s`."""
+    return random.random()
+
+
+# -- acting ----
 
 _children: set[int] = set()
 
@@ -457,70 +458,3 @@ def _inheritable(fd: int) -> bool:
         return os.get_inheritable(fd)
     except OSError:  # the listing's own descriptor, gone by now
         return False
-
-
-# -- the control socket of our lingering glexec
-# -----------------------------------------------------------------------
-
-
-@frozen
-class Linger:
-    """The root part stays, and listens: the payload's pid and its own."""
-
-    pid: int
-    root_pid: int
-
-
-@frozen
-class Ended:
-    """The payload ended: its full wait status, and how many of its family were left."""
-
-    wait_status: int = field(converter=int)
-    left: int = 0
-
-
-def parse_control(datagram: bytes) -> Linger | Ended | None:
-    """One message of the root part; None for anything else (it may know words that we do not)."""
-    try:
-        message = json.loads(datagram)
-        if message.get("linger") is True:
-            return Linger(int(message["pid"]), int(message["root_pid"]))
-        if "ended" in message:
-            return Ended(int(message["ended"]), int(message.get("left", 0)))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-    return None
-
-
-async def read_linger(control: socket.socket) -> Linger | None:
-    """The first message on a fresh control socket; None at end of file: nobody lingers, or nobody knows of
-    it."""
-    while True:
-        try:
-            datagram = control.recv(4096)
-        except BlockingIOError:
-            await trio.lowlevel.wait_readable(control)
-            continue
-        except OSError as error:
-            if error.errno in (errno.ECONNRESET, errno.EPIPE):
-                return None
-            raise
-        message = parse_control(datagram) if datagram else None
-        if message is None or isinstance(message, Linger):
-            return message
-
-
-def peek_ended(control: socket.socket) -> Ended | None:
-    """The exact end of the payload, if the root part has told it and nobody has read it yet. Takes
-    nothing."""
-    try:
-        datagram = control.recv(4096, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except OSError:
-        return None
-    message = parse_control(datagram) if datagram else None
-    return message if isinstance(message, Ended) else None
-
-
-def draw() -> float:
-    """The dice of `Retries.pause_s`."""
-    return random.random()

@@ -16,6 +16,7 @@ from contextlib import suppress
 import trio
 from attrs import field, frozen
 
+from pilot.control import peek_ended, read_linger
 from pilot.farside import CallFailed, FarSide, open_call, parse_object, start_ticks, text_of
 from pilot.switch import (
     Broken,
@@ -26,11 +27,9 @@ from pilot.switch import (
     Signalled,
     draw,
     make_retries,
-    peek_ended,
-    read_linger,
 )
-from starter.places import Place, owner_of
-from starter.sandbox import Account, Context
+from starter.entries import Account, Context, check_owner
+from starter.places import Place
 
 GOING = b"g"
 REASON_BYTES = 4096
@@ -162,7 +161,7 @@ async def _hand_over(
     far: FarSide, place: Place, spec: LaunchSpec, register: Register, limits: Deadlines
 ) -> Launched | ExecFailed | Broken:
     hello = far.hello
-    _check_account(place, hello.uid)
+    check_owner(place, hello.uid)
     await _settle_control(far.running)
     try:
         ticks = start_ticks(hello.pid)
@@ -200,15 +199,6 @@ def judge(said: bytes, launched: Launched) -> Launched | ExecFailed | Broken:
         text=text_of(reason.get("text")),
         step=text_of(reason.get("step"), 40),
     )
-
-
-def _check_account(place: Place, uid: int) -> None:
-    try:
-        owner = owner_of(place)
-    except OSError as error:
-        raise CallFailed("place", f"the sandbox is gone: {error.strerror}") from error
-    if owner != uid:
-        raise CallFailed("account", f"the sandbox belongs to uid {owner}, the switch now gives {uid}")
 
 
 async def _settle_control(running: Running) -> None:

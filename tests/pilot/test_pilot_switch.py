@@ -12,15 +12,14 @@ from typing import BinaryIO
 import pytest
 import trio
 
+from pilot.control import Ended, Linger, parse_control, peek_ended, read_linger
 from pilot.farside import CallFailed, open_call, without_hello
 from pilot.switch import (
     Broken,
     Call,
     Denied,
-    Ended,
     Exited,
     GlexecSwitch,
-    Linger,
     Misused,
     NoneSwitch,
     Outcome,
@@ -35,9 +34,6 @@ from pilot.switch import (
     glexec_environment,
     make_switch,
     own_children,
-    parse_control,
-    peek_ended,
-    read_linger,
     wrapper_argv,
 )
 from starter.sandbox import Context

@@ -398,7 +398,7 @@ async def test_the_root_part_tells_the_exact_end(place: Place, tmp_path: Path, j
 
 
 async def test_another_account_than_at_stage_in(place: Place, monkeypatch) -> None:
-    monkeypatch.setattr("starter.launch.owner_of", lambda place: 12345)
+    monkeypatch.setattr("starter.entries.owner_of", lambda place: 12345)
     with pytest.raises(StageFailed) as caught:
         await run(place, "./tool")
     assert caught.value.code == "account"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from cedar.filetransfer import StoreFailed
 from pilot.switch import Broken, own_children
 from starter import places
 from starter.places import Left, Made, Place, Unsafe, check_made, close_window, open_window
@@ -273,14 +275,19 @@ async def test_a_cancelled_input_leaves_nothing(tmp_path: Path) -> None:
 
 async def test_the_far_sides_disk_says_no(tmp_path: Path) -> None:
     """A name that is taken by a directory stands for every refusal: told once, the rest is drained."""
+    refused = 0
     place = make_place(tmp_path)
     with pytest.raises(StageFailed) as caught:  # noqa: PT012
         async with stage_in(wrapper_context(), place, deadline_s=20) as inward:
             await inward.directory("x", 0o755)
-            await inward.file("x", 0o644, 3_000_000, once(*[bytes(100_000)] * 30))
-            await inward.file("y", 0o644, 3_000_000, once(*[bytes(100_000)] * 30))
+            for name in ("x", "y", "z"):
+                try:
+                    await inward.file(name, 0o644, 3_000_000, once(*[bytes(100_000)] * 30))
+                except StoreFailed as failed:
+                    refused += failed.subcode == errno.EISDIR
             await inward.finish()
-    assert caught.value.code == "store"
+    assert refused > 0
+    assert (caught.value.code, caught.value.errno) == ("store", errno.EISDIR)
     assert "Is a directory" in caught.value.text
     remove_place(place)
 
@@ -512,7 +519,7 @@ async def test_limits_hold_before_anything_is_read(tmp_path: Path) -> None:
 
 async def test_another_owner_of_the_sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place, _ = await staged(tmp_path, {"f": b"F"})
-    monkeypatch.setattr("starter.sandbox.owner_of", lambda place: 12345)
+    monkeypatch.setattr("starter.entries.owner_of", lambda place: 12345)
     with pytest.raises(StageFailed) as caught:
         await fetched(place, Listed(("f",)))
     assert caught.value.code == "account"

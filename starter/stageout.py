@@ -1,0 +1,226 @@
+"""Stage-out: the far side says what is there and sends it; then AGAIN, REMOVE, or nothing (KEEP).
+
+The stream is not trusted: every entry must be the next one of the manifest, which itself has been checked and
+limited. Nothing of the job's is stored or opened here by a path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from pilot.farside import FarSide, open_call, text_of
+from starter.entries import (
+    STALL_S,
+    CatalogueEntry,
+    Context,
+    Listed,
+    Manifest,
+    OutDirectory,
+    OutFile,
+    Rows,
+    StageFailed,
+    Wanted,
+    check_owner,
+    deadline,
+    filled_list_of,
+    int_of,
+    name_bytes,
+    pair_of,
+    raise_if_failed,
+)
+from starter.places import Place
+from starter.tarstream import Data, Entry, Event, Limits, TarFault, TarReader
+
+# What a read asks for: headers and small files together, or the content of a large one alone.
+MIXED_BYTES = 256 * 1024
+CONTENT_BYTES = 1024 * 1024
+# The far side stops emptying after 240 s (jobwrapper/clear.py) and reports.
+REMOVE_S = 270.0
+MISSING_NAMES = 1000
+
+
+@asynccontextmanager
+async def stage_out(
+    context: Context, place: Place, wanted: Wanted, *, limits: Limits, deadline_s: float
+) -> AsyncIterator[Outward]:
+    """Fetch what the job left; inside the block the manifest is known and the content can be read.
+
+    `deadline_s` is for each step until the manifest has begun; from then on STALL_S without a byte end it.
+    Leaving without `remove()`, also by an exception or when cancelled, keeps the sandbox as it is.
+
+    Raises StageFailed; code "limit" when the output exceeds `limits`, before any of it is read.
+    """
+    far = await open_call(context, "stage-out", deadline_s=deadline_s)
+    try:
+        check_owner(place, far.hello.uid)
+        with deadline("ask for the output", deadline_s):
+            await far.send(_request(place, wanted))
+        outward = Outward(far, limits)
+        await outward.begin()
+        yield outward
+    finally:
+        await far.end()
+
+
+def _request(place: Place, wanted: Wanted) -> dict[str, Any]:
+    if isinstance(wanted, Listed):
+        return {"path": str(place.path), "listed": list(wanted.names)}
+    rows = [[e.name, e.kind, e.mode, e.size, e.mtime_ns] for e in wanted.catalogue.entries]
+    return {"path": str(place.path), "changed": rows}
+
+
+class Outward:
+    """The way out of the sandbox. One task."""
+
+    def __init__(self, far: FarSide, limits: Limits) -> None:
+        self.manifest = Manifest((), ())
+        self._far = far
+        self._limits = limits
+        self._reader = TarReader(limits)
+        self._events: Iterator[Event] = iter(())
+
+    async def begin(self) -> None:
+        """Read the manifest; done by `stage_out` and `again`."""
+        with deadline("list the output", STALL_S):
+            self.manifest = await self._receive_manifest()
+        total = sum(entry.size for entry in self.manifest.entries if entry.kind == "file")
+        if total > self._limits.max_bytes:
+            raise StageFailed("limit", f"the output has {total} bytes, allowed are {self._limits.max_bytes}")
+        self._reader = TarReader(self._limits)
+        self._events = iter(())
+
+    def entries(self) -> AsyncIterator[OutFile | OutDirectory]:
+        """What the manifest announced, in its order.
+
+        A file's chunks must be read before the next entry is asked for; what is left of them is skipped then.
+        """
+        return _Entries(self)
+
+    async def again(self) -> None:
+        """All of it once more, from the sandbox as it is now: a new manifest, then `entries()` again."""
+        await self._drain()
+        with deadline("list the output again", STALL_S):
+            await self._far.send({"word": "AGAIN"})
+        await self.begin()
+
+    async def remove(self) -> None:
+        """Empty the sandbox, once the other end has everything. StageFailed("left") when something stays."""
+        await self._drain()
+        with deadline("empty the sandbox", REMOVE_S):
+            await self._far.send({"word": "REMOVE"})
+            answer = await self._far.receive()
+        left = int_of(answer.get("left"))
+        if left:
+            raise StageFailed("left", f"{left} entries could not be removed: {text_of(answer.get('named'))}")
+
+    async def _receive_manifest(self) -> Manifest:
+        rows = Rows(self._limits.max_files, self._limits.names_bytes)
+        missing: list[tuple[str, str]] = []
+        while True:
+            answer = await self._far.receive()
+            raise_if_failed(answer)
+            if answer.get("done") is True:
+                break
+            if "entries" in answer:
+                rows.add(answer["entries"])
+                continue
+            missing += [pair_of(row) for row in filled_list_of(answer.get("missing"))]
+            if len(missing) > MISSING_NAMES:
+                raise StageFailed("limit", f"more than {MISSING_NAMES} missing names")
+        if any(entry.kind == "other" for entry in rows.entries):
+            raise StageFailed("framing", "an entry that is neither a file nor a directory")
+        names, reasons = zip(*missing, strict=True) if missing else ((), ())
+        return Manifest(tuple(rows.entries), names, reasons)
+
+    async def next_entry(self, expected: CatalogueEntry) -> Entry:
+        """The next header of the stream, which must be the one that the manifest announced."""
+        event = await self.next_event()
+        size = 0 if expected.kind == "dir" else expected.size
+        if (
+            not isinstance(event, Entry)
+            or event.directory != (expected.kind == "dir")
+            or event.name != name_bytes(expected.name)
+            or event.size != size
+        ):
+            raise StageFailed("tar", f"{text_of(expected.name)} was announced, something else came")
+        return event
+
+    async def next_event(self) -> Entry | Data | None:
+        """The next event of the stream; None at its end mark."""
+        while not self._reader.ended:
+            try:
+                for event in self._events:
+                    if isinstance(event, Entry | Data):
+                        return event
+                if not self._reader.ended:
+                    self._events = self._reader.feed(await self._receive())
+            except TarFault as fault:
+                raise StageFailed("tar", str(fault)) from fault
+        return None
+
+    async def _receive(self) -> bytes:
+        content = self._reader.content_to_come
+        limit = min(content, CONTENT_BYTES) if content >= MIXED_BYTES else MIXED_BYTES
+        with deadline("send the output", STALL_S):
+            data = await self._far.receive_some(limit)
+        if not data:
+            raise self._far.gone()
+        return data
+
+    async def _drain(self) -> None:
+        """Read to the end mark, so that the conversation can go on. Bounded by the limits."""
+        while await self.next_event() is not None:
+            pass
+
+
+class _Entries:
+    """The entries of one tar stream. Not a generator: those complain when nobody finishes them."""
+
+    def __init__(self, outward: Outward) -> None:
+        self._outward = outward
+        self._expected = iter(outward.manifest.entries)
+        self._content: _Content | None = None
+
+    def __aiter__(self) -> _Entries:
+        return self
+
+    async def __anext__(self) -> OutFile | OutDirectory:
+        if self._content is not None:
+            await self._content.skip()
+            self._content = None
+        expected = next(self._expected, None)
+        if expected is None:
+            if await self._outward.next_event() is not None:
+                raise StageFailed("tar", "more entries than were announced")
+            raise StopAsyncIteration
+        entry = await self._outward.next_entry(expected)
+        if entry.directory:
+            return OutDirectory(expected.name, entry.mode)
+        self._content = _Content(self._outward, entry.size)
+        return OutFile(expected.name, entry.mode, entry.size, self._content)
+
+
+class _Content:
+    """The content of one file, read once."""
+
+    def __init__(self, outward: Outward, size: int) -> None:
+        self._outward = outward
+        self._left = size
+
+    def __aiter__(self) -> _Content:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        event = await self._outward.next_event()
+        if not isinstance(event, Data):
+            raise StageFailed("tar", "a file is shorter than announced")
+        self._left -= len(event.content)
+        return event.content
+
+    async def skip(self) -> None:
+        async for _ in self:
+            pass
