@@ -224,7 +224,9 @@ def claim_address(claim_id: ClaimId, slot: Any) -> Sinful:
 def started_at(claim_id: ClaimId) -> int:
     """When the startd of a claim was started, as the id says (`<address>#start#number`); 0 when it does not."""
     parts = claim_id.session_id.rsplit("#", 2)
-    return int(parts[1]) if len(parts) == 3 and parts[1].isascii() and parts[1].isdecimal() and len(parts[1]) < 16 else 0
+    return (
+        int(parts[1]) if len(parts) == 3 and parts[1].isascii() and parts[1].isdecimal() and len(parts[1]) < 16 else 0
+    )
 
 
 def read_grant(reader: Reader, offer: Offer, presented: ClaimId) -> Granted | None:

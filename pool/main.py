@@ -24,9 +24,10 @@ from pool.adstore import AdStore
 from pool.claims import ClaimClient
 from pool.collector import Collector
 from pool.jobad import PoolFacts
+from pool.life import Parts
 from pool.places import BadPlace, Places, prepare, write_public
 from pool.queue import Queue, QueueTrouble
-from pool.scheduler import Parts, Scheduler
+from pool.scheduler import Scheduler
 from pool.spool import Spool
 from pool.submission import Rules
 from pool.transfers import TransferServer
@@ -43,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     try:
         config = settings.load(options.config)
+        if not options.foreground:
+            config.log.mkdir(mode=0o700, parents=True, exist_ok=True)
         log = logs.start("pool", None if options.foreground else config.log / "PoolLog")
         for warning in config.warnings:
             log.warning("%s", warning)

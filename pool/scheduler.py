@@ -16,21 +16,19 @@ from attrs import evolve, field, frozen
 from cedar import classads
 from cedar.claims import ClaimId
 from cedar.errors import PeerFault, Refused
-from cedar.filetransfer import TransferLimits
 from cedar.sinful import Sinful
 from pilot import logs
 from pool import jobad
 from pool.ads import host_of, text_of, value_of
-from pool.adstore import AdStore
-from pool.claims import Claim, ClaimClient, Granted, claim_address, started_at
+from pool.claims import Claim, Granted, claim_address, started_at
+from pool.life import Life, Parts, after_run
 from pool.matching import Offer, OfferBook, StartdKey, Waiting, assign, next_for_claim, waiting
 from pool.model import FINAL, Job, JobId, JobState, Outcome, Run
-from pool.queue import Queue, SavedClaim
+from pool.queue import SavedClaim
 from pool.retry import Patience
 from pool.shadow import Shadow
-from pool.shadow_state import Finish, OutputStored, WrongState
-from pool.spool import Spool
-from pool.transfers import Transfer, TransferServer
+from pool.shadow_state import Finish, WrongState
+from pool.transfers import Transfer
 
 # A job that is removed gets this long to end by itself, unless its own JobMaxVacateTime says otherwise.
 REMOVE_GRACE_S = 30.0
@@ -41,21 +39,6 @@ CREDENTIAL_HOLD = 4
 # Spool of a finished job that nobody fetched: ten days, as stock pools keep spooled jobs.
 KEEP_FINISHED_S = 10 * 86400.0
 TIDY_INTERVAL_S = 60.0
-
-
-@frozen
-class Parts:
-    """What the scheduler works with."""
-
-    queue: Queue
-    spool: Spool
-    store: AdStore
-    client: ClaimClient
-    transfers: TransferServer
-    facts: jobad.PoolFacts
-    limits: TransferLimits
-    lease_s: float
-    short_version: str
 
 
 @frozen(eq=False)
@@ -310,7 +293,15 @@ class Scheduler:
             job, startd=startd, slot=claim.slot, claim_public=public, claim_id=claim.id.text, now=time.time()
         )
         self._tell_waiters()
-        life = _Life(self, claim, job, run)
+        life = Life(
+            self._parts,
+            claim,
+            job,
+            run,
+            ad=self.ad_of(job),
+            entries=self.queue.inputs(job),
+            settle=lambda finish, transfer: self.settle_run(run, job, finish, transfer),
+        )
         self._running[job.id] = life.shadow
         self._parts.transfers.open(claim.id, life.transfer)
         try:
@@ -321,7 +312,8 @@ class Scheduler:
         if fate == "release":
             await self._give_back(claim)
             fate = "released"
-        await life.conclude()
+        life.conclude()
+        self.after_conclusion(job.id)
         return fate
 
     # Ends
@@ -446,73 +438,3 @@ class Scheduler:
             outcome = Outcome.REMOVED if job.removing else Outcome.LOST
             self.settle_run(run, job, Finish(outcome, "the pool was started again while the job ran"), None)
             self.after_conclusion(run.job)
-
-
-class _Life:
-    """One run between the queue and its shadow."""
-
-    def __init__(self, scheduler: Scheduler, claim: Claim, job: Job, run: Run) -> None:
-        parts = scheduler._parts
-        self._scheduler = scheduler
-        self._job = job
-        self._run = run
-        self._late: Finish | None = None
-        ad = scheduler.ad_of(job)
-        entries = scheduler.queue.inputs(job)
-        activated = jobad.activation_ad(jobad.queue_ad(ad, job, entries, parts.facts), parts.facts)
-        self.transfer = Transfer(
-            parts.spool,
-            job.id.cluster,
-            run.number,
-            entries,
-            jobad.executable_name(ad),
-            job.cluster.proxy_name,
-            parts.limits,
-            self._stored,
-        )
-        self.shadow = Shadow(
-            parts.client,
-            claim,
-            activation_ad=activated,
-            info_ad=jobad.job_info_ad(activated, self.transfer.key),
-            transfer=self.transfer,
-            lease_s=parts.lease_s,
-            version=parts.short_version,
-            finish=self._finish,
-            note=self._note,
-        )
-
-    def _stored(self) -> None:
-        self.shadow.tell(OutputStored())
-
-    def _note(self, executing_at: float | None, pid: int | None) -> None:
-        self._scheduler.queue.note_run(self._run.number, executing_at=executing_at, pid=pid)
-
-    def _finish(self, finish: Finish) -> None:
-        """A lost job is settled only when its claim is: until then it may still run."""
-        if finish.outcome in (Outcome.LOST, Outcome.REQUEUED) or (
-            finish.outcome is Outcome.REMOVED and finish.status is None
-        ):
-            self._late = finish
-        else:
-            self._scheduler.settle_run(self._run, self._job, finish, self.transfer)
-
-    async def conclude(self) -> None:
-        """After the claim's fate is certain."""
-        if self._late is not None:
-            self._scheduler.settle_run(self._run, self._job, self._late, self.transfer)
-        self._scheduler.after_conclusion(self._job.id)
-
-
-def after_run(job: Job, finish: Finish, now: float) -> Job:
-    """The job as a run's verdict leaves it. Pure."""
-    ended = evolve(job, reason=finish.reason, hold_code=finish.hold_code, hold_subcode=finish.hold_subcode)
-    match finish.outcome:
-        case Outcome.COMPLETED if not job.removing:
-            return evolve(ended, state=JobState.COMPLETED, exit_status=finish.status, finished_at=now)
-        case Outcome.HELD if not job.removing:
-            return evolve(ended, state=JobState.HELD)
-        case Outcome.LOST | Outcome.REQUEUED if not job.removing:
-            return evolve(ended, state=JobState.IDLE)
-        case _:
-            return evolve(ended, state=JobState.REMOVED, removing=False, reason="removed", finished_at=now)

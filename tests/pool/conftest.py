@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import trio
 from attrs import define, evolve
-from cedar.sinful import Sinful
-from pilot import rpc, settings
 
+from cedar.sinful import Sinful
 from demo import grid
+from pilot import rpc, settings
 from pool import main as pool_main
 from pool import messages as m
 from pool.places import Places, prepare
@@ -96,7 +96,7 @@ def job_ad(**more: str) -> str:
     return "".join(f"{name} = {value}\n" for name, value in (said | more).items())
 
 
-@pytest.fixture()
+@pytest.fixture
 def pool_settings(tmp_path: Path, test_grid: grid.Grid) -> settings.Settings:
     base = settings.Settings(local_dir=tmp_path)
     root = tmp_path / "pool"
@@ -113,7 +113,7 @@ def pool_settings(tmp_path: Path, test_grid: grid.Grid) -> settings.Settings:
     )
 
 
-@pytest.fixture()
+@pytest.fixture
 def start_pool(pool_settings: settings.Settings) -> Callable[..., Any]:
     """`async with start_pool(knob=value) as pool`; again for the next life of the same pool."""
 
@@ -139,4 +139,3 @@ def start_pool(pool_settings: settings.Settings) -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def test_grid(tmp_path_factory: pytest.TempPathFactory) -> grid.Grid:
     return grid.make_grid(tmp_path_factory.mktemp("grid"))
-

@@ -18,6 +18,7 @@ from typing import Any
 import classad2
 import trio
 from attrs import define, field
+
 from cedar import classads, delegation, filetransfer
 from cedar.claims import SUBMIT_SIDE, ClaimId, filetransfer_session
 from cedar.client import Negotiate, Resume, connect
@@ -158,7 +159,9 @@ class _Dynamic:
 class FakeEP:
     """One startd. `body` is what every job does; change it between jobs."""
 
-    def __init__(self, pool: Sinful, tokens_dir: Path, *, name: str = "fake", cpus: int = 2, version: str = "24.7.0") -> None:
+    def __init__(
+        self, pool: Sinful, tokens_dir: Path, *, name: str = "fake", cpus: int = 2, version: str = "24.7.0"
+    ) -> None:
         self.pool = pool
         self.tokens_dir = tokens_dir
         self.name = name
@@ -294,9 +297,7 @@ CondorVersion = "{condor_version_text(VERSION)}"
         dynamic = _Dynamic(self._claim, f"slot1_{self._children}@{self.name}", Sinful.parse(schedd))
         self._dynamic[request.session.sid] = dynamic
         self._claim = self._mint()
-        await request.stream.put(
-            7, dynamic.claim.text, self._dynamic_ad(dynamic), 5, self._claim.text, self.slot_ad()
-        )
+        await request.stream.put(7, dynamic.claim.text, self._dynamic_ad(dynamic), 5, self._claim.text, self.slot_ad())
 
     def _dynamic_ad(self, dynamic: _Dynamic) -> Any:
         ad = self.slot_ad()
@@ -365,5 +366,3 @@ CondorVersion = "{condor_version_text(VERSION)}"
             schedd, Command.RELEASE_CLAIM, Resume(claim.session(SUBMIT_SIDE)), subsystem="STARTD"
         ) as stream:
             await stream.put(claim.text)
-
-

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -13,12 +12,12 @@ from typing import Any
 
 import pytest
 import trio
+
 from cedar import classads, tokens
 from cedar.client import Negotiate, connect
 from cedar.commands import Command
 from cedar.errors import PeerFault, Refused
 from cedar.stream import CedarStream
-
 from tests.pool.conftest import LivePool, eventually
 from tests.pool.fake_ep import FakeEP
 
@@ -35,7 +34,9 @@ async def stock(pool: LivePool, what: str, tokens_dir: Path) -> Any:
 
 
 async def names(pool: LivePool) -> list[str]:
-    async with await connect(pool.address, Command.QUERY_STARTD_ADS, Negotiate(authentication="OPTIONAL"), subsystem="TOOL") as stream:
+    async with await connect(
+        pool.address, Command.QUERY_STARTD_ADS, Negotiate(authentication="OPTIONAL"), subsystem="TOOL"
+    ) as stream:
         await stream.put(classads.parse_old('MyType = "Query"\n'))
         reader = await stream.get()
         found = []
@@ -44,7 +45,7 @@ async def names(pool: LivePool) -> list[str]:
         return sorted(found)
 
 
-@pytest.fixture()
+@pytest.fixture
 def no_tokens(tmp_path: Path) -> Path:
     place = tmp_path / "no-tokens"
     place.mkdir(mode=0o700)
@@ -55,11 +56,13 @@ async def test_stock_queries(start_pool: Callable[..., Any], no_tokens: Path) ->
     async with start_pool() as pool, FakeEP(pool.address, pool.places.tokens).running() as ep:
         await eventually(lambda: names(pool), lambda found: found == ["slot1@fake"])
         (ad,) = await stock(pool, "query", no_tokens)
-        assert ad["Name"] == "slot1@fake" and ad["AuthenticatedIdentity"] == "condor@pool.test"
+        assert ad["Name"] == "slot1@fake"
+        assert ad["AuthenticatedIdentity"] == "condor@pool.test"
         assert not any(classads.is_private(name) for name in ad)
         assert ep._claim.secret not in json.dumps(ad)
         (shown,) = await stock(pool, "project", no_tokens)
-        assert {"Name", "Cpus"} <= set(shown) and "Memory" not in shown
+        assert {"Name", "Cpus"} <= set(shown)
+        assert "Memory" not in shown
         assert await stock(pool, "nothing", no_tokens) == []
 
 
@@ -140,10 +143,14 @@ async def test_a_second_startd_of_the_same_name_changes_nothing(start_pool: Call
 async def test_an_update_with_acknowledgement(start_pool: Callable[..., Any]) -> None:
     async with start_pool() as pool:
         security = Negotiate(pool.places.tokens, ("TOKEN",))
-        async with await connect(pool.address, Command.UPDATE_STARTD_AD_WITH_ACK, security, subsystem="STARTD") as stream:
+        async with await connect(
+            pool.address, Command.UPDATE_STARTD_AD_WITH_ACK, security, subsystem="STARTD"
+        ) as stream:
             await stream.put(slot(), private())
             assert (await stream.get()).int() == 1
-        async with await connect(pool.address, Command.UPDATE_STARTD_AD_WITH_ACK, security, subsystem="STARTD") as stream:
+        async with await connect(
+            pool.address, Command.UPDATE_STARTD_AD_WITH_ACK, security, subsystem="STARTD"
+        ) as stream:
             await stream.put(classads.parse_old("Cpus = 1\n"), private())
             with pytest.raises(PeerFault):  # an ad without a name is not stored: no answer
                 await stream.get()
@@ -151,7 +158,9 @@ async def test_an_update_with_acknowledgement(start_pool: Callable[..., Any]) ->
 
 async def test_a_reader_cannot_update(start_pool: Callable[..., Any], no_tokens: Path) -> None:
     async with start_pool() as pool:
-        async with await connect(pool.address, Command.QUERY_STARTD_ADS, Negotiate(authentication="OPTIONAL"), subsystem="TOOL") as stream:
+        async with await connect(
+            pool.address, Command.QUERY_STARTD_ADS, Negotiate(authentication="OPTIONAL"), subsystem="TOOL"
+        ) as stream:
             await stream.put(classads.parse_old('MyType = "Query"\n'))
             await stream.get()
             with pytest.raises(PeerFault):

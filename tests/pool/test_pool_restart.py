@@ -116,9 +116,7 @@ async def test_an_unfinished_submission_leaves_nothing(start_pool: Callable[...,
 async def test_idle_jobs_are_there_after_a_restart(start_pool: Callable[..., Any]) -> None:
     async with start_pool() as first:
         cluster = await first.submit(job_ad(), job_ad(), files={"in.txt": b"kept", "run.sh": b""})
-    async with start_pool() as second:
-        async with FakeEP(second.address, second.places.tokens).running() as ep:
-            await second.until(cluster, "completed", proc=0)
-            await second.until(cluster, "completed", proc=1)
-            assert ep.starters[0].sink.files["in.txt"] == b"kept"
-
+    async with start_pool() as second, FakeEP(second.address, second.places.tokens).running() as ep:
+        await second.until(cluster, "completed", proc=0)
+        await second.until(cluster, "completed", proc=1)
+        assert ep.starters[0].sink.files["in.txt"] == b"kept"

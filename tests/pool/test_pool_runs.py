@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import trio
+
 from cedar import classads
 from cedar.errors import PeerFault, Refused
-from pilot import credentials, rpc
-
 from demo import grid
+from pilot import credentials, rpc
 from pool import messages as m
 from pool.model import JobId
 from tests.pool.conftest import LivePool, eventually, job_ad
@@ -24,9 +24,8 @@ from tests.pool.fake_ep import FakeEP, FakeStarter, echo
 @asynccontextmanager
 async def with_ep(start_pool: Callable[..., Any], **knobs: Any) -> AsyncIterator[tuple[LivePool, FakeEP]]:
     said = {name: knobs.pop(name) for name in ("cpus", "version") if name in knobs}
-    async with start_pool(**knobs) as pool:
-        async with FakeEP(pool.address, pool.places.tokens, **said).running() as ep:
-            yield pool, ep
+    async with start_pool(**knobs) as pool, FakeEP(pool.address, pool.places.tokens, **said).running() as ep:
+        yield pool, ep
 
 
 async def fetched(pool: LivePool, cluster: int, proc: int = 0) -> dict[str, bytes]:
@@ -65,10 +64,14 @@ async def test_the_ad_at_the_execution_point(start_pool: Callable[..., Any]) -> 
         assert classads.get_str(ad, "User") == f"{owner}@pool.test"
         assert classads.get_str(ad, "MyOwn") == "x"
         assert classads.get_str(ad, "GlobalJobId").split("#")[1] == f"{cluster}.0"
-        assert (classads.get_str(ad, "ShouldTransferFiles"), classads.get_str(ad, "WhenToTransferOutput")) == ("YES", "ON_EXIT")
+        assert (classads.get_str(ad, "ShouldTransferFiles"), classads.get_str(ad, "WhenToTransferOutput")) == (
+            "YES",
+            "ON_EXIT",
+        )
         assert classads.get_bool(ad, "StreamOut") is False
         assert classads.get_int(ad, "JobUniverse") == 5
-        assert "TransferKey" not in starter.activation and "TransferKey" in ad
+        assert "TransferKey" not in starter.activation
+        assert "TransferKey" in ad
         assert starter.parts[3] == f"filetrans.{starter.claim.session_id}"
 
 
@@ -141,7 +144,10 @@ async def test_without_its_output_a_job_is_not_complete(start_pool: Callable[...
         cluster = await pool.submit(job_ad())
         row = await pool.until(cluster, "completed")
         assert row.runs == 2
-        assert [run.outcome for run in pool.queue.runs(pool.queue.jobs_of_cluster(cluster)[0].id)] == ["requeued", "completed"]
+        assert [run.outcome for run in pool.queue.runs(pool.queue.jobs_of_cluster(cluster)[0].id)] == [
+            "requeued",
+            "completed",
+        ]
 
 
 async def test_holds_name_phase_and_cause(start_pool: Callable[..., Any]) -> None:
@@ -195,7 +201,8 @@ async def test_rm_of_a_running_job(start_pool: Callable[..., Any]) -> None:
         assert row.reason == "removed"
         await ep.seen("release")
         names = [name for name, _ in ep.log]
-        assert names.index("soft") < names.index("release") and "hard" not in names
+        assert names.index("soft") < names.index("release")
+        assert "hard" not in names
 
 
 async def test_rm_with_force_kills_at_once(start_pool: Callable[..., Any]) -> None:
@@ -217,7 +224,7 @@ async def test_rm_with_force_kills_at_once(start_pool: Callable[..., Any]) -> No
 
 
 async def test_rm_of_an_idle_and_of_a_finished_job(start_pool: Callable[..., Any]) -> None:
-    async with with_ep(start_pool) as (pool, ep):
+    async with with_ep(start_pool) as (pool, _ep):
         never = await pool.submit(job_ad(Requirements='TARGET.Name == "nowhere"'))
         done = await pool.submit(job_ad())
         await pool.until(done, "completed")
@@ -343,7 +350,8 @@ async def test_the_proxy_comes_before_the_files(start_pool: Callable[..., Any], 
         assert starter.sink.order == ["x509up", "run.sh"]
         for pem in (*got, starter.sink.files["x509up"]):
             found = credentials.verify(pem, test_grid.certificates_dir, now=time.time())
-            assert found.identity == proxy.identity and found.limited
+            assert found.identity == proxy.identity
+            assert found.limited
         assert classads.get_str(starter.ad, "x509userproxysubject") == proxy.identity
         assert classads.get_str(starter.ad, "x509userproxy") == "x509up"
         assert abs(classads.get_int(starter.ad, "x509UserProxyExpiration") - time.time() - 3600) < 400
@@ -366,10 +374,14 @@ async def test_an_expired_proxy_holds_an_idle_job(start_pool: Callable[..., Any]
     proxy = grid.make_proxy(test_grid.user("Alice Adams"), lifetime_s=3)
     async with start_pool() as pool:
         cluster = await pool.submit(job_ad(), proxy=proxy.pem)
-        await trio.sleep(max(0.0, (pool.queue.jobs_of_cluster(cluster)[0].cluster.proxy_expires_at or 0) - time.time()) + 0.05)
+        await trio.sleep(
+            max(0.0, (pool.queue.jobs_of_cluster(cluster)[0].cluster.proxy_expires_at or 0) - time.time()) + 0.05
+        )
         async with FakeEP(pool.address, pool.places.tokens).running():
             row = await pool.until(cluster, "held")
-        assert row.hold_code == 4 and "ended at" in row.reason and "submit it again" in row.reason
+        assert row.hold_code == 4
+        assert "ended at" in row.reason
+        assert "submit it again" in row.reason
 
 
 async def test_hostile_output_names_are_refused(start_pool: Callable[..., Any]) -> None:
@@ -386,10 +398,14 @@ async def test_hostile_output_names_are_refused(start_pool: Callable[..., Any]) 
         ep.body = body
         cluster = await pool.submit(job_ad())
         await pool.until(cluster, "held")
-        own, peer = acks[0]
-        assert not peer.ok and peer.hold_code == 12
+        _own, peer = acks[0]
+        assert not peer.ok
+        assert peer.hold_code == 12
         assert not list(pool.places.spool.rglob("evil"))
-        assert await eventually(lambda: _listing(pool, cluster), lambda names: not any("out/1/" in n for n in names)) is not None
+        assert (
+            await eventually(lambda: _listing(pool, cluster), lambda names: not any("out/1/" in n for n in names))
+            is not None
+        )
 
 
 async def test_what_an_unknown_call_gets(start_pool: Callable[..., Any]) -> None:

@@ -1,0 +1,110 @@
+"""One run between the queue and its shadow: what it is made of, and when its verdict may be written down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from attrs import evolve, frozen
+
+from cedar.filetransfer import TransferLimits
+from pool import jobad
+from pool.adstore import AdStore
+from pool.claims import Claim, ClaimClient
+from pool.model import Entry, Job, JobState, Outcome, Run
+from pool.queue import Queue
+from pool.shadow import Shadow
+from pool.shadow_state import Finish, OutputStored
+from pool.spool import Spool
+from pool.transfers import Transfer, TransferServer
+
+
+@frozen
+class Parts:
+    """What the scheduler and its runs work with."""
+
+    queue: Queue
+    spool: Spool
+    store: AdStore
+    client: ClaimClient
+    transfers: TransferServer
+    facts: jobad.PoolFacts
+    limits: TransferLimits
+    lease_s: float
+    short_version: str
+
+
+class Life:
+    """One run. `settle` writes a verdict down: at once where the job is known to be over, else after `conclude`."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        claim: Claim,
+        job: Job,
+        run: Run,
+        *,
+        ad: Any,
+        entries: list[Entry],
+        settle: Callable[[Finish, Transfer], None],
+    ) -> None:
+        self._queue = parts.queue
+        self._run = run
+        self._settle = settle
+        self._late: Finish | None = None
+        activated = jobad.activation_ad(jobad.queue_ad(ad, job, entries, parts.facts), parts.facts)
+        self.transfer = Transfer(
+            spool=parts.spool,
+            cluster=job.id.cluster,
+            run=run.number,
+            entries=entries,
+            executable=jobad.executable_name(ad),
+            proxy_name=job.cluster.proxy_name,
+            limits=parts.limits,
+            on_output=self._stored,
+        )
+        self.shadow = Shadow(
+            parts.client,
+            claim,
+            activation_ad=activated,
+            info_ad=jobad.job_info_ad(activated, self.transfer.key),
+            transfer=self.transfer,
+            lease_s=parts.lease_s,
+            version=parts.short_version,
+            finish=self._finish,
+            note=self._note,
+        )
+
+    def _stored(self) -> None:
+        self.shadow.tell(OutputStored())
+
+    def _note(self, executing_at: float | None, pid: int | None) -> None:
+        self._queue.note_run(self._run.number, executing_at=executing_at, pid=pid)
+
+    def _finish(self, finish: Finish) -> None:
+        """A lost job is settled only when its claim is: until then it may still run."""
+        if finish.outcome in (Outcome.LOST, Outcome.REQUEUED) or (
+            finish.outcome is Outcome.REMOVED and finish.status is None
+        ):
+            self._late = finish
+        else:
+            self._settle(finish, self.transfer)
+
+    def conclude(self) -> None:
+        """The claim's fate is certain: nothing of this run can run any more."""
+        if self._late is not None:
+            self._settle(self._late, self.transfer)
+
+
+def after_run(job: Job, finish: Finish, now: float) -> Job:
+    """The job as a run's verdict leaves it. Pure."""
+    ended = evolve(job, reason=finish.reason, hold_code=finish.hold_code, hold_subcode=finish.hold_subcode)
+    match finish.outcome:
+        case Outcome.COMPLETED if not job.removing:
+            return evolve(ended, state=JobState.COMPLETED, exit_status=finish.status, finished_at=now)
+        case Outcome.HELD if not job.removing:
+            return evolve(ended, state=JobState.HELD)
+        case Outcome.LOST | Outcome.REQUEUED if not job.removing:
+            return evolve(ended, state=JobState.IDLE)
+        case _:
+            return evolve(ended, state=JobState.REMOVED, removing=False, reason="removed", finished_at=now)
