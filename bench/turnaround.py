@@ -69,7 +69,7 @@ def why_not() -> str:
 
 def run() -> list[Figure]:
     """The figures of this bench; takes about half a minute."""
-    with Site.open("bench", linger=True) as site:
+    with Site.open("test", linger=True) as site:
         site.start_pool()
         site.start_startd(NUM_CPUS=1)
         alice = site.users["alice"]
@@ -104,7 +104,7 @@ def run() -> list[Figure]:
 def _jobs(site: Site, user: User) -> None:
     """One cluster of short jobs, until all are done."""
     submitted = site.ask(user, "submit", "job.sub")
-    done = site.sailplane(user, "wait", *(job["id"] for job in submitted["jobs"]))
+    done = site.sailplane(user, "wait", str(submitted["cluster"]))
     if done.returncode != 0:
         raise daemons.SiteError(f"jobs did not complete: {done.stdout}{done.stderr}")
 

@@ -11,8 +11,10 @@ from contextlib import aclosing
 
 import attrs
 import trio
+from classad2 import ClassAd
 
 from cedar.claims import EXECUTE_SIDE, ClaimId
+from cedar.classads import evaluate
 from cedar.client import Resume, connect
 from cedar.commands import Command as Wire
 from cedar.errors import PeerFault, Refused
@@ -150,7 +152,10 @@ class Claims:
             "graceful": settings.machinemaxvacatetime,
             "final-transfer": settings.machinemaxvacatetime + OUTPUT_TIME_S,
         }[how]
-        await trio.sleep(settings.killing_timeout + extra_s + END_MARGIN_S)
+        with trio.move_on_after(settings.killing_timeout + extra_s + END_MARGIN_S):
+            while held.life.serial == serial and held.life.state is not life.State.GONE:
+                await held.changed.wait()
+            return
         self.handle(held, life.KillTimer(serial))
 
     def _kill(self, held: Held) -> None:
@@ -251,6 +256,8 @@ class Claims:
         match message:
             case to_starter.Progress(uid=uid):
                 held.job_account_uid = uid
+            case to_starter.JobUpdate(ad=ad):
+                held.usage = usage_of(ClassAd(ad))
             case to_starter.SlotBroken(text=text):
                 self.log.warning("%s: %s", held.name, text)
                 held.starter_broken = True
@@ -300,5 +307,12 @@ class Claims:
             held.heard_s = trio.current_time()
 
 
+def usage_of(update: ClassAd) -> dict[str, object]:
+    """What of a starter's update stands in the slot's ad."""
+    values = {name: evaluate(update, name) for name in USAGE_ATTRIBUTES}
+    return {name: value for name, value in values.items() if isinstance(value, int | float | str)}
+
+
+USAGE_ATTRIBUTES = ("JobState", "NumPids", "RemoteUserCpu", "RemoteSysCpu", "ResidentSetSize", "ImageSize")
 # The starter's exit statuses (execute-side reference 3.8): lost shadow, unkillable process.
 EXIT_LOST_SHADOW, EXIT_UNKILLABLE = 2, 16

@@ -76,7 +76,7 @@ def check_proxy(pem: bytes, job: Description, *, certificates_dir: Path | None) 
     )
     if credential.expires_at <= now:
         raise CredentialError("expired", f"the proxy of {credential.identity} has expired")
-    if job.proxy_subject and credential.identity != job.proxy_subject:
+    if job.proxy_subject and not credential.is_of(job.proxy_subject):
         raise ProxyUnusable(
             _hold(
                 job,
