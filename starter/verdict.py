@@ -84,8 +84,12 @@ def hold_for_user_refused(user: str, site: str, tool_words: str) -> Hold:
 
 
 def job_exit_reason(verdict: Verdict) -> int:
-    """The reason code of job_exit (-65), wire reference 4.3."""
+    """The reason code of job_exit (-65), wire reference 4.3.
+
+    A job that this side ended asks for another try: JOB_KILLED makes a stock schedd remove it from its queue, unless
+    the submit side itself had asked for the end (it then knows better than either code).
+    """
     if isinstance(verdict, Exited):
         dumped_core = bool(verdict.wait_status & 0x80) and bool(verdict.wait_status & 0x7F)
         return ExitReason.JOB_COREDUMPED if dumped_core else ExitReason.JOB_EXITED
-    return ExitReason.JOB_KILLED
+    return ExitReason.JOB_SHOULD_REQUEUE
