@@ -52,11 +52,26 @@ def read_credential(path: str, owner: int, variable: str) -> bytes:
     except OSError as error:
         text = "is a symbolic link" if error.errno == errno.ELOOP else reason(error)
         raise Failure(CLIENT, "%s: %s" % (variable, text)) from None
-    with open(file, "rb", buffering=0) as stream:
+    try:
         _check(os.fstat(file), owner, variable)
-        data = stream.read(_LIMIT_BYTES + 1) or b""
+        data = _read(file)
+    except OSError as error:
+        raise Failure(CLIENT, "%s: %s" % (variable, reason(error))) from None
+    finally:
+        os.close(file)
     if not data or len(data) > _LIMIT_BYTES:
         raise Failure(CLIENT, "%s: %s" % (variable, "is too large" if data else "is empty"))
+    return data
+
+
+def _read(file: int) -> bytes:
+    """What the file holds, one byte more than allowed at most."""
+    data = b""
+    while len(data) <= _LIMIT_BYTES:
+        more = os.read(file, _LIMIT_BYTES + 1 - len(data))
+        if not more:
+            break
+        data += more
     return data
 
 

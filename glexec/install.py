@@ -27,6 +27,8 @@ _SAFE_PATH = re.compile(r"/[A-Za-z0-9._/+-]+\Z")  # needs no quoting in sh, sudo
 _ACCOUNT = re.compile(r"\.?[A-Za-z_][A-Za-z0-9_.-]*\Z")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _MODULE_DIRECTORIES = ("/usr/lib/lcmaps", "/usr/lib64/lcmaps")  # Debian, EL
+# sudo sets the limit on core files to 0. `rlimit_core=user` would keep the caller's, but complains
+# on stderr at every call where root lacks CAP_SYS_RESOURCE (containers), and old sudos refuse it.
 _DEFAULTS = "closefrom_override, !use_pty, !pam_session, !pam_setcred, !requiretty"
 
 
@@ -311,14 +313,27 @@ def _write_programs(made: Installed, python: Path, sudo: Path) -> None:
 
 
 def _write_sudoers(made: Installed, callers: list[str], kept: tuple[str, ...]) -> None:
-    """The sudoers file last, and only if sudo likes the whole of its configuration."""
+    """The sudoers file last, and only if sudo likes it by itself and the whole of its settings with it."""
+    draft, text = made.prefix / "etc/sudoers.new", _sudoers_text(made, callers, kept)
+    try:
+        _write(draft, text, 0o440)
+        complaint = _complaint("-f", str(draft))
+        if complaint:
+            raise InstallError(f"sudo refuses the new settings: {complaint}")
+    finally:
+        draft.unlink(missing_ok=True)
     old = made.sudoers.read_text() if made.sudoers.exists() else None
-    _write(made.sudoers, _sudoers_text(made, callers, kept), 0o440)
-    done = subprocess.run(["visudo", "-c", "-q"], capture_output=True, text=True)
-    alone = subprocess.run(["visudo", "-c", "-q", "-f", str(made.sudoers)], capture_output=True, text=True)
-    if done.returncode or alone.returncode:
+    _write(made.sudoers, text, 0o440)
+    complaint = _complaint()
+    if complaint:
         if old is None:
             made.sudoers.unlink()
         else:
             _write(made.sudoers, old, 0o440)
-        raise InstallError(f"sudo refuses the new settings: {done.stderr}{alone.stderr}"[:500])
+        raise InstallError(f"sudo refuses its settings as a whole: {complaint}")
+
+
+def _complaint(*arguments: str) -> str:
+    """What visudo says against a file, or against the node's whole settings; empty if they are good."""
+    done = subprocess.run(["visudo", "-c", "-q", *arguments], capture_output=True, text=True)
+    return (done.stderr.strip() or "visudo failed")[:500] if done.returncode else ""

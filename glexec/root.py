@@ -11,6 +11,7 @@ Every call that reaches an open log leaves exactly one `decision` line there.
 """
 
 import os
+import resource
 import sys
 import time
 
@@ -39,6 +40,9 @@ class Call:
         self.control = None if numbers[2] == "-" else int(numbers[2])
         self.command = arguments[3:]
         self.umask = os.umask(0o077)
+        # No core file of a process that holds private keys; the payload gets its limit back.
+        self.core = resource.getrlimit(resource.RLIMIT_CORE)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, self.core[1]))
 
 
 def main(conf_path: str) -> None:
@@ -127,8 +131,6 @@ def _require_policy(settings: conf.Settings) -> None:
 
 
 def _about(call: Call, settings: conf.Settings) -> "dict[str, object]":
-    import resource
-
     about = {
         "pid": os.getpid(),
         "command": _command(call),
@@ -172,7 +174,7 @@ def _prepare_target(
     environment = request.payload_environment(
         dict(os.environb), settings.kept_variables, account.name, account.home, place
     )
-    return payload.Payload(wish.command, environment, account, call.umask, call.word)
+    return payload.Payload(wish.command, environment, account, call.umask, call.core, call.word)
 
 
 def _await_front(call: Call, is_gone: "Callable[[], bool]") -> None:
