@@ -101,6 +101,10 @@ class Account:
         self._present.update((key, process) for key, process in now.items() if key not in frozen)
         self._after_update()
 
+    def holds(self, identity: ProcessId) -> bool:
+        """Whether a process is there, or its end has not been accounted for yet."""
+        return identity in self._present
+
     @property
     def totals(self) -> Totals:
         """The sums as of the last update."""

@@ -78,10 +78,18 @@ class Families:
         new
             children, which then count as its.
         never: processes that belong to nobody, as procd itself.
+        alike: whether two processes were started by the same command line, or it can't be told.
     """
 
-    def __init__(self, pilot_uid: int, never: Collection[ProcessId] = ()) -> None:
+    def __init__(
+        self,
+        pilot_uid: int,
+        never: Collection[ProcessId] = (),
+        *,
+        alike: Callable[[int, int], bool] = lambda one, other: True,
+    ) -> None:
         self._pilot_uid = pilot_uid
+        self._alike = alike
         self._never = frozenset(never)
         self._families: dict[str, Family] = {}
         self._member_of: dict[ProcessId, Family] = {}
@@ -117,7 +125,13 @@ class Families:
     def reapers(self, family: Family) -> list[ProcessId]:
         """Processes whose children may be orphans of the family: where a walk has to start."""
         found = [family.starter, *reversed(family.around.chain)]
-        return [*family.around.ancestors, *found] if not family.starter_alive else found
+        return found if family.starter_alive else [*self._above(family), *found]
+
+    def _above(self, family: Family) -> tuple[ProcessId, ...]:
+        """Who gets the orphans of a dead starter. At the pilot's own uid only the spawner, whose other
+        children are known to be starters; what else the startd has can't be told from a job."""
+        ancestors = family.around.ancestors
+        return ancestors[:1] if family.around.uid == self._pilot_uid else ancestors
 
     # --- changing -------------------------------------------------------------------------------------------
 
@@ -270,9 +284,11 @@ class Families:
         if process.id.start_ticks < family.root.start_ticks:
             return False
         if reaper.id in family.around.ancestors:
-            # A living starter keeps its own orphans, so what is here at this uid was a dead starter's. At the
-            # pilot's own uid it may be a starter that has not registered anything yet.
-            return process.uid == family.around.uid != self._pilot_uid
+            # A living starter keeps its own orphans, so what is here at this uid was a dead starter's, unless
+            # it is a starter itself: these are forked from the spawner and look like it.
+            if process.uid != family.around.uid:
+                return False
+            return process.uid != self._pilot_uid or not self._alike(reaper.id.pid, process.id.pid)
         return family.around.uid == self._pilot_uid or process.uid != self._pilot_uid
 
     def refresh(
@@ -303,7 +319,8 @@ class Families:
             return None
         chain = family.around.chain
         identity = chain[0] if chain else family.starter
-        if not chain and family.root not in family.members:
+        root_counts = family.root in family.members or family.account.holds(family.root)
+        if not chain and not root_counts:
             return None  # the starter goes on to wait for other calls of the switch
         return seen[identity.pid] if _is_there(identity, seen) else None
 

@@ -94,7 +94,7 @@ class Daemon:
         reader = ProcReader()
         self._always.callback(reader.close)
         own = ProcessId(os.getpid(), reader.ticks(os.getpid()) or 0)
-        self._families = Families(os.geteuid(), [own])
+        self._families = Families(os.geteuid(), [own], alike=reader.alike)
         self._lookout = Lookout(self._families, reader)
         self._signaller = Signaller(
             self._families, self._lookout, OwnRight(reader), self._calls, pilot_uid=os.geteuid()

@@ -105,6 +105,23 @@ class ProcReader:
             if process is not None:
                 yield process
 
+    def alike(self, one: int, other: int) -> bool:
+        """Whether two processes have the same command line, as after a fork; True when that can't be told."""
+        lines = [self._command_line(pid) for pid in (one, other)]
+        return None in lines or lines[0] == lines[1]
+
+    def _command_line(self, pid: int) -> bytes | None:
+        try:
+            fd = os.open(f"{pid}/cmdline", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._root)
+        except OSError:
+            return None
+        try:
+            return os.read(fd, 4096) or None
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+
     def pss_kb(self, pid: int) -> int | None:
         """Its share of memory; None where the kernel does not tell us (another uid's process)."""
         try:

@@ -376,6 +376,23 @@ def test_orphans_of_a_dead_starter_are_found_under_the_spawner() -> None:
     assert not job.starter_alive
 
 
+def test_at_the_pilots_own_uid_a_dead_starters_orphans_are_told_from_starters() -> None:
+    machine = Machine(chain=False, uid=PILOT)
+    another = 59
+    families = Families(PILOT, alike=lambda one, other: one == SPAWNER and other in (OTHER_STARTER, another))
+    families.register("job", machine.id(ROOT), machine.id(STARTER), machine.seen())
+    orphan = machine.fork(machine.processes[ROOT])
+    assert orphan
+    machine.add(another, SPAWNER, PILOT, None)
+    of_startd = machine.add(58, STARTD, PILOT, None)
+    machine.end(machine.processes[ROOT])
+    machine.end(machine.processes[STARTER])
+    families.starter_died(ProcessId(STARTER, 100))
+    watch(machine, families)
+    assert of_startd.parent == STARTD
+    assert pids(families) == {orphan.pid}
+
+
 def test_unregistering_gives_members_to_the_parent_family() -> None:
     machine = Machine()
     families = start(machine)

@@ -1,0 +1,129 @@
+"""procd as a process: its lifeline, its death, its command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from pilot.rpc import ChannelClosed
+from procd.client import ProcdClient
+from procd.messages import Usage
+from tests.procd import world
+
+
+async def ended(process: subprocess.Popen[bytes]) -> int:
+    await world.until(lambda: process.poll() is not None, "procd's end")
+    assert process.returncode is not None
+    return process.returncode
+
+
+@pytest.mark.parametrize("how", ["lifeline", "SIGTERM"])
+async def test_the_end_of_the_startd_ends_everything(tmp_path: Path, how: str) -> None:
+    with world.job(world.HIDE, "4", "3") as job, world.daemon(tmp_path / "s") as (process, lifeline):
+        client = await ProcdClient.connect(tmp_path / "s")
+        await world.register(client, job)
+        if how == "lifeline":
+            os.close(lifeline)
+        else:
+            process.terminate()
+        assert await ended(process) == 0
+        assert job.alive() == []
+        assert not (tmp_path / "s").exists()
+        client.close()
+
+
+async def test_a_restarted_procd_kills_nobody_and_keeps_usage_and_orphans(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    usage = Usage()
+    program = world.BURN.replace("while True: signal.pause()", world.HIDE.replace("sys.argv[1]", "'7'"))
+    with world.job(program, "5", "4") as job:
+        with world.daemon(path) as (first, _):
+            client = await ProcdClient.connect(path)
+            await world.register(client, job)
+
+            async def busy() -> bool:
+                nonlocal usage
+                usage = await client.usage("job")
+                return usage.user_s + usage.system_s >= 0.2 and usage.processes >= 3
+
+            await world.until(busy, "a tree that has burnt")
+            first.kill()
+            await ended(first)
+        with world.daemon(path):
+            again = await client.usage("job")
+            assert again.user_s >= usage.user_s
+            assert again.system_s >= usage.system_s
+            assert again.rss_peak_kb >= usage.rss_peak_kb
+            [family] = await client.families()
+            assert {member.pid for member in family.members} >= set(job.alive()) != set()
+            assert (await client.stop("job", deadline_s=10)).empty
+            assert job.alive() == []
+            client.close()
+
+
+async def test_keep_registers_again_without_being_asked(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with world.job(world.SLEEP) as job:
+        async with trio.open_nursery() as nursery:
+            with world.daemon(path) as (first, _):
+                client = await ProcdClient.connect(path)
+                await world.register(client, job)
+                await nursery.start(client.keep)
+                first.kill()
+                await ended(first)
+            with world.daemon(path) as (second, lifeline):
+                watcher = await ProcdClient.connect(path)
+
+                async def known() -> bool:
+                    return await watcher.families() != ()
+
+                await world.until(known, "the registration")
+                assert job.alive()
+                os.close(lifeline)
+                assert await ended(second) == 0
+            assert job.alive() == []
+            nursery.cancel_scope.cancel()
+        client.close()
+
+
+async def test_a_procd_that_stays_away_is_a_fault(tmp_path: Path) -> None:
+    with world.daemon(tmp_path / "s"):
+        await (await ProcdClient.connect(tmp_path / "s")).aclose()
+        client = await ProcdClient.connect(tmp_path / "s", patience_s=0.3)
+    with pytest.raises(ChannelClosed):
+        await client.families()
+
+
+async def test_ctl_shows_the_families(tmp_path: Path) -> None:
+    with world.job(world.SLEEP) as job, world.daemon(tmp_path / "s"):
+        client = await ProcdClient.connect(tmp_path / "s")
+        await world.register(client, job)
+        command = [sys.executable, "-m", "procd", "ctl", "--socket", str(tmp_path / "s")]
+        done = await trio.run_process([*command, "--json"], capture_stdout=True, cwd=world.ROOT)
+        [family] = json.loads(done.stdout)["families"]
+        assert (family["family"], family["root"]["pid"]) == ("job", job.pid)
+        done = await trio.run_process([*command, "dump"], capture_stdout=True, cwd=world.ROOT)
+        assert str(job.pid).encode() in done.stdout
+        client.close()
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--socket"], ["--lifeline-fd", "x"], ["--socket", "s", "--config", "/nonexistent"]]
+)
+def test_wrong_usage_ends_at_once(arguments: list[str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "procd", *arguments],
+        env=os.environ | {"PYTHONPATH": str(world.ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode in (2, 100)
+    assert done.stderr
