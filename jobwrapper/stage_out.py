@@ -168,8 +168,11 @@ def _descend(selection: Selection, name: bytes, source: bytes) -> None:
         for inner in inner_names:
             path = os.path.join(source, inner)
             target = os.path.join(name, inner) if name else inner
-            if _take(selection, target, path) and depth < DEPTH:
-                waiting.append((target, path, depth + 1))
+            if _take(selection, target, path):
+                if depth < DEPTH:
+                    waiting.append((target, path, depth + 1))
+                else:
+                    selection.missing.append((path, "too many directories in one another"))
 
 
 def _take(selection: Selection, target: bytes, path: bytes) -> bool:

@@ -61,12 +61,22 @@ async def read_linger(control: socket.socket) -> Linger | None:
             return message
 
 
-def peek_ended(control: socket.socket) -> Ended | None:
-    """The exact end of the payload, if the root part has told it and nobody has read it yet. Takes
-    nothing."""
-    try:
-        datagram = control.recv(4096, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except OSError:
-        return None
-    message = parse_control(datagram) if datagram else None
-    return message if isinstance(message, Ended) else None
+def read_ended(control: socket.socket) -> tuple[Ended | None, bool]:
+    """Read all that is there, without waiting: the exact end of the payload if it is among it, and whether
+    this was the last that will ever come.
+
+    Answers to procd's orders are dropped: procd looks at the processes instead, and unread ones would in time
+    stop the root part from speaking.
+    """
+    ended = None
+    while True:
+        try:
+            datagram = control.recv(4096, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return ended, False
+        except OSError:
+            return ended, True
+        if not datagram:
+            return ended, True
+        message = parse_control(datagram)
+        ended = message if isinstance(message, Ended) else ended

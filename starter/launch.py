@@ -16,7 +16,7 @@ from contextlib import suppress
 import trio
 from attrs import field, frozen
 
-from pilot.control import peek_ended, read_linger
+from pilot.control import Ended, read_ended, read_linger
 from pilot.farside import CallFailed, FarSide, open_call, parse_object, start_ticks, text_of
 from pilot.switch import (
     Broken,
@@ -86,6 +86,9 @@ class Launched:
         self.start_ticks = ticks
         self.account = account
         self.running = running
+        self._ended: Ended | None = None
+        self._listening = False
+        self._closed_there = False
 
     @property
     def control(self) -> socket.socket | None:
@@ -94,13 +97,45 @@ class Launched:
     async def wait(self) -> Outcome:
         """The job's end: exact where the switch shows it, or its root part tells it; cancelling changes
         nothing."""
-        outcome = await self.running.wait()
-        told = peek_ended(self.control) if self.control is not None else None
-        if told is None:
-            return outcome
-        if os.WIFSIGNALED(told.wait_status):
-            return Signalled(os.WTERMSIG(told.wait_status), os.WCOREDUMP(told.wait_status))
-        return Exited(os.waitstatus_to_exitcode(told.wait_status))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._listen)
+            outcome = await self.running.wait()
+            nursery.cancel_scope.cancel()
+        self._hear()
+        return outcome if self._ended is None else exact_outcome(self._ended.wait_status)
+
+    def hang_up(self) -> None:
+        """Close our end of the control socket; once procd has closed its own too, that ends the family."""
+        if self.running.control is not None:
+            trio.lowlevel.notify_closing(self.running.control)
+            self.running.control.close()
+            self.running.control = None
+
+    async def _listen(self) -> None:
+        """Keep the control socket empty; one task does it, whoever waits first."""
+        if self._listening or self.control is None:
+            return
+        self._listening = True
+        try:
+            while self.control is not None and not self._closed_there:
+                await trio.lowlevel.wait_readable(self.control)
+                self._hear()
+        except trio.ClosedResourceError:  # hang_up
+            return
+        finally:
+            self._listening = False
+
+    def _hear(self) -> None:
+        if self.control is not None:
+            ended, self._closed_there = read_ended(self.control)
+            self._ended = ended or self._ended
+
+
+def exact_outcome(wait_status: int) -> Exited | Signalled:
+    """A wait status that the root part saw itself."""
+    if os.WIFSIGNALED(wait_status):
+        return Signalled(os.WTERMSIG(wait_status), os.WCOREDUMP(wait_status))
+    return Exited(os.waitstatus_to_exitcode(wait_status))
 
 
 async def launch(

@@ -413,8 +413,7 @@ def test_hanging_up_ends_a_lingering_family(site: Site) -> None:
         account, _ = await fill(context, place, {"job.sh": b"#!/bin/sh\nsleep 1000 & sleep 1000\n"})
         launched = await start(context, place, "./job.sh")
         assert launched.control is not None
-        launched.control.close()
-        launched.running.control = None
+        launched.hang_up()
         with trio.fail_after(20):
             await launched.wait()
         launched.running.close()

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import pytest
 import trio
 
-from pilot.control import Ended, Linger, parse_control, peek_ended, read_linger
+from pilot.control import Ended, Linger, parse_control, read_ended, read_linger
 from pilot.farside import CallFailed, open_call, without_hello
 from pilot.switch import (
     Broken,
@@ -335,11 +335,10 @@ async def test_the_control_socket_is_descriptor_3_and_talks(tmp_path: Path) -> N
     assert running.control.type == socket.SOCK_SEQPACKET
     with trio.fail_after(20):
         assert await read_linger(running.control) == Linger(1, running.pid)
-        assert peek_ended(running.control) is None
+        assert read_ended(running.control) == (None, False)
         running.control.send(json.dumps({"do": "signal", "number": 15, "to": "all"}).encode())
         assert await running.wait() == Exited(0)
-    assert peek_ended(running.control) == Ended(15, 0)
-    assert peek_ended(running.control) == Ended(15, 0)
+    assert read_ended(running.control) == (Ended(15, 0), True)
     running.close()
 
 

@@ -379,6 +379,8 @@ line = socket.socket(fileno=int(os.environ["GLEXEC_CONTROL_FD"]))
 child = subprocess.Popen(sys.argv[1:], stdin=0)
 line.send(json.dumps({"linger": True, "pid": child.pid, "root_pid": os.getpid()}).encode())
 status = os.waitpid(child.pid, 0)[1]
+for _ in range(5):
+    line.send(json.dumps({"done": "signal", "left": 3}).encode())
 line.send(json.dumps({"ended": status, "left": 0}).encode())
 os._exit(204)
 """

@@ -626,3 +626,11 @@ async def test_a_far_side_that_removes_nothing(tmp_path: Path) -> None:
     assert caught.value.code == "left"
     with pytest.raises(Left):
         remove_place(place)
+
+
+async def test_a_tree_too_deep_to_be_meant_is_said_to_be_missing(tmp_path: Path) -> None:
+    place, _ = await staged(tmp_path, {"d/" * 80 + "f": b"F"})
+    async with stage_out(wrapper_context(), place, Listed(("d",)), limits=LIMITS, deadline_s=20) as outward:
+        assert len(outward.manifest.entries) == 65
+        assert outward.manifest.reasons == ("too many directories in one another",)
+        assert set((await collect(outward)).values()) == {None}
