@@ -139,6 +139,7 @@ def _copy(place: Path) -> None:
     for name in PACKAGES:
         shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
         compileall.compile_dir(place / name, quiet=1)
+    shutil.copyfile(ROOT / "pyproject.toml", place / "pyproject.toml")
     _open(place)
 
 

@@ -23,7 +23,7 @@ DEADLINE_S = 100
 
 def start(directory: Path, *arguments: str, account: Account | None = None) -> subprocess.Popen[str]:
     """The demo as a process, in an environment of its own, with its sites below `directory`."""
-    where = runtime.in_place()
+    where = runtime.reachable(directory / "runtime") if account else runtime.in_place()
     environment = {"PATH": os.environ["PATH"], "TMPDIR": str(directory), "HOME": str(directory), **where.environment}
     return subprocess.Popen(
         [str(where.python), "-m", "demo", *arguments],
