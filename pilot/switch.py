@@ -220,7 +220,8 @@ class Running:
     """A call under way. Whoever started it waits for it (`wait` or `end`), else a zombie stays.
 
     `authorised` is set by the one who heard the far side speak. `control` is this side's end of the control
-    socket, or None; it may be taken by setting it to None.
+    socket, or None. `unheard` is the same after nobody has spoken on it in time: kept open, because our own
+    root part, if it is only late, takes its end of file for the order to end everything.
     """
 
     def __init__(
@@ -233,6 +234,7 @@ class Running:
     ) -> None:
         self.pid = pid
         self.control = control
+        self.unheard: socket.socket | None = None
         self.authorised = False
         self._pidfd = os.pidfd_open(pid)
         self._errors = errors
@@ -288,9 +290,10 @@ class Running:
             if fd >= 0:
                 os.close(fd)
         self._pidfd = self._errors = -1
-        if self.control is not None:
-            self.control.close()
-            self.control = None
+        for end in (self.control, self.unheard):
+            if end is not None:
+                end.close()
+        self.control = self.unheard = None
 
     def _reap(self) -> None:
         if self._status is not None:

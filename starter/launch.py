@@ -126,8 +126,9 @@ class Launched:
             self._listening = False
 
     def _hear(self) -> None:
-        if self.control is not None:
-            ended, self._closed_there = read_ended(self.control)
+        control = self.running.control or self.running.unheard
+        if control is not None:
+            ended, self._closed_there = read_ended(control)
             self._ended = ended or self._ended
 
 
@@ -240,10 +241,13 @@ async def _settle_control(running: Running) -> None:
     """Find out whether anybody listens on the control socket; if not, there is none."""
     if running.control is None:
         return
-    with trio.move_on_after(LINGER_S):
+    with trio.move_on_after(LINGER_S) as patience:
         if await read_linger(running.control) is not None:
             return
-    running.control.close()
+    if patience.cancelled_caught:
+        running.unheard = running.control
+    else:
+        running.control.close()
     running.control = None
 
 

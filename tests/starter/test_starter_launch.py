@@ -386,6 +386,22 @@ os._exit(204)
 """
 
 
+async def test_a_root_part_that_is_late(place: Place, tmp_path: Path, monkeypatch) -> None:
+    """It is not steered any more, but neither does it take our silence for the order to end everything."""
+    monkeypatch.setattr("starter.launch.LINGER_S", 0.01)
+    late = CONTROL.replace("line.send", "import time; time.sleep(0.2); line.send", 1)
+    ending = "import select\nif select.select([line], [], [], 0)[0]: child.kill()\nstatus = "
+    (tmp_path / "root.py").write_text(late.replace("status = ", ending))
+    switch = scripted_glexec(tmp_path / "glexec", f'exec /usr/bin/python3 -IS {tmp_path}/root.py "$@"')
+    context = Context(switch=switch, settings=Settings(), audit_id="t", credential=None)
+    launched = await run(place, "/bin/sh", "-c", "exit 203", context=context)
+    assert isinstance(launched, Launched)
+    assert launched.control is None
+    with trio.fail_after(20):
+        assert await launched.wait() == Exited(203)
+    launched.running.close()
+
+
 @pytest.mark.parametrize(("job", "outcome"), [("exit 203", Exited(203)), ("kill -9 $$", Signalled(9))])
 async def test_the_root_part_tells_the_exact_end(place: Place, tmp_path: Path, job: str, outcome) -> None:
     (tmp_path / "root.py").write_text(CONTROL)
