@@ -108,14 +108,14 @@ def say(text: str) -> None:
     click.echo(f"sailplane: {text}", err=True)
 
 
-def main() -> int:
-    """The console script."""
+def main(arguments: list[str] | None = None) -> int:
+    """The console script; returns its exit code."""
     from pool import cli_fetch, cli_show, cli_submit  # each adds its commands
 
     for module in (cli_submit, cli_show, cli_fetch):
         module.add_to(cli)
     try:
-        result = cli.main(prog_name="sailplane", standalone_mode=False)
+        result = cli.main(arguments, prog_name="sailplane", standalone_mode=False)
         return result if isinstance(result, int) else DONE
     except click.exceptions.Exit as done:
         return done.exit_code

@@ -88,6 +88,9 @@ class Queue:
         self._db = sqlite3.connect(path, isolation_level=None)
         try:
             self._prepare(path)
+        except QueueTrouble:
+            self._db.close()
+            raise
         except sqlite3.DatabaseError as error:
             self._db.close()
             raise QueueTrouble(
@@ -95,15 +98,15 @@ class Queue:
             ) from error
 
     def _prepare(self, path: Path) -> None:
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0:
-            self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
-        elif version != SCHEMA_VERSION:
+        if version not in (0, SCHEMA_VERSION):
             raise QueueTrouble(
                 f"{path} has schema {version}, this pool reads {SCHEMA_VERSION}; use the matching version of sailplane"
             )
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        if version == 0:
+            self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
 
     def close(self) -> None:
         self._db.close()

@@ -133,7 +133,7 @@ class Scheduler:
         return self._book
 
     def startd_started(self, startd: StartdKey, address: str, since: int, *, anew: bool) -> None:
-        """A startd that this life did not know, or one started again: claims of its former life hold nothing any more."""
+        """A startd that is new to this life, or started again: claims of its former life hold nothing any more."""
         for grave in self._graves:
             if grave.startd == startd and grave.started_at < since:
                 grave.done.set()

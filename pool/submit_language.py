@@ -28,6 +28,17 @@ _PROXY_KEYS = ("x509userproxy", "use_x509userproxy")
 _QUIET = POOL_ONLY - {"x509userproxy"}
 
 
+# What a user relies on must not be dropped in silence.
+_NOT_ACTED_ON_TEXT = """
+max_retries retry_until success_exit_code hold noop_job stream_input stream_output stream_error output_destination
+docker_image container_image vm_type transfer_checkpoint_files checkpoint_exit_code preserve_relative_paths
+next_job_start_delay concurrency_limits allowed_job_duration allowed_execute_duration transfer_plugins
+encrypt_input_files
+"""
+_NOT_ACTED_ON = frozenset(_NOT_ACTED_ON_TEXT.split())
+_NOT_ACTED_ON_FAMILIES = ("periodic_", "on_exit_", "deferral_", "cron_", "ec2_", "arc_", "gce_", "azure_")
+
+
 class SubmitError(Exception):
     """The submit file cannot become jobs; the text says where and what to do."""
 
@@ -147,6 +158,12 @@ def _only_vanilla(submit: Any, path: str) -> None:
     universe = said.get("universe", "vanilla").lower()
     if universe not in ("vanilla", "5"):
         raise SubmitError(f"{path}: universe = {universe}; this pool runs 'vanilla' jobs only")
+    for name, value in said.items():
+        wanted = value.lower() not in ("", "false", "no", "0")
+        if wanted and (name in _NOT_ACTED_ON or name.startswith(_NOT_ACTED_ON_FAMILIES)):
+            raise SubmitError(
+                f"{path}: {name}: this pool does not act on it; leave it out, or use a full HTCondor pool"
+            )
     for name, meant in (
         ("should_transfer_files", ("yes", "true", "if_needed")),
         ("when_to_transfer_output", ("on_exit", "on_success")),

@@ -3,7 +3,8 @@
 What it does, and a real startd with its starters does too (the pool relies on no more):
   advertises its slot with a private ad over one kept, token-authenticated connection;
   gives the presented claim id to a dynamic slot, answers with slot and leftovers, mints the next id first;
-  answers ACTIVATE_CLAIM and then calls on that connection: -63, -77, 288, -81, input by 61000, -78, output by 61001, -65;
+  answers ACTIVATE_CLAIM and then calls on that connection: -63, -77, 288, -81, input by 61000, -78,
+  output by 61001, -65;
   answers DEACTIVATE at once; ends a claim at RELEASE_CLAIM; answers [int 0] to an unknown claim id.
 """
 
@@ -127,7 +128,8 @@ class FakeStarter:
 
     async def report(self, code: int, subcode: int, text: str) -> None:
         ad = classads.parse_old(
-            f'MyType = "RemoteErrorEvent"\nEventTypeNumber = 21\nHoldReasonCode = {code}\nHoldReasonSubCode = {subcode}\n'
+            f'MyType = "RemoteErrorEvent"\nEventTypeNumber = 21\n'
+            f"HoldReasonCode = {code}\nHoldReasonSubCode = {subcode}\n"
         )
         classads.set_str(ad, "ErrorMsg", text)
         await self.stream.put(Syscall.ULOG, ad)

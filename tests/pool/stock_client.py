@@ -6,7 +6,7 @@ import sys
 import tempfile
 
 address, tokens, what = sys.argv[1:4]
-config = tempfile.NamedTemporaryFile("w", suffix=".conf")
+config = tempfile.NamedTemporaryFile("w", suffix=".conf")  # noqa: SIM115 - lives as long as the process
 config.write(f"""
 SEC_TOKEN_DIRECTORY = {tokens}
 SEC_CLIENT_AUTHENTICATION_METHODS = IDTOKENS

@@ -163,7 +163,7 @@ async def test_a_reader_cannot_update(start_pool: Callable[..., Any], no_tokens:
         ) as stream:
             await stream.put(classads.parse_old('MyType = "Query"\n'))
             await stream.get()
+            await stream.put(0, slot(), private())
             with pytest.raises(PeerFault):
-                await stream.put(0, slot(), private())
                 await stream.get()
         assert await names(pool) == []

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import trio
 
 from pool import messages as m
 from pool.model import JobId
-from tests.pool.conftest import job_ad
+from tests.pool.conftest import eventually, job_ad
 from tests.pool.fake_ep import FakeEP, FakeStarter, echo
 
 
@@ -19,6 +20,10 @@ def free_port() -> int:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
         return port
+
+
+async def exists(place: Path) -> bool:
+    return await trio.Path(place).exists()
 
 
 async def forever(starter: FakeStarter) -> None:
@@ -100,9 +105,8 @@ async def test_an_unfinished_submission_leaves_nothing(start_pool: Callable[...,
         begun = await channel.call(m.Begin(False))
         assert (first.places.spool / str(begun.cluster)).is_dir()
         await channel.aclose()
-        with trio.fail_after(5):
-            while (first.places.spool / str(begun.cluster)).exists():
-                await trio.sleep(0.01)
+        place = first.places.spool / str(begun.cluster)
+        await eventually(lambda: exists(place), lambda there: not there)
         # As if killed in the middle: reserved, with files, and nobody to undo it.
         number = first.queue.reserve_cluster(0, "root", 0.0)
         (first.places.spool / str(number)).mkdir()
