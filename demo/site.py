@@ -122,7 +122,8 @@ class Site:
         pilot = grid.user("Pilot Factory")
         _private(where.pilot_proxy, make_proxy(pilot).pem, people.get("pilot"))
         installed = _install(where, marker, grid, linger, people, users, pilot.identity) if people else None
-        site = cls(where, linger, grid, runtime.reachable(where.runtime), people, users, installed, marker)
+        running = runtime.reachable(where.runtime) if people else runtime.in_place()
+        site = cls(where, linger, grid, running, people, users, installed, marker)
         _readable(where.user_config, layout.text(layout.common(where)))
         return site
 
@@ -253,10 +254,11 @@ class Site:
 
 
 def _base() -> Path:
-    """Where sites go: the first directory that other accounts can pass through."""
+    """Where sites go: the first directory that can be written and, if root, that other accounts can pass through."""
     wanted = os.environ.get("TMPDIR")
     for base in ([Path(wanted)] if wanted else []) + list(leftovers.BASES):
-        if base.is_dir() and os.access(base, os.W_OK) and runtime.traversable(base / "x"):
+        passable = os.geteuid() != 0 or runtime.traversable(base / "x")
+        if base.is_dir() and os.access(base, os.W_OK) and passable:
             return base
     raise SiteError("no temporary directory that other accounts can pass through; set TMPDIR to one")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -21,9 +22,7 @@ def test_generated_files_are_current(path: Path) -> None:
 
 def test_the_example_configuration_is_one_that_the_daemons_read(tmp_path: Path) -> None:
     text = (ROOT / "conf/sailplane.conf").read_text()
-    live = "\n".join(
-        line[1:] if line.startswith("#") and line[1:2].isupper() else line for line in text.splitlines()
-    )
+    live = "\n".join(line[1:] if line.startswith("#") and line[1:2].isupper() else line for line in text.splitlines())
     file = tmp_path / "all.conf"
     file.write_text(live + "\n")
     settings = load(file, {})
@@ -55,8 +54,23 @@ def test_every_package_has_its_place_in_the_distribution_and_in_the_import_contr
     assert packages == set(project["tool"]["importlinter"]["root_packages"])
     assert packages <= set(project["tool"]["mypy"]["packages"])
     contracted = {
-        name
-        for rule in project["tool"]["importlinter"]["contracts"]
-        for name in rule.get("source_modules", [])
+        name for rule in project["tool"]["importlinter"]["contracts"] for name in rule.get("source_modules", [])
     }
     assert packages - contracted == {"demo"}
+
+
+def test_imports_keep_the_designs_table() -> None:
+    linter = Path(sys.executable).parent / "lint-imports"
+    done = subprocess.run([linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_no_module_of_procd_is_missing_from_what_the_starter_may_not_see() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (hidden,) = (
+        set(rule["forbidden_modules"])
+        for rule in project["tool"]["importlinter"]["contracts"]
+        if rule["name"].startswith("of procd")
+    )
+    modules = {f"procd.{path.stem}" for path in (ROOT / "procd").glob("*.py") if not path.stem.startswith("_")}
+    assert modules - hidden == {"procd.client", "procd.messages"}

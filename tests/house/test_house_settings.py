@@ -39,9 +39,7 @@ def test_file_macros_and_environment(tmp_path: Path) -> None:
         "LOCAL_DIR = /somewhere\nNUM_CPUS = 2 * $(HALF)\nHALF = 3\nUPDATE_INTERVAL = 2 min\n"
         'START = TARGET.Owner =?= "ali ce" && \\\n  True\nSPOOL =\n',
     )
-    settings = load(
-        file, {"_CONDOR_SAILPLANE_SWITCH": "None", "_CONDOR_HALF": "4", "X509_USER_PROXY": "/tmp/p"}
-    )
+    settings = load(file, {"_CONDOR_SAILPLANE_SWITCH": "None", "_CONDOR_HALF": "4", "X509_USER_PROXY": "/tmp/p"})
     assert settings.log == Path("/somewhere/log")
     assert settings.spool == Path("/somewhere/spool")
     assert settings.num_cpus == 8
@@ -121,9 +119,7 @@ def test_sizes(text: str, bytes_: int) -> None:
     assert knobs.size().parse(text) == bytes_
 
 
-@pytest.mark.parametrize(
-    ("text", "value"), [("7", 7), ("7 s", 7), ("2 min", 120), ("1h", 3600), ("0.5 d", 43200)]
-)
+@pytest.mark.parametrize(("text", "value"), [("7", 7), ("7 s", 7), ("2 min", 120), ("1h", 3600), ("0.5 d", 43200)])
 def test_durations(text: str, value: float) -> None:
     assert knobs.seconds().parse(text) == value
 
