@@ -58,9 +58,7 @@ async def stage_in(context: Context, place: Place, *, deadline_s: float) -> Asyn
     try:
         account = Account(far.hello.uid, far.hello.gid, far.hello.name)
         if context.switch.isolates and account.uid == os.geteuid():
-            raise StageFailed(
-                "not-isolated", f"{context.switch.name} left the job at the pilot's own account"
-            )
+            raise StageFailed("not-isolated", f"{context.switch.name} left the job at the pilot's own account")
         with deadline("make the sandbox", deadline_s):
             made = await _make_directory(far, place)
         _keep_record(place, context, account, made)
@@ -80,9 +78,7 @@ async def _make_directory(far: FarSide, place: Place) -> Made:
         finally:
             close_window(place)
         raise_if_failed(answer)
-        made = Made(
-            int_of(dict_of(answer.get("ready")).get("dev")), int_of(dict_of(answer.get("ready")).get("ino"))
-        )
+        made = Made(int_of(dict_of(answer.get("ready")).get("dev")), int_of(dict_of(answer.get("ready")).get("ino")))
         check_made(place, made, far.hello.uid)
     return made
 
