@@ -109,8 +109,9 @@ def alive(processes: "dict[int, Process]") -> "list[Process]":
     return [process for process in processes.values() if process.state not in "ZXx"]
 
 
-def stop(root: int, until_s: float) -> int:
+def stop(root: int, deadline_s: float) -> int:
     """SIGSTOP all, looking again until none is new: a stopped process cannot fork. How many."""
+    until_s = time.monotonic() + deadline_s
     seen = {}  # type: dict[tuple[int, int], bool]
     while time.monotonic() < until_s:
         fresh = [one for one in alive(below(root)) if (one.pid, one.ticks) not in seen]
@@ -134,7 +135,7 @@ def kill(root: int, reap: "Callable[[], None]", deadline_s: float) -> int:
     until_s = time.monotonic() + deadline_s
     pause_s = _PAUSE_S[0]
     while True:
-        stop(root, until_s)
+        stop(root, max(0.0, until_s - time.monotonic()))
         signal_all(root, signals.SIGKILL)
         reap()
         if not alive(below(root)):
