@@ -8,7 +8,6 @@ running one uses. Accounts have no home directory.
 
 from __future__ import annotations
 
-import fcntl
 import grp
 import os
 import pwd
@@ -28,8 +27,10 @@ _MAKER = re.compile(re.escape(COMMENT) + r" of pid (\d+) tick (\d+) boot ([0-9a-
 ROLES = ("pool", "pilot", "alice", "bob")
 # sp = Sailplane; demo or test; four hexadecimal digits; the role. Nobody's account looks like it.
 _NAME = re.compile(r"sp(?:demo|test)[0-9a-f]{4}-[a-z]{2,8}")
-# useradd and userdel fail at once, instead of waiting, when another holds their lock files.
-_LOCK = Path("/run/lock/sailplane-accounts")
+# useradd and userdel fail when another one holds the files' lock; each holds it for some 50 ms.
+_LAST_LOCK_S = 30.0
+# Their words in English: one of them is looked for.
+_TOOLS_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 _LAST_KILL_S = 10.0
 
 
@@ -169,18 +170,13 @@ def throw_away(kind: str, roles: Sequence[str] = ROLES) -> Iterator[Mapping[str,
             remove(account.name)
 
 
-@contextmanager
-def _locked() -> Iterator[None]:
-    handle = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
 def _run(*argv: str) -> None:
-    with _locked():
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise AccountError(f"{argv[0]} {argv[-1]} failed ({done.returncode}): {done.stderr.strip()}")
+    """Run a tool of the system; while another one holds the account files, try again."""
+    end = time.monotonic() + _LAST_LOCK_S
+    while True:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, env=_TOOLS_ENVIRONMENT)
+        if done.returncode == 0:
+            return
+        if "lock" not in done.stderr or time.monotonic() > end:
+            raise AccountError(f"{argv[0]} {argv[-1]} failed ({done.returncode}): {done.stderr.strip()}")
+        time.sleep(0.05)
