@@ -59,7 +59,7 @@ class Spawner:
         await self._channel.send(messages.CleanUp(0, str(private_dir)))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until cancelled. Ready when the first spawner was started. Cancelling closes the channel: it then ends by
+        """Until cancelled. Ready when the first spawner can fork. Cancelling closes the channel: it then ends by
         itself, when its last starter has ended."""
         await keep_running("spawner", self._run_once, self.log, task_status)
 
@@ -68,18 +68,21 @@ class Spawner:
         with theirs:
             process = _python("starter.main", ["--spawner-fd", str(theirs.fileno())], self.config, [theirs.fileno()])
         channel = Channel(trio.socket.from_stdlib_socket(ours), messages.SPAWNER)
-        self._channel = channel
-        ready()
         try:
             while True:
                 message, _ = await channel.receive()
-                self.heard(message)
+                if isinstance(message, messages.SpawnerReady):
+                    self._channel = channel
+                    ready()
+                else:
+                    self.heard(message)
         except (ChannelClosed, RpcFault):
             self.lost()
         finally:
             self._channel = None
-            await channel.aclose()
-            await _reap(process)
+            with trio.CancelScope(shield=True):  # it ends by itself when it sees its channel closed
+                await channel.aclose()
+                await _reap(process)
 
 
 async def run_procd(

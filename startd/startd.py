@@ -135,8 +135,9 @@ class Startd:
         ]
 
     async def _start_parts(self, nursery: trio.Nursery, listeners: list[trio.SocketListener]) -> None:
-        await nursery.start(run_procd, self._procd_socket, self.config, self.log)
-        await nursery.start(self._spawner.run)
+        async with trio.open_nursery() as starting:
+            starting.start_soon(nursery.start, run_procd, self._procd_socket, self.config, self.log)
+            starting.start_soon(nursery.start, self._spawner.run)
         nursery.start_soon(self._reap)
         nursery.start_soon(self._janitor.run)
         self._janitor.look()

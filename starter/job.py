@@ -10,6 +10,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import trio
 
@@ -212,6 +213,8 @@ class Job:
             self._work.duration_s = trio.current_time() - self._work.started_at_s
         await self._post(_job_ended(outcome))
         self._work.ended.set()
+        with suppress(PeerFault):  # a lost shadow is reported by the task that reads
+            await self._work.shadow.note_job_ended()
 
     async def _watch_proxy(self) -> None:
         credential = self._work.credential

@@ -36,6 +36,11 @@ class CleanUp:
 
 
 @attrs.frozen
+class SpawnerReady:
+    """spawner -> startd: everything is loaded; starters can be forked."""
+
+
+@attrs.frozen
 class StarterStarted:
     """spawner -> startd: the starter of ``ticket`` runs as ``pid``, identified by (pid, start_ticks)."""
 
@@ -148,5 +153,5 @@ class Ended:
     exit_status: int | None = None
 
 
-SPAWNER = Protocol(StartStarter, CleanUp, StarterStarted, StarterFailed, StarterEnded)
+SPAWNER = Protocol(StartStarter, CleanUp, SpawnerReady, StarterStarted, StarterFailed, StarterEnded)
 STARTER = Protocol(Deactivate, SuspendJob, ContinueJob, Progress, JobUpdate, UserRefused, SlotBroken, Ended)

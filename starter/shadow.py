@@ -136,6 +136,14 @@ class Shadow:
     async def begin_execution(self) -> None:
         await self._call(Syscall.BEGIN_EXECUTION)
 
+    async def note_job_ended(self) -> None:
+        """event_notification (304): the job has ended now. Stock reckons the time of execution and of tidying up from it.
+        Its answer is negative in normal operation, and says nothing (wire reference T20)."""
+        event = ClassAd()
+        event["EventType"] = "ActivationExecutionExit"
+        async with self._turn():
+            await self._exchange(int(Syscall.EVENT_NOTIFICATION), event)
+
     async def job_exit(self, wait_status: int, reason: int, update: ClassAd) -> None:
         await self._call(Syscall.JOB_EXIT, wait_status, reason, update)
 

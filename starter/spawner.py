@@ -24,6 +24,7 @@ from starter.messages import (
     SPAWNER,
     Activation,
     CleanUp,
+    SpawnerReady,
     StarterEnded,
     StarterFailed,
     StarterStarted,
@@ -56,6 +57,7 @@ class Spawner:
         wakeup = _wakeup_on_child()
         gc.collect()
         gc.freeze()
+        self._answer(SpawnerReady())
         while not (self.startd_gone and not self.starters):
             self._wait(wakeup)
             self._reap()

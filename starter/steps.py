@@ -283,7 +283,7 @@ async def send_sandbox(work: Work) -> Event:
             failed = await _offer_output(work, outward)
             await outward.remove()
     except StageFailed as fault:
-        return StepFailed(_switch_verdict(work, fault.outcome, f"output of the job: {fault}"), sandbox=True)
+        return StepFailed(_output_verdict(work, fault), sandbox=True)
     left = _remove_place(work)
     if failed is not None:
         return StepFailed(failed, sandbox=bool(left))
@@ -313,6 +313,22 @@ async def _offer_output(work: Work, outward: Outward) -> Verdict | None:
                 return Requeue(HoldCode.UPLOAD_FILE_ERROR, f"output transfer: {fault}")
         await outward.again()
     raise AssertionError("the last try returns")
+
+
+# What the output itself is to blame for: the owner is told. Anything else is the site's trouble.
+_OUTPUT_FAULTS = {
+    "limit": HoldCode.MAX_TRANSFER_OUTPUT_SIZE,
+    "name": HoldCode.UPLOAD_FILE_ERROR,
+    "tar": HoldCode.UPLOAD_FILE_ERROR,
+    "framing": HoldCode.UPLOAD_FILE_ERROR,
+}
+
+
+def _output_verdict(work: Work, fault: StageFailed) -> Verdict:
+    if fault.code in _OUTPUT_FAULTS:
+        text = f"the output of job {work.description.job_id} was refused on {work.host}: {fault.text}"
+        return Hold(_OUTPUT_FAULTS[fault.code], 0, updates.one_line(text))
+    return _switch_verdict(work, fault.outcome, f"output of the job: {fault}")
 
 
 async def clean(work: Work) -> Event:

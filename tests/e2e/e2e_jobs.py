@@ -164,10 +164,20 @@ class Jobs:
                     found.append(pid)
         return sorted(found)
 
+    def spawner(self) -> int:
+        """The spawner: the one of its kind whose parent is the startd."""
+        assert self.site.startd is not None
+        (pid,) = [pid for pid in self.pids_of("--spawner-fd") if _parent(pid) == self.site.startd.pid]
+        return pid
+
     def starters(self) -> list[int]:
-        """Forked starters: they look like the spawner, and are its children."""
-        (spawner, *_), family = self.pids_of("--spawner-fd"), self.pids_of("--spawner-fd")
-        return [pid for pid in family if _parent(pid) == spawner] or family[1:]
+        """Forked starters look like the spawner, and are its children."""
+        spawner = self.spawner()
+        return [pid for pid in self.pids_of("--spawner-fd") if _parent(pid) == spawner]
+
+    def collector_port(self) -> int:
+        """The pool's port, for a restarted one."""
+        return int(self.site.layout.collector_address.read_text().split("?")[0].split(">")[0].rsplit(":", 1)[1])
 
     def kill(self, pid: int) -> None:
         """SIGKILL."""

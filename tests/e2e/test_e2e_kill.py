@@ -1,0 +1,111 @@
+"""Any process may be killed at any moment: afterwards no process, no sandbox, and the job is done once or run again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.conftest import POOL_KNOBS, STARTD_KNOBS, running_site
+from tests.e2e.e2e_jobs import Jobs
+
+pytestmark = [pytest.mark.needs_root, pytest.mark.timeout(300)]
+
+# The job is long enough to be caught running, and its output large enough to be caught on its way.
+SCRIPT = "sleep 1.5; truncate -s 150M big; echo done"
+PHASES = ("running", "staging out")
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Jobs]:
+    """One site for the whole matrix: each case restarts what it killed."""
+    with running_site(linger=True) as made:
+        yield made
+
+
+def caught(jobs: Jobs, phase: str) -> str:
+    """A job of alice's that is in this phase now."""
+    mark = len(jobs.log("StarterLog"))
+    job = jobs.submit("alice", SCRIPT, transfer_output_files="big")
+    jobs.until(f"the job to be {phase}", lambda: f"-> {phase} " in jobs.log("StarterLog")[mark:])
+    return job
+
+
+def check_done(jobs: Jobs, job: str, *, again: bool | None) -> None:
+    """Completed, with every run in its history; ``again``: it must have been run twice (None: once or twice)."""
+    row = jobs.done(job)
+    assert row["exit_code"] == 0
+    runs = jobs.runs(job)
+    assert [run["outcome"] for run in runs].count("completed") == 1
+    assert runs[-1]["outcome"] == "completed"
+    if again is not None:
+        assert (len(runs) > 1) is again, runs
+    jobs.until_nothing_is_left_of("alice")
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_procd_is_replaced_and_nothing_is_killed(site: Jobs, phase: str) -> None:
+    job = caught(site, phase)
+    (procd,) = site.pids_of("procd", "--lifeline-fd")
+    site.kill(procd)
+    check_done(site, job, again=False)
+    site.until("another procd", lambda: site.pids_of("procd", "--lifeline-fd") not in ([], [procd]))
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_without_its_spawner_a_starter_lives_on(site: Jobs, phase: str) -> None:
+    job = caught(site, phase)
+    spawner = site.spawner()
+    site.kill(spawner)
+    check_done(site, job, again=False)
+    site.until("another spawner", lambda: site.pids_of("--spawner-fd") not in ([], [spawner]))
+    site.done(site.submit("alice", "exit 0"))
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_killed_starters_job_is_stopped_cleaned_and_run_again(site: Jobs, phase: str) -> None:
+    job = caught(site, phase)
+    (starter,) = site.starters()
+    site.kill(starter)
+    check_done(site, job, again=True)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_killed_startd_leaves_nothing_and_its_job_runs_again(site: Jobs, phase: str) -> None:
+    job = caught(site, phase)
+    startd = site.site.startd
+    assert startd is not None
+    site.site.startd = None
+    site.kill(startd.pid)
+    startd.wait(10.0)
+    site.until_nothing_is_left_of("alice")
+    site.until("no process of the pilot", lambda: not site.pids_of("python"))
+    site.site.start_startd(**STARTD_KNOBS)
+    check_done(site, job, again=True)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_killed_pools_job_is_ended_and_runs_again_after_its_restart(site: Jobs, phase: str) -> None:
+    job = caught(site, phase)
+    pool = site.site.pool
+    assert pool is not None
+    site.site.pool = None
+    site.kill(pool.pid)
+    pool.wait(10.0)
+    site.until_nothing_is_left_of("alice")
+    site.site.start_pool(**POOL_KNOBS, SAILPLANE_POOL_PORT=site.collector_port())
+    check_done(site, job, again=True)
+
+
+def test_everything_of_the_pilots_is_killed_at_one_stroke(site: Jobs) -> None:
+    """Nothing is left to clean up with: the lingering root part ends the family by itself, the next startd the rest."""
+    job = caught(site, "running")
+    startd = site.site.startd
+    assert startd is not None
+    site.site.startd = None
+    for pid in site.pids_of("python"):
+        site.kill(pid)
+    startd.wait(10.0)
+    site.until("no process of alice", lambda: not site.processes("alice"))
+    site.site.start_startd(**STARTD_KNOBS)
+    check_done(site, job, again=True)
