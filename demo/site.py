@@ -142,6 +142,7 @@ class Site:
         """Start the startd and wait until jobs can come (if `wait`); the pool must have run once."""
         address = self.layout.collector_address.read_text().splitlines()[0]
         token = self.layout.pilot / "tokens.d" / "startd.token"
+        token.unlink(missing_ok=True)  # a restarted startd gets the pool's present one
         _private(token, self.layout.startd_token.read_bytes(), self.accounts.get("pilot"))
         switch = self.installed.front if self.installed else None
         values = layout.startd_values(self.layout, collector=address, switch=switch)
