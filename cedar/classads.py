@@ -60,17 +60,18 @@ def from_wire(lines: Sequence[str]) -> ClassAd:
     """
     if len(lines) > MAX_ATTRIBUTES:
         raise PeerFault("limit", "an ad has too many attributes")
-    ad = ClassAd()
+    ad, budget = ClassAd(), expressions.MAX_TOKENS
     for line in lines:
         name, separator, text = line.partition("=")
         name = name.strip()
         if not separator or len(name) > MAX_NAME_CHARS or not _NAME.fullmatch(name):
             raise PeerFault("classad", "an attribute has no proper name")
-        _put(ad, name, text.strip())
+        budget -= _put(ad, name, text.strip(), budget)
     return ad
 
 
-def _put(ad: ClassAd, name: str, text: str) -> None:
+def _put(ad: ClassAd, name: str, text: str, budget: int) -> int:
+    """Set an attribute; how many tokens of the budget that took."""
     if (plain := _PLAIN.fullmatch(text)) is not None:
         ad[name] = expressions.shield(plain[1])
     elif _INTEGER.fullmatch(text):
@@ -80,7 +81,10 @@ def _put(ad: ClassAd, name: str, text: str) -> None:
     elif (word := text.lower()) in _WORDS:
         ad[name] = _WORDS[word]
     else:
-        ad[name] = _tree(expressions.from_old(text, name).text, name)
+        reading = expressions.from_old(text, name, budget)
+        ad[name] = _tree(reading.text, name)
+        return reading.tokens
+    return 0
 
 
 def parse_expression(text: str) -> ExprTree:
@@ -144,14 +148,15 @@ def evaluate(ad: ClassAd, name: str, target: ClassAd | None = None) -> Any:
     """
     if name not in ad:
         return Value.Undefined
-    value = ad[name]
-    if not isinstance(value, ExprTree):
-        return value
-    if not reach.bounded(ad, name, target):
-        return Value.Error
     try:
+        value = ad[name]
+        if not isinstance(value, ExprTree):
+            return value
+        if not reach.bounded(ad, name, target):
+            return Value.Error
         return value.eval(ad) if target is None else value.eval(ad, target)
-    except ClassAdException:  # the library's word for a reference without end
+    except (ClassAdException, UnicodeError, ValueError, OverflowError):
+        # A reference without end, half a character, a date beyond the calendar.
         return Value.Error
 
 

@@ -20,7 +20,8 @@ from cedar.errors import PeerFault
 # the library itself below 1,024. A thread's stack may be smaller: stay well below.
 MAX_NESTING = 200
 MAX_CHAIN = 2_000
-MAX_TOKENS = 200_000
+# Of one ad, literals not counted: about 0.2 s. A stock job ad has a few thousand.
+MAX_TOKENS = 100_000
 
 _OLD_STRING = r'"(?:[^"\\]++|\\"(?![\r\n]|\Z)|\\)*+"'
 _NEW_STRING = r'"(?:[^"\\]++|\\.)*+"'
@@ -51,14 +52,15 @@ class Reading:
     depth: int  # levels of recursion, about
     tokens: int
     references: tuple[tuple[str, str], ...]  # (scope "", "my" or "target"; name), lower case
-    calls: frozenset[str]  # names of called functions, lower case
+    calls: tuple[str, ...]  # names of called functions, lower case, one a call
 
 
 class _Scan:
     """One pass: tokens, brackets, chains of operators, references; strings are rewritten."""
 
-    def __init__(self, name: str, rewrite: Callable[[str, bool], str]) -> None:
+    def __init__(self, name: str, rewrite: Callable[[str, bool], str], budget: int = MAX_TOKENS) -> None:
         self._name = name
+        self._budget = budget
         self._rewrite = rewrite
         self._parts: list[str] = []
         self._waiting: list[tuple[str, int]] = []
@@ -68,7 +70,7 @@ class _Scan:
         self._tokens = 0
         self._words: list[str] = ["", "", ""]  # the last tokens that are not blank
         self._references: list[tuple[str, str]] = []
-        self._calls: set[str] = set()
+        self._calls: list[str] = []
 
     def run(self, text: str, pattern: re.Pattern[str]) -> Reading:
         at = 0
@@ -88,11 +90,11 @@ class _Scan:
         if self._waiting:
             raise self._unbalanced()
         text = "".join(self._parts)
-        return Reading(text, self._deepest, self._tokens, tuple(self._references), frozenset(self._calls))
+        return Reading(text, self._deepest, self._tokens, tuple(self._references), tuple(self._calls))
 
     def _token(self, kind: str, token: str) -> None:
         self._tokens += 1
-        if self._tokens > MAX_TOKENS:
+        if self._tokens > self._budget:
             raise PeerFault("limit", f"the value of {self._name} is too long")
         if kind == "open":
             self._open(token)
@@ -138,7 +140,7 @@ class _Scan:
         if not (word[:1].isalpha() or word[:1] in ("_", "'")) or lower in _RESERVED:
             return
         if token == "(":
-            self._calls.add(lower)
+            self._calls.append(lower)
         elif not (token == "." and lower in _SCOPES):
             prefix = scope.lower() if dot == "." and scope.lower() in _SCOPES else ""
             self._references.append((prefix, lower.strip("'")))
@@ -189,14 +191,19 @@ def old_literal(text: str, *, last: bool) -> str:
     Two things old syntax cannot say: a backslash before the closing quote when more follows, and a quote
     before a line break. They are written as calls that give the string.
     """
+    text = unshield(text)
     if "\\" not in text and '"' not in text:
-        return f'"{unshield(text)}"'
-    pieces = re.split('(?<=")(?=[\r\n])', unshield(text))
-    if len(pieces) > 1:
-        return "strcat(" + ",".join(old_literal(piece, last=False) for piece in pieces) + ")"
-    body = pieces[0].replace('"', '\\"')
+        return f'"{text}"'
+    pieces = re.split('(?<=")(?=[\r\n])', text)
+    if len(pieces) == 1:
+        return _old_piece(text, last=last)
+    return "strcat(" + ",".join(_old_piece(piece, last=False) for piece in pieces) + ")"
+
+
+def _old_piece(text: str, *, last: bool) -> str:
+    body = text.replace('"', '\\"')
     if text.endswith("\\") and not last:
-        return f'substr("{body} ",0,{len(pieces[0].encode("utf-8", "surrogateescape"))})'
+        return f'substr("{body} ",0,-1)'
     return f'"{body}"'
 
 
@@ -224,12 +231,12 @@ def _old_string_value(literal: str) -> str:
     return literal[1:-1].replace('\\"', '"')
 
 
-def from_old(text: str, name: str) -> Reading:
-    """Check an expression in old syntax and rewrite it for the library.
+def from_old(text: str, name: str, budget: int = MAX_TOKENS) -> Reading:
+    """Check an expression in old syntax, of at most `budget` tokens, and rewrite it for the library.
 
     Raises PeerFault("classad") for what cannot be one expression, PeerFault("limit") for what is too deep.
     """
-    scan = _Scan(name, lambda literal, last: new_literal(_old_string_value(literal)))
+    scan = _Scan(name, lambda literal, last: new_literal(_old_string_value(literal)), budget)
     return scan.run(text, _OLD_TOKEN)
 
 

@@ -259,6 +259,7 @@ def _check_state(state: Mapping[str, Any]) -> None:
         want(isinstance(state.get(name), bytes), name)
     for name in _STATE_COUNTS:
         want(type(state.get(name)) is int and 0 <= state[name] <= MAX_PACKETS, name)
+    want(state["limit_bytes"] > 0, "limit_bytes")
     if state.get("key") is None:
         return
     want(_is_bytes(state["key"], KEY_BYTES), "key")

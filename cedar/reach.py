@@ -18,11 +18,19 @@ MAX_DEPTH = 5_000
 _REFERENCE_DEPTH = 10
 # Characters of all expressions after every reference is replaced by what it names: about 0.2 s.
 MAX_EXPANDED_CHARS = 4_000_000
+# A regular expression may take 0.1 s before its own limit stops it.
+_REGEXPS = frozenset(
+    {"regexp", "regexps", "regexpmember", "replace", "replaceall", "stringlistregexpmember"}
+)
+_REGEXP_CHARS = 100_000
+# They compare each with each.
+_SQUARING = frozenset({"replaceall", "stringlistsintersect", "stringlistsubsetmatch", "stringlistisubsetmatch"})
+_SQUARE_CHARS = 64
 # They evaluate their argument once for every element of a list.
 _REPEATING = frozenset({"countmatches", "evalineachcontext"})
 _REPEATS = 100
-# It makes expressions from strings: nothing can be said about them.
-_UNKNOWABLE = frozenset({"eval"})
+# It makes expressions from strings, of which nothing can be said; it asks the system for accounts.
+_UNKNOWABLE = frozenset({"eval", "userhome"})
 
 
 class _Unbounded(Exception):
@@ -54,14 +62,13 @@ class _Walk:
             return 1, len(value) if isinstance(value, str) else 1
         text = str(ad.lookup(name))
         reading = expressions.from_new(text, name)
-        if reading.calls & _UNKNOWABLE:
+        if not _UNKNOWABLE.isdisjoint(reading.calls):
             raise _Unbounded
         depth, chars = 0, len(text)
         for scope, other in reading.references:
             below, more = self.cost(self._side(side, scope, other), other)
             depth, chars = max(depth, below), chars + more
-        if reading.calls & _REPEATING:
-            chars *= _REPEATS
+        chars = _weigh(chars, reading)
         depth += reading.depth + _REFERENCE_DEPTH
         if depth > MAX_DEPTH or chars > MAX_EXPANDED_CHARS:
             raise _Unbounded
@@ -72,6 +79,17 @@ class _Walk:
             return side if scope == "my" else 1 - side
         ad = self._ads[side]
         return side if ad is not None and name in ad else 1 - side
+
+
+def _weigh(chars: int, reading: expressions.Reading) -> int:
+    """Characters, with those of expensive functions counted as what they cost."""
+    calls = frozenset(reading.calls)
+    chars += _REGEXP_CHARS * sum(call in _REGEXPS for call in reading.calls)
+    if calls & _SQUARING:
+        chars *= max(1, chars // _SQUARE_CHARS)
+    if calls & _REPEATING:
+        chars *= _REPEATS
+    return chars
 
 
 def bounded(ad: ClassAd, name: str, target: ClassAd | None = None) -> bool:

@@ -12,16 +12,16 @@ from collections.abc import Generator, Iterable
 from typing import Any, TypeVar
 
 from attrs import field, frozen
-from classad2 import ClassAd
+from classad2 import ClassAd, ExprTree
 
 from cedar import classads
-from cedar.codec import Item
+from cedar.codec import Item, Reader
 from cedar.errors import PeerFault
 
 T = TypeVar("T")
 
 # Handshakes are a few messages below 10 KiB; nothing is known of the peer yet.
-MAX_HANDSHAKE_BYTES = 1 << 18
+MAX_HANDSHAKE_BYTES = 1 << 16
 HANDSHAKE_DEADLINE_S = 20.0
 SESSION_DURATION_S = 86_400
 TOOL_SESSION_DURATION_S = 60
@@ -104,6 +104,15 @@ def reconcile(client: str, server: str) -> bool:
     if {client, server} == {"REQUIRED", "NEVER"}:
         raise PeerFault("handshake", "one end requires a security feature that the other forbids")
     return (client, server) in _YES
+
+
+def read_ad(reader: Reader) -> ClassAd:
+    """An ad of a handshake: literals only, so that no stranger makes us evaluate."""
+    ad = reader.ad()
+    for name in ad:
+        if isinstance(ad[name], ExprTree | list | ClassAd):
+            raise PeerFault("handshake", "an expression in a security handshake")
+    return ad
 
 
 def feature(ad: ClassAd, name: str) -> str:

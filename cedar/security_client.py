@@ -25,6 +25,7 @@ from cedar.security import (
     fresh_nonce,
     make_ad,
     number,
+    read_ad,
     words,
 )
 from cedar.sessions import Session
@@ -65,14 +66,14 @@ def negotiate(opening: Opening, wishes: Wishes, *, now_s: float, now_unix_s: flo
     """
     keys = KeyPair()
     yield Put((int(Command.AUTHENTICATE), _request(opening, wishes, keys)))
-    answer = (yield Get()).ad()
+    answer = read_ad((yield Get()))
     authenticated = _check_answer(answer, wishes)
     method = ""
     if authenticated:
         method = yield from _authenticate(answer, wishes, now_unix_s)
     key = keys.session_key(get_str(answer, "ECDHPublicKey"))
     yield UseKey(key)
-    verdict = (yield Get()).ad()
+    verdict = read_ad((yield Get()))
     if (code := get_str(verdict, "ReturnCode", "")) != "AUTHORIZED":
         raise Refused(code or "DENIED", f"the server denied command {opening.command}")
     return _session(verdict, answer, key, method, now_s)
@@ -218,7 +219,7 @@ def resume(opening: Opening, session: Session, *, want_response: bool = True) ->
     ])
     yield Put((int(Command.AUTHENTICATE), request))
     if want_response:
-        _check_resumed((yield Get()).ad())
+        _check_resumed(read_ad((yield Get())))
     yield UseKey(session.key)
 
 

@@ -32,6 +32,7 @@ from cedar.security import (
     fresh_nonce,
     make_ad,
     number,
+    read_ad,
     reconcile,
     words,
 )
@@ -82,7 +83,7 @@ def accept(first: Reader, side: Side) -> Handshake[Accepted]:
     """
     if first.int() != Command.AUTHENTICATE:
         raise PeerFault("handshake", "a command without a security handshake")
-    request = first.ad()
+    request = read_ad(first)
     command = get_int(request, "Command")
     if command in _META_COMMANDS:
         command = get_int(request, "AuthCommand", command)
