@@ -13,7 +13,7 @@ from typing import Any
 from attrs import define, field, frozen
 
 from cedar import classads
-from pool.ads import ClassAd, copy_of, host_of, is_number, put, text_of, value_of
+from pool.ads import ClassAd, copy_of, evaluate, host_of, is_number, put, takes, text_of, value_of
 
 # The collector's classic default (wire reference 6.3).
 DEFAULT_LIFETIME_S = 900.0
@@ -164,7 +164,7 @@ def _as_stored(public: Any, private: Any | None, *, identity: str, method: str, 
 
 
 def _wanted(query: Any, public: Any) -> bool:
-    return "Requirements" not in query or classads.matches(query, public)
+    return "Requirements" not in query or takes(query, public)
 
 
 def project(query: Any, ad: Any) -> Any:
@@ -183,5 +183,5 @@ def project(query: Any, ad: Any) -> Any:
 def _projection(query: Any, ad: Any) -> list[str]:
     if "Projection" not in query:
         return []
-    value = classads.evaluate(query, "Projection", ad)
+    value = evaluate(query, "Projection", ad)
     return re.split(r"[\s,]+", value.strip()) if isinstance(value, str) and value.strip() else []

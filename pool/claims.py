@@ -7,6 +7,7 @@ means for its job, is the scheduler's.
 from __future__ import annotations
 
 import hmac
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -37,7 +38,6 @@ RELEASE_DEADLINE_S = 10.0
 SESSION_AFTERLIFE_S = 600.0
 # From here on a startd knows DEACTIVATE_CLAIM_JOB_DONE (2.9).
 JOB_DONE_SINCE = (24, 7, 0)
-MAX_GRANTED = 64
 
 FROM_STARTD = frozenset({int(Command.ALIVE), int(Command.RELEASE_CLAIM)})
 
@@ -61,9 +61,9 @@ class Claim:
 
 @frozen
 class Granted:
-    """A yes to REQUEST_CLAIM: the slots, and the pslot's next id when something is left."""
+    """A yes to REQUEST_CLAIM: the slot that has the claim now, and the pslot's next id when something is left."""
 
-    slots: tuple[tuple[ClaimId, Any], ...]
+    slot: Any
     left: Offer | None
 
 
@@ -93,14 +93,25 @@ class ClaimClient:
         self._claims[claim.id.session_id] = claim
 
     def open_session(self, claim_id: ClaimId) -> None:
-        self._sessions.add(claim_id.session(EXECUTE_SIDE, commands=FROM_STARTD))
+        """Raises Refused: the id is that of another session, which must not be replaced."""
+        session = claim_id.session(EXECUTE_SIDE, commands=FROM_STARTD)
+        known = self._sessions.get(session.sid, trio.current_time())
+        if known is not None and not hmac.compare_digest(known.key, session.key):
+            raise Refused("SID", "a claim id names a session that belongs to somebody else")
+        self._sessions.add(session)
 
     def forget(self, claim_id: ClaimId) -> None:
         """The claim is over; its session lingers for what is still on the way, and answers "unknown claim"."""
-        self._claims.pop(claim_id.session_id, None)
-        session = claim_id.session(EXECUTE_SIDE, commands=FROM_STARTD)
-        session.expires_s = trio.current_time() + SESSION_AFTERLIFE_S
-        self._sessions.add(session)
+        claim = self._claims.get(claim_id.session_id)
+        if claim is not None and claim.id == claim_id:
+            del self._claims[claim_id.session_id]
+        try:
+            self.open_session(claim_id)
+        except Refused:
+            return  # never ours
+        session = self._sessions.get(claim_id.session_id, trio.current_time())
+        if session is not None:
+            session.expires_s = trio.current_time() + SESSION_AFTERLIFE_S
 
     def claims(self) -> list[Claim]:
         return list(self._claims.values())
@@ -131,7 +142,7 @@ class ClaimClient:
             )
             try:
                 await stream.put(offer.claim_id, ad, self._own_address, self._alive_interval_s, 0)
-                return read_grant(await stream.get(), offer, claim_id)
+                return read_grant(await stream.get(), offer)
             finally:
                 await stream.aclose()
 
@@ -229,23 +240,24 @@ def started_at(claim_id: ClaimId) -> int:
     )
 
 
-def read_grant(reader: Reader, offer: Offer, presented: ClaimId) -> Granted | None:
-    """The grammar of 6.5: (7, id, ad)* then 0 | 1 | (3 | 5, id, ad). Raises PeerFault on anything else."""
-    slots: list[tuple[ClaimId, Any]] = []
-    while (code := reader.int()) == ClaimReply.SLOT_AD:
-        if len(slots) == MAX_GRANTED:
-            raise PeerFault("limit", "too many slots in one answer")
-        slots.append((ClaimId.parse(reader.string().rstrip("\0")), reader.ad()))
+def read_grant(reader: Reader, offer: Offer) -> Granted | None:
+    """The grammar of 6.5 for one slot: (7, id, ad)? then 0 | 1 | (3 | 5, id, ad). Raises PeerFault on anything else."""
+    slot = offer.ad
+    code = reader.int()
+    if code == ClaimReply.SLOT_AD:
+        said, slot = reader.string().rstrip("\0"), reader.ad()
+        if not hmac.compare_digest(os.fsencode(said), os.fsencode(offer.claim_id)):
+            raise PeerFault("state", "another claim id was granted than the one that was presented")
+        code = reader.int()
     if code == 0:
         return None
-    left = None
-    if code in (ClaimReply.LEFTOVERS, ClaimReply.LEFTOVERS_2):
-        text, ad = reader.string().rstrip("\0"), reader.ad()
-        ClaimId.parse(text)
-        left = Offer(offer.slot, offer.startd, ad, text)
-    elif code != 1:
+    if code == 1:
+        return Granted(slot, None)
+    if code not in (ClaimReply.LEFTOVERS, ClaimReply.LEFTOVERS_2):
         raise PeerFault("codec", f"{code} in answer to REQUEST_CLAIM")
-    return Granted(tuple(slots) or ((presented, offer.ad),), left)
+    text, left = reader.string().rstrip("\0"), reader.ad()
+    ClaimId.parse(text)
+    return Granted(slot, Offer(offer.slot, offer.startd, left, text))
 
 
 def _refusal(reader: Reader) -> str:

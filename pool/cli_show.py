@@ -184,16 +184,21 @@ def history(context: click.Context, target: m.Target, json_: bool) -> int:
         sailplane history 12.3 --json
     """
 
-    async def runs(channel: rpc.Channel) -> m.Runs:
-        reply: m.Runs = await channel.call(m.RunsOf(target))
-        return reply
-
-    rows = cli.ask(context, runs).rows
+    rows = cli.ask(context, lambda channel: _runs(channel, target))
     if json_:
         cli.show_json([run_json(row) for row in rows])
     else:
         _print(_run_table(rows), "no run yet")
     return cli.DONE
+
+
+async def _runs(channel: rpc.Channel, target: m.Target) -> list[m.RunRow]:
+    rows: list[m.RunRow] = []
+    while True:
+        page: m.Runs = await channel.call(m.RunsOf(target, len(rows)))
+        rows += page.rows
+        if not page.more:
+            return rows
 
 
 def run_json(row: m.RunRow) -> dict[str, Any]:
@@ -202,7 +207,7 @@ def run_json(row: m.RunRow) -> dict[str, Any]:
     return {"id": f"{cluster}.{proc}", **fields, **exit_json(row.exit_status)}
 
 
-def _run_table(rows: tuple[m.RunRow, ...]) -> Table | None:
+def _run_table(rows: list[m.RunRow]) -> Table | None:
     if not rows:
         return None
     table = Table("ID", "RUN", "SLOT", "STARTED", "ENDED", "OUTCOME", "NOTE", box=None, pad_edge=False)

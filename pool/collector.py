@@ -10,13 +10,12 @@ from typing import Any
 
 import trio
 
-from cedar import classads
 from cedar.codec import Reader
 from cedar.commands import VERSION, Command, condor_version_text
 from cedar.errors import PeerFault
 from cedar.server import Request, Served
 from pilot import logs
-from pool.ads import ClassAd, put, text_of
+from pool.ads import ClassAd, put, text_of, whole_of
 from pool.adstore import AdStore, BadAd, Stored, StoreFull, is_daemon, project
 from pool.matching import Seen, claimable, startd_key
 from pool.scheduler import Scheduler
@@ -93,7 +92,7 @@ class Collector:
         if private is None:
             return self._keep(request, public, private) is not None
         startd, address = startd_key(public), text_of(public, "MyAddress")
-        started_at = classads.get_int(public, "DaemonStartTime", 0)
+        started_at = whole_of(public, "DaemonStartTime")
         seen = self._scheduler.book.speaks(startd, address, started_at)
         if seen is Seen.SECOND:
             self._warn_second(startd[0], address)

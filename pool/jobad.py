@@ -80,8 +80,12 @@ def accept(text: str) -> Accepted:
         raise BadJob(f"the job's ad has more than {MAX_AD_BYTES // 1024} KiB; pass large values in a file")
     try:
         return _accept(text)
+    except BadJob:
+        raise
     except PeerFault as fault:  # the ClassAd limits' word
         raise BadJob(f"the job's ad is not usable: {fault.text}") from fault
+    except ValueError as error:  # text that an ad cannot hold
+        raise BadJob(f"the job's ad is not usable: {error}") from error
 
 
 def _accept(text: str) -> Accepted:

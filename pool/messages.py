@@ -6,14 +6,19 @@ breaking the connection before Commit undoes all of it. Names of files are text 
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import field, frozen
+from attrs.validators import and_, ge, le, optional
 
 from pilot.rpc import Protocol
 
 # Descriptors in one message: well under the kernel's 253, and one batch of input files.
 MAX_FDS = 64
 # One page of a list; 1 MiB is the channel's limit and a row has some 300 bytes.
-PAGE_ROWS = 500
+PAGE_ROWS = 200
+# What a database takes as a number, and more than there will ever be of anything.
+_COUNT = and_(ge(-1), le(2**53))
+
+_MAYBE = optional(_COUNT)
 
 
 @frozen
@@ -50,8 +55,8 @@ class PutFiles:
 @frozen
 class InputEntry:
     name: str
-    mode: int
-    key: int | None  # None: a directory
+    mode: int = field(validator=_COUNT)
+    key: int | None = field(validator=_MAYBE)  # None: a directory
 
 
 @frozen
@@ -94,8 +99,8 @@ class Done:
 class ListJobs:
     """Jobs behind (cluster, proc). `every`: other users' too; `final`: finished ones too."""
 
-    cluster: int
-    proc: int
+    cluster: int = field(validator=_COUNT)
+    proc: int = field(validator=_COUNT)
     every: bool
     final: bool
 
@@ -131,13 +136,14 @@ class Jobs:
 class Target:
     """A cluster (`proc` None) or one job."""
 
-    cluster: int
-    proc: int | None
+    cluster: int = field(validator=_COUNT)
+    proc: int | None = field(validator=_MAYBE)
 
 
 @frozen
 class RunsOf:
     target: Target
+    first: int = field(validator=_COUNT)
 
 
 @frozen
@@ -160,6 +166,7 @@ class RunRow:
 @frozen
 class Runs:
     rows: tuple[RunRow, ...]
+    more: bool
 
 
 @frozen
@@ -186,9 +193,9 @@ class Wait:
 class Fetch:
     """What came back of one job, from entry `first` on."""
 
-    cluster: int
-    proc: int
-    first: int
+    cluster: int = field(validator=_COUNT)
+    proc: int = field(validator=_COUNT)
+    first: int = field(validator=_COUNT)
 
 
 @frozen
@@ -214,7 +221,7 @@ class Output:
 
 @frozen
 class ListSlots:
-    first: int
+    first: int = field(validator=_COUNT)
 
 
 @frozen

@@ -32,7 +32,7 @@ CREATE TABLE inputs (
   name BLOB NOT NULL, mode INTEGER NOT NULL, size INTEGER NOT NULL, key INTEGER,
   PRIMARY KEY (cluster, input_set, position)) WITHOUT ROWID;
 CREATE TABLE jobs (
-  cluster INTEGER NOT NULL REFERENCES clusters(number), proc INTEGER NOT NULL, ad TEXT NOT NULL,
+  cluster INTEGER NOT NULL REFERENCES clusters(number), proc INTEGER NOT NULL, ad BLOB NOT NULL,
   input_set INTEGER NOT NULL,
   state INTEGER NOT NULL, reason TEXT NOT NULL DEFAULT '', hold_code INTEGER NOT NULL DEFAULT 0,
   hold_subcode INTEGER NOT NULL DEFAULT 0, removing INTEGER NOT NULL DEFAULT 0, runs INTEGER NOT NULL DEFAULT 0,
@@ -161,7 +161,7 @@ class Queue:
             )
             db.executemany(
                 "INSERT INTO jobs(cluster, proc, ad, input_set, state) VALUES (?,?,?,?,?)",
-                ((job.id.cluster, job.id.proc, job.ad, job.input_set, int(job.state)) for job in made),
+                ((job.id.cluster, job.id.proc, os.fsencode(job.ad), job.input_set, int(job.state)) for job in made),
             )
         return made
 
@@ -211,6 +211,17 @@ class Queue:
             "SELECT 1 FROM jobs WHERE cluster=? AND state IN (1, 2, 5) LIMIT 1", (cluster,)
         ).fetchone()
         return row is not None
+
+    def any_output(self, cluster: int) -> bool:
+        row = self._db.execute(
+            "SELECT 1 FROM jobs WHERE cluster=? AND output_run IS NOT NULL LIMIT 1", (cluster,)
+        ).fetchone()
+        return row is not None
+
+    def any_unsettled(self, cluster: int, proc: int | None) -> bool:
+        """Whether one of them may still change by itself: idle or running."""
+        text = "SELECT 1 FROM jobs WHERE cluster=? AND (? IS NULL OR proc=?) AND state IN (1, 2) LIMIT 1"
+        return self._db.execute(text, (cluster, proc, proc)).fetchone() is not None
 
     def inputs(self, job: Job) -> list[Entry]:
         rows = self._db.execute(
@@ -293,6 +304,14 @@ class Queue:
     def runs(self, job_id: JobId) -> list[Run]:
         rows = self._db.execute(
             f"SELECT {_RUN_COLUMNS} FROM runs WHERE cluster=? AND proc=? ORDER BY number", (job_id.cluster, job_id.proc)
+        )
+        return [_run(row) for row in rows]
+
+    def runs_page(self, cluster: int, proc: int | None, first: int, limit: int) -> list[Run]:
+        rows = self._db.execute(
+            f"SELECT {_RUN_COLUMNS} FROM runs WHERE cluster=? AND (? IS NULL OR proc=?)"
+            " ORDER BY proc, number LIMIT ? OFFSET ?",
+            (cluster, proc, proc, limit, first),
         )
         return [_run(row) for row in rows]
 
@@ -380,7 +399,7 @@ def _job(row: Sequence[Any], clusters: dict[int, Cluster]) -> Job:
     return Job(
         JobId(number, proc),
         cluster,
-        ad,
+        os.fsdecode(ad),
         chosen,
         JobState(state),
         reason,

@@ -20,14 +20,14 @@ from cedar.sinful import Sinful
 from pilot import logs
 from pool import jobad
 from pool.ads import host_of, text_of, value_of
-from pool.claims import Claim, Granted, claim_address, started_at
+from pool.claims import Claim, claim_address, started_at
 from pool.life import Life, Parts, after_run
-from pool.matching import Offer, OfferBook, StartdKey, Waiting, assign, next_for_claim, waiting
+from pool.matching import Offer, OfferBook, StartdKey, Waiting, assign, next_for_claim, startd_key, waiting
 from pool.model import FINAL, Job, JobId, JobState, Outcome, Run
 from pool.queue import SavedClaim
 from pool.retry import Patience
 from pool.shadow import Shadow
-from pool.shadow_state import Finish, WrongState
+from pool.shadow_state import Finish, WrongState, clean
 from pool.transfers import Transfer
 
 # A job that is removed gets this long to end by itself, unless its own JobMaxVacateTime says otherwise.
@@ -39,6 +39,8 @@ CREDENTIAL_HOLD = 4
 # Spool of a finished job that nobody fetched: ten days, as stock pools keep spooled jobs.
 KEEP_FINISHED_S = 10 * 86400.0
 TIDY_INTERVAL_S = 60.0
+# What a list shows of a job's command.
+MAX_COMMAND = 200
 
 
 @frozen(eq=False)
@@ -125,7 +127,7 @@ class Scheduler:
         return "ending"
 
     def slot_updated(self, public: Any, claim_id: str, *, startd: StartdKey, claimable: bool) -> None:
-        self._book.advertised(Offer(text_of(public, "Name"), startd, public, claim_id), claimable=claimable)
+        self._book.advertised(Offer(clean(text_of(public, "Name")), startd, public, claim_id), claimable=claimable)
         self._kick()
 
     @property
@@ -147,7 +149,11 @@ class Scheduler:
 
     def slots_gone(self, gone: list[tuple[StartdKey, str]]) -> None:
         for startd, slot in gone:
-            self._book.withdrawn(startd, slot)
+            self._book.withdrawn(startd, clean(slot))
+        left = {startd_key(stored.public) for stored in self.store.slots()} if gone else set()
+        for startd, _ in gone:
+            if startd not in left:
+                self._book.forget_startd(startd)
 
     # Reading
 
@@ -156,7 +162,8 @@ class Scheduler:
 
     def command_of(self, job: Job) -> str:
         ad = self.ad_of(job)
-        return " ".join(part for part in (text_of(ad, "Cmd"), text_of(ad, "Arguments") or text_of(ad, "Args")) if part)
+        words = " ".join(part for part in (text_of(ad, "Cmd"), text_of(ad, "Arguments") or text_of(ad, "Args")) if part)
+        return words[:MAX_COMMAND]
 
     # Matching
 
@@ -210,46 +217,45 @@ class Scheduler:
 
     async def _claim(self, offer: Offer, chosen: Waiting) -> None:
         """Ask for the slot, and run the job on it and then whatever fits."""
-        granted = await self._request(offer, chosen)
-        if granted is None:
+        claim = None
+        try:
+            claim_id = ClaimId.parse(offer.claim_id)
+            address = claim_address(claim_id, offer.ad)
+            self._save(claim_id, offer.slot, address)
+            claim = await self._request(claim_id, address, offer, chosen)
+        except (PeerFault, Refused) as error:  # an ad that does not say where and with which id
+            self._log.warning("slot %s cannot be asked for: %s", offer.slot, error)
+        if claim is None:
             self._back(chosen.id)
-            return
-        if granted.left is not None:
-            self._book.left_over(granted.left)
-        first, *more = [self._take_claim(offer, chosen.user, claim_id, ad) for claim_id, ad in granted.slots]
-        self._kick()
-        for claim in more:  # one was asked for
-            self._start(self._give_back, claim)
-        await self._use(first, chosen)
+        else:
+            await self._use(claim, chosen)
 
-    async def _request(self, offer: Offer, chosen: Waiting) -> Granted | None:
+    async def _request(self, claim_id: ClaimId, address: Sinful, offer: Offer, chosen: Waiting) -> Claim | None:
         ad = jobad.request_ad(chosen.ad, self._parts.facts, self._parts.facts.host)
-        saved = self._save(offer.claim_id, offer.slot, offer.ad)
         try:
             granted = await self._parts.client.request(offer, ad)
         except (PeerFault, Refused) as error:
             self._log.info("slot %s was not to be had: %s", offer.slot, error)
             # Nothing was activated: the job need not wait until the claim is certainly released.
-            self._start(self._bury, ClaimId.parse(saved.id), Sinful.parse(saved.startd_address), offer.startd)
+            self._start(self._bury, claim_id, address, offer.startd)
             return None
         if granted is None:
             self._log.info("slot %s refused job %s", offer.slot, chosen.id)
-            self._drop(ClaimId.parse(offer.claim_id))
-        return granted
-
-    def _save(self, claim_id: str, slot: str, ad: Any) -> SavedClaim:
-        """On disk before the startd hears of it: a pool killed now must release it later."""
-        address = str(claim_address(ClaimId.parse(claim_id), ad))
-        saved = SavedClaim(claim_id, slot, address, self._parts.lease_s, None)
-        self.queue.save_claim(saved)
-        return saved
-
-    def _take_claim(self, offer: Offer, user: str, claim_id: ClaimId, ad: Any) -> Claim:
-        slot = text_of(ad, "Name") or offer.slot
-        claim = Claim(claim_id, slot, offer.startd, claim_address(claim_id, ad), ad, user, trio.current_time())
-        self._save(claim_id.text, slot, ad)
+            self._drop(claim_id)
+            return None
+        if granted.left is not None:
+            self._book.left_over(granted.left)
+            self._kick()
+        slot = clean(text_of(granted.slot, "Name")) or offer.slot
+        now = trio.current_time()
+        claim = Claim(claim_id, slot, offer.startd, address, granted.slot, chosen.user, now)
+        self._save(claim_id, slot, address)
         self._parts.client.register(claim)
         return claim
+
+    def _save(self, claim_id: ClaimId, slot: str, address: Sinful) -> None:
+        """On disk before the startd hears of it: a pool killed now must release it later."""
+        self.queue.save_claim(SavedClaim(claim_id.text, slot, str(address), self._parts.lease_s, None))
 
     def _back(self, job_id: JobId) -> None:
         """A job that got no slot is idle again, or removed if that was asked meanwhile."""
@@ -287,7 +293,7 @@ class Scheduler:
         if job is None or job.removing:
             self._back(chosen.id)
             return "idle"
-        startd = claim.startd[0]
+        startd = clean(claim.startd[0])
         public = claim.id.public
         job, run = self.queue.start_run(
             job, startd=startd, slot=claim.slot, claim_public=public, claim_id=claim.id.text, now=time.time()
@@ -394,7 +400,9 @@ class Scheduler:
             self.queue.drop_outputs(job.id)
             self._start(trio.to_thread.run_sync, self.spool.remove_outputs, job.id.cluster, found[0])
         if not self.queue.any_active(job.id.cluster):
-            self._start(trio.to_thread.run_sync, self.spool.remove_inputs, job.id.cluster)
+            keep = self.queue.any_output(job.id.cluster)
+            remove = self.spool.remove_inputs if keep else self.spool.remove_cluster
+            self._start(trio.to_thread.run_sync, remove, job.id.cluster)
 
     async def _tidy(self) -> None:
         while True:

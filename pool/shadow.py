@@ -12,14 +12,14 @@ from typing import Any, assert_never
 
 import trio
 
-from cedar import classads, delegation
+from cedar import delegation
 from cedar.codec import Reader
 from cedar.commands import Syscall
 from cedar.errors import PeerFault, Refused
 from cedar.stream import CedarStream
 from pilot import logs
 from pool import shadow_state as s
-from pool.ads import ClassAd, put, text_of, value_of
+from pool.ads import ClassAd, put, text_of, value_of, whole_of
 from pool.claims import Claim, ClaimClient
 from pool.transfers import PROXY_LIFETIME_S, Transfer, proxy_signer
 
@@ -230,11 +230,11 @@ class Shadow:
         return 1, claim.session_id, claim.info, claim.secret, f"filetrans.{claim.session_id}", info, claim.secret
 
     def _job_info(self, ad: Any) -> tuple[int]:
-        promise = classads.get_int(ad, "_condor_JOBINFO_MAXINTERVAL", 0)
+        promise = whole_of(ad, "_condor_JOBINFO_MAXINTERVAL")
         if promise > 0:
             self._promise_s = float(PROMISE_FACTOR * promise)
-        pid = classads.get_int(ad, "JobPid", None)
-        if pid is not None and 0 < pid < 2**31:
+        pid = whole_of(ad, "JobPid")
+        if 0 < pid < 2**31:
             self._note(None, pid)
         match text_of(ad, "JobState"):
             case "Running":
@@ -262,10 +262,10 @@ class Shadow:
         self.tell(s.JobExited(status, reason))
 
     def _event(self, ad: Any) -> None:
-        number = classads.get_int(ad, "EventTypeNumber", 0)
+        number = whole_of(ad, "EventTypeNumber")
         text = s.clean(text_of(ad, "ErrorMsg"))
         if number == CRITICAL_EVENT and value_of(ad, "CriticalError") not in (0, False):
-            code, subcode = classads.get_int(ad, "HoldReasonCode", 0), classads.get_int(ad, "HoldReasonSubCode", 0)
+            code, subcode = whole_of(ad, "HoldReasonCode"), whole_of(ad, "HoldReasonSubCode")
             self.tell(s.ProblemReported(code, subcode, text))
         else:
             self._log.info("event %d from the starter: %s", number, text)
@@ -274,7 +274,7 @@ class Shadow:
         """303: the certificates from the stored proxy; a failure is [int 0], and the socket stays."""
         reader.string()
         asked = reader.int()
-        lifetime = classads.get_int(self._info_ad, "DelegateJobGSICredentialsLifetime", PROXY_LIFETIME_S)
+        lifetime = whole_of(self._info_ad, "DelegateJobGSICredentialsLifetime", PROXY_LIFETIME_S)
         sign: Callable[[bytes], Awaitable[bytes]] = _refuse
         if self._transfer.proxy_name is not None:
             path = self._transfer.spool.proxy(self._transfer.cluster)

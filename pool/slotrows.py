@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
-from pool.ads import is_number, text_of, value_of
+from pool.ads import text_of, whole_of
 from pool.adstore import Stored
 from pool.messages import SlotRow
 from pool.shadow_state import clean
+
+# A row must fit into a page whatever an execution point says of itself.
+MAX_WORDS = 200
 
 
 def slot_rows(stored: Iterable[Stored]) -> list[SlotRow]:
@@ -18,21 +20,20 @@ def slot_rows(stored: Iterable[Stored]) -> list[SlotRow]:
 def _row(stored: Stored) -> SlotRow:
     ad = stored.public
     return SlotRow(
-        name=clean(text_of(ad, "Name")),
-        kind=clean(text_of(ad, "SlotType")),
-        state=clean(text_of(ad, "State")),
-        activity=clean(text_of(ad, "Activity")),
-        cpus=_number(ad, "Cpus"),
-        memory_mb=_number(ad, "Memory"),
-        disk_kb=_number(ad, "Disk"),
-        user=clean(text_of(ad, "RemoteUser")),
-        job=clean(text_of(ad, "JobId")),
-        since=float(_number(ad, "EnteredCurrentState")),
+        name=_words(text_of(ad, "Name")),
+        kind=_words(text_of(ad, "SlotType")),
+        state=_words(text_of(ad, "State")),
+        activity=_words(text_of(ad, "Activity")),
+        cpus=whole_of(ad, "Cpus"),
+        memory_mb=whole_of(ad, "Memory"),
+        disk_kb=whole_of(ad, "Disk"),
+        user=_words(text_of(ad, "RemoteUser")),
+        job=_words(text_of(ad, "JobId")),
+        since=float(whole_of(ad, "EnteredCurrentState")),
         heard_at=stored.heard_at,
-        why=clean(text_of(ad, "SailplaneReason")),
+        why=_words(text_of(ad, "SailplaneReason")),
     )
 
 
-def _number(ad: Any, name: str) -> int:
-    value = value_of(ad, name)
-    return int(value) if is_number(value) and abs(value) < 2**53 else 0
+def _words(text: str) -> str:
+    return clean(text)[:MAX_WORDS]

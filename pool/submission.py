@@ -96,9 +96,11 @@ class Submission:
         if len(message.certificates) > MAX_CERTIFICATES_BYTES:
             raise Rejected("proxy-too-big", "the proxy's certificates are larger than 64 KiB")
         check_relative(message.name, "x509userproxy")
-        if "/" in message.name or message.name in _TAKEN_NAMES:
+        if "/" in message.name or message.name in _TAKEN_NAMES or not message.name.isprintable():
             raise Rejected("bad-name", f"{message.name!r} cannot be a proxy's name")
         found = await trio.to_thread.run_sync(self._store_proxy, self.pending, message.certificates)
+        if not found.identity.isprintable():
+            raise Rejected("proxy-broken", "the proxy's identity has characters that cannot be printed")
         self.pending = None
         owner = self.cluster.owner
         if self.rules.owner_from_proxy:

@@ -32,7 +32,8 @@ IDLE_S = 600.0
 LONGEST_WAIT_S = 60.0
 # Files of a fetch that are opened in one page.
 FETCH_FILES = 60
-FETCH_ENTRIES = 500
+FETCH_ENTRIES = 200
+_SETTLED = frozenset({*FINAL, JobState.HELD})
 
 
 class Users:
@@ -200,9 +201,10 @@ class _Conversation:
         )
 
     async def _runs(self, message: m.RunsOf, _: Sequence[int]) -> m.Runs:
-        jobs = self._own_jobs(message.target)
-        rows = [_run_row(run) for job in jobs[: m.PAGE_ROWS] for run in self._scheduler.queue.runs(job.id)]
-        return m.Runs(tuple(rows[: 4 * m.PAGE_ROWS]))
+        self._own_jobs(message.target)
+        target, first = message.target, max(0, message.first)
+        runs = self._scheduler.queue.runs_page(target.cluster, target.proc, first, m.PAGE_ROWS + 1)
+        return m.Runs(tuple(_run_row(run) for run in runs[: m.PAGE_ROWS]), len(runs) > m.PAGE_ROWS)
 
     async def _slots(self, message: m.ListSlots, _: Sequence[int]) -> m.Slots:
         rows = slot_rows(self._scheduler.store.slots())
@@ -226,18 +228,19 @@ class _Conversation:
 
     async def _wait(self, message: m.Wait, _: Sequence[int]) -> m.Jobs:
         """The jobs' rows (the first page), once all are over or held, or when the time is up."""
-        settled = (*FINAL, JobState.HELD)
+        target, queue = message.target, self._scheduler.queue
+        self._own_jobs(target)
+        waiting = True
         with trio.move_on_after(min(max(0.0, message.seconds), LONGEST_WAIT_S)):
             while True:
                 changed = self._scheduler.changed
-                if all(job.state in settled for job in self._own_jobs(message.target)):
+                waiting = queue.any_unsettled(target.cluster, target.proc)
+                if not waiting:
                     break
                 await changed.wait()
-        jobs = self._own_jobs(message.target)
-        waiting = any(job.state not in settled for job in jobs)
         # Unsettled ones first: a client that looks at one page sees that it has to wait on.
-        page = sorted(jobs, key=lambda job: (job.state in settled, job.id))[: m.PAGE_ROWS]
-        return m.Jobs(tuple(self._row(job, None) for job in page), waiting)
+        jobs = sorted(self._own_jobs(target), key=lambda job: (job.state in _SETTLED, job.id))
+        return m.Jobs(tuple(self._row(job, None) for job in jobs[: m.PAGE_ROWS]), waiting)
 
     def _own_jobs(self, target: m.Target) -> list[Job]:
         """The jobs meant, when they are there and the asker's; otherwise the same words for both."""
@@ -281,13 +284,21 @@ class _Conversation:
             if file.key is not None:
                 if len(fds) == FETCH_FILES:
                     break
-                path = self._scheduler.spool.outputs(job.id.cluster, run) / str(file.key)
-                fds.append(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
+                fds.append(self._open_output(job, run, file.key))
             entries.append(m.OutputEntry(file.name, file.mode, None if file.key is None else file.size))
         ad = self._scheduler.ad_of(job)
         more = first + len(entries) < len(files)
         said = (text_of(ad, name) for name in ("Out", "Err", "TransferOutputRemaps", "Iwd"))
         return m.Output(tuple(entries), more, *said)
+
+    def _open_output(self, job: Job, run: int, key: int) -> int:
+        path = self._scheduler.spool.outputs(job.id.cluster, run) / str(key)
+        try:
+            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise Rejected(
+                "no-output", f"the pool cannot read what came back of job {job.id}: {error.strerror}"
+            ) from error
 
 
 _Handler = Callable[[Any, Any, Sequence[int]], Awaitable[Any]]

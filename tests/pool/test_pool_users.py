@@ -220,7 +220,11 @@ def test_an_owners_name_looks_like_an_account(identity: str, expected: str) -> N
 
 async def test_nobody_is_told_what_is_not_theirs(start_pool: Callable[..., Any]) -> None:
     async with start_pool() as pool, await pool.channel() as channel:
-        for message in (m.RunsOf(m.Target(77, None)), m.Remove(m.Target(77, 0), False), m.Wait(m.Target(77, 0), 1.0)):
+        for message in (
+            m.RunsOf(m.Target(77, None), 0),
+            m.Remove(m.Target(77, 0), False),
+            m.Wait(m.Target(77, 0), 1.0),
+        ):
             with pytest.raises(rpc.RpcRefused, match="no job 77"):
                 await channel.call(message)
 
@@ -317,7 +321,7 @@ async def test_other_accounts_see_a_job_and_nothing_of_it(
             path,
             m.ListJobs(0, -1, True, True),
             m.ListJobs(0, -1, False, True),
-            m.RunsOf(target),
+            m.RunsOf(target, 0),
             m.Remove(target, True),
             m.Wait(target, 0.0),
             m.Fetch(cluster, 0, 0),
