@@ -132,11 +132,11 @@ class Advertiser:
             self._destroyed.pop(0)
 
     async def _goodbye(self) -> None:
+        """Also for slots that were destroyed a moment ago and are not yet taken back."""
         if self._stream is None:
             return
         try:
-            for public, _ in self.ads():
-                name = str(public["Name"])
+            for name in (*self._destroyed, *(str(public["Name"]) for public, _ in self.ads())):
                 await self._stream.put(int(Command.INVALIDATE_STARTD_ADS), invalidation(name, self.own_address))
             await self._stream.aclose()
         except (PeerFault, trio.BrokenResourceError):
