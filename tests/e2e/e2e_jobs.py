@@ -92,7 +92,7 @@ class Jobs:
     def runs(self, job: str) -> list[dict[str, Any]]:
         """A job's runs, the oldest first."""
         cluster, proc = map(int, job.split("."))
-        return [cli_show.run_json(row) for row in self.ask(lambda c: c.call(m.RunsOf(m.Target(cluster, proc)))).rows]
+        return [cli_show.run_json(row) for row in self.ask(lambda c: c.call(m.RunsOf(m.Target(cluster, proc), 0))).rows]
 
     def wait_for(self, job: str, *states: str) -> dict[str, Any]:
         """Until the job is in one of these states; SiteError with logs when it takes too long, or a daemon dies."""
