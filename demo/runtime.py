@@ -78,6 +78,8 @@ def reachable(place: Path) -> Runtime:
         RuntimeMissingError: there is no interpreter of this version outside private directories.
     """
     if _interpreter_open(Path(sys.executable)) and _packages_open():
+        # The pilot's account may not write here, and what runs in every call of the switch is to start fast.
+        compileall.compile_dir(ROOT / "jobwrapper", quiet=1)
         return in_place()
     python = _open_interpreter()
     _copy(place)

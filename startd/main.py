@@ -15,7 +15,7 @@ import trio
 
 from pilot import logs
 from pilot.settings import Settings, SettingsError, load
-from pilot.switch import make_switch
+from pilot.switch import compile_wrapper, make_switch
 from startd.processes import NotReady
 from startd.startd import CannotStart, Startd
 from startd.validate import Unusable, validate
@@ -94,6 +94,7 @@ def _start(settings: Settings, config: Path | None, ready: Callable[[], None]) -
     for warning in settings.warnings:
         log.warning("%s", warning)
     become_subreaper()
+    compile_wrapper(settings)
     try:
         way = open_way(settings.execute)
         try:
