@@ -91,5 +91,5 @@ def _hold(job: Description, text: str) -> Hold:
     return Hold(
         HoldCode.CORRUPTED_CREDENTIAL,
         0,
-        f"The proxy of job {job.job_id} cannot be used: {text}. Renew the proxy and release the job.",
+        f"The proxy of job {job.job_id} cannot be used: {text.rstrip('.')}. Renew the proxy and release the job.",
     )
