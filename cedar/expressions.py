@@ -26,124 +26,106 @@ MAX_TOKENS = 100_000
 _OLD_STRING = r'"(?:[^"\\]++|\\"(?![\r\n]|\Z)|\\)*+"'
 _NEW_STRING = r'"(?:[^"\\]++|\\.)*+"'
 _TOKENS = r"""
-    (?P<space>[ \t\r\n\f\v]++)
-  | (?P<string>%s)
-  | (?P<word>[A-Za-z_][A-Za-z0-9_]*+)
-  | (?P<quoted>'(?:[^'\\]++|\\.)*+')
-  | (?P<number>(?:[0-9]++(?:\.[0-9]++)?|\.[0-9]++)(?:[eE][+-]?[0-9]++)?)
-  | (?P<open>[(\[{])
-  | (?P<close>[)\]}])
-  | (?P<stop>[,;])
-  | (?P<operator>=\?=|=!=|[=!<>]=|<<|>>>?|&&|\|\||\?:|/(?![/*])|[-+*%%<>!~&|^?:.=])
+    [ \t\r\n\f\v]*+
+    (?: (?P<string>%s)
+      | (?P<operator>(?:[iI][sS](?:[nN][tT])?+(?![A-Za-z0-9_])) | =\?= | =!= | [=!<>]= | << | >>>? | && | \|\|
+          | \?: | /(?![/*]) | [-+*%%<>!~&|^?:.=])
+      | (?P<plain>[A-Za-z_][A-Za-z0-9_]*+ | '(?:[^'\\]++|\\.)*+'
+          | (?:[0-9]++(?:\.[0-9]++)?|\.[0-9]++)(?:[eE][+-]?[0-9]++)?)
+      | (?P<open>[(\[{])
+      | (?P<close>[)\]}])
+      | (?P<stop>[,;])
+    )
+    [ \t\r\n\f\v]*+
 """
 _OLD_TOKEN = re.compile(_TOKENS % _OLD_STRING, re.VERBOSE | re.DOTALL)
 _NEW_TOKEN = re.compile(_TOKENS % _NEW_STRING, re.VERBOSE | re.DOTALL)
+# Names in an expression in new syntax: strings are skipped, a scope and a call are told apart.
+_NAMES = re.compile(
+    _NEW_STRING
+    + r"""|(?:(?<![\w.])(?P<scope>[mM][yY]|[tT][aA][rR][gG][eE][tT])\s*\.\s*)?"""
+    + r"""(?P<name>(?<![\w])[A-Za-z_][A-Za-z0-9_]*+|'(?:[^'\\]++|\\.)*+')(?P<call>\s*\()?""",
+    re.DOTALL | re.ASCII,
+)
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
-_WORD_OPERATORS = frozenset({"is", "isnt"})
-_RESERVED = _WORD_OPERATORS | {"true", "false", "undefined", "error"}
-_SCOPES = frozenset({"my", "target"})
+_RESERVED = frozenset({"is", "isnt", "true", "false", "undefined", "error"})
 
 
 @frozen
 class Reading:
     """What one pass over an expression found."""
 
-    text: str  # in the other syntax
+    text: str  # in new syntax
     depth: int  # levels of recursion, about
     tokens: int
-    references: tuple[tuple[str, str], ...]  # (scope "", "my" or "target"; name), lower case
-    calls: tuple[str, ...]  # names of called functions, lower case, one a call
 
 
 class _Scan:
-    """One pass: tokens, brackets, chains of operators, references; strings are rewritten."""
+    """One pass: tokens, brackets, chains of operators; strings are rewritten."""
 
-    def __init__(self, name: str, rewrite: Callable[[str, bool], str], budget: int = MAX_TOKENS) -> None:
+    def __init__(self, name: str, rewrite: Callable[[str], str], budget: int) -> None:
         self._name = name
-        self._budget = budget
         self._rewrite = rewrite
+        self._budget = budget
         self._parts: list[str] = []
         self._waiting: list[tuple[str, int]] = []
         self._outer = 0  # operators in the enclosing brackets' chains
         self._chain = 0
         self._deepest = 0
-        self._tokens = 0
-        self._words: list[str] = ["", "", ""]  # the last tokens that are not blank
-        self._references: list[tuple[str, str]] = []
-        self._calls: list[str] = []
 
     def run(self, text: str, pattern: re.Pattern[str]) -> Reading:
-        at = 0
-        while at < len(text):
-            token = pattern.match(text, at)
-            if token is None:
-                raise PeerFault("classad", f"the value of {self._name} is not an expression")
-            at = token.end()
-            kind = token.lastgroup
+        end = tokens = 0
+        scanner = pattern.scanner(text)  # type: ignore[attr-defined]  # in no stub, yet in every CPython
+        while (token := scanner.match()) is not None:
+            end, kind, tokens = token.end(), token.lastgroup, tokens + 1
+            if tokens > self._budget:
+                raise PeerFault("limit", f"the value of {self._name} is too long")
             if kind == "string":
-                self._parts.append(self._rewrite(token[0], at == len(text)))
-            else:
-                self._parts.append(token[0])
-            if kind != "space":
-                self._token(kind or "", token[0])
-        self._word("")
+                self._parts.append(self._rewrite(token["string"]))
+                continue
+            self._parts.append(token[0])
+            if kind != "plain":
+                self._structure(kind, token[kind])
+        if end != len(text) or not text:
+            raise PeerFault("classad", f"the value of {self._name} is not an expression")
         if self._waiting:
             raise self._unbalanced()
-        text = "".join(self._parts)
-        return Reading(text, self._deepest, self._tokens, tuple(self._references), tuple(self._calls))
+        return Reading("".join(self._parts), self._deepest, tokens)
 
-    def _token(self, kind: str, token: str) -> None:
-        self._tokens += 1
-        if self._tokens > self._budget:
-            raise PeerFault("limit", f"the value of {self._name} is too long")
-        if kind == "open":
-            self._open(token)
-        elif kind == "close":
-            self._close(token)
-        elif kind == "stop":
-            self._stop()
-        elif kind == "operator" or (kind == "word" and token.lower() in _WORD_OPERATORS):
+    def _structure(self, kind: str, token: str) -> None:
+        if kind == "operator":
             self._chain += 1
             self._measure()
-        self._word(token if kind in ("word", "quoted", "open", "operator") else "")
-
-    def _open(self, token: str) -> None:
-        self._waiting.append((_PAIRS[token], self._chain))
-        self._outer, self._chain = self._outer + self._chain, 0
-        self._measure()
-
-    def _close(self, token: str) -> None:
-        if not self._waiting or self._waiting[-1][0] != token:
-            raise self._unbalanced()
-        self._chain = self._waiting.pop()[1]
-        self._outer -= self._chain
-
-    def _stop(self) -> None:
-        if not self._waiting:
+        elif kind == "open":
+            self._waiting.append((_PAIRS[token], self._chain))
+            self._outer, self._chain = self._outer + self._chain, 0
+            self._measure()
+        elif kind == "close":
+            if not self._waiting or self._waiting[-1][0] != token:
+                raise self._unbalanced()
+            self._chain = self._waiting.pop()[1]
+            self._outer -= self._chain
+        elif not self._waiting:
             raise PeerFault("classad", f"more than one expression in the value of {self._name}")
-        self._chain = 0
+        else:
+            self._chain = 0
 
     def _measure(self) -> None:
-        chain = self._outer + self._chain
-        if len(self._waiting) > MAX_NESTING or chain > MAX_CHAIN:
-            raise PeerFault("limit", f"the value of {self._name} is nested too deeply")
-        self._deepest = max(self._deepest, chain + len(self._waiting))
+        depth = self._outer + self._chain + len(self._waiting)
+        if depth > self._deepest:
+            self._deepest = depth
+            if len(self._waiting) > MAX_NESTING or depth > MAX_CHAIN:
+                raise PeerFault("limit", f"the value of {self._name} is nested too deeply")
 
     def _unbalanced(self) -> PeerFault:
         return PeerFault("classad", f"the brackets in the value of {self._name} do not match")
 
-    def _word(self, token: str) -> None:
-        """Take the next token; the one before it is now known as a call or a reference."""
-        scope, dot, word = self._words
-        self._words = [dot, word, token]
-        lower = word.lower()
-        if not (word[:1].isalpha() or word[:1] in ("_", "'")) or lower in _RESERVED:
-            return
-        if token == "(":
-            self._calls.append(lower)
-        elif not (token == "." and lower in _SCOPES):
-            prefix = scope.lower() if dot == "." and scope.lower() in _SCOPES else ""
-            self._references.append((prefix, lower.strip("'")))
+
+def names(text: str) -> Iterator[tuple[str, str, bool]]:
+    """(scope "", "my" or "target"; name; is it a call?) of an expression in new syntax, in lower case."""
+    for found in _NAMES.finditer(text):
+        if (name := found["name"]) is not None and (lower := name.lower()) not in _RESERVED:
+            yield (found["scope"] or "").lower(), lower.strip("'"), found["call"] is not None
 
 
 # --- strings ---
@@ -236,13 +218,12 @@ def from_old(text: str, name: str, budget: int = MAX_TOKENS) -> Reading:
 
     Raises PeerFault("classad") for what cannot be one expression, PeerFault("limit") for what is too deep.
     """
-    scan = _Scan(name, lambda literal, last: new_literal(_old_string_value(literal)), budget)
-    return scan.run(text, _OLD_TOKEN)
+    return _Scan(name, lambda literal: new_literal(_old_string_value(literal)), budget).run(text, _OLD_TOKEN)
 
 
 def from_new(text: str, name: str) -> Reading:
     """The same for new syntax; the text stays as it is."""
-    return _Scan(name, lambda literal, last: literal).run(text, _NEW_TOKEN)
+    return _Scan(name, str, MAX_TOKENS).run(text, _NEW_TOKEN)
 
 
 def new_to_old(text: str) -> str:
@@ -254,7 +235,7 @@ def new_to_old(text: str) -> str:
 
 def _rewritten(text: str) -> Iterator[str]:
     for token in _NEW_TOKEN.finditer(text):
-        if token.lastgroup == "string":
-            yield old_literal(_new_string_value(token[0]), last=token.end() == len(text))
+        if (literal := token["string"]) is not None:
+            yield old_literal(_new_string_value(literal), last=token.end() == len(text))
         else:
-            yield " " if token.lastgroup == "space" else token[0]
+            yield token[0] if "\n" not in token[0] else f" {token[0].strip()} "

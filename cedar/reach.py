@@ -7,7 +7,11 @@ of two ads are followed here by name, without evaluating. Branches that are neve
 
 from __future__ import annotations
 
-from classad2 import ClassAd, ExprTree
+from functools import lru_cache
+from typing import Any
+
+from attrs import frozen
+from classad2 import ClassAd, Value
 
 from cedar import expressions
 from cedar.errors import PeerFault
@@ -31,10 +35,42 @@ _REPEATING = frozenset({"countmatches", "evalineachcontext"})
 _REPEATS = 100
 # It makes expressions from strings, of which nothing can be said; it asks the system for accounts.
 _UNKNOWABLE = frozenset({"eval", "userhome"})
+# The same Requirements are asked against many ads. 256 of this length cost some 40 MB at worst.
+_CACHED_CHARS = 8_000
 
 
 class _Unbounded(Exception):
     pass
+
+
+@frozen
+class _Shape:
+    """What one expression adds."""
+
+    depth: int
+    chars: int
+    references: tuple[tuple[str, str], ...]
+    calls: tuple[str, ...]
+
+
+def _shape(text: str) -> _Shape:
+    return _cached_shape(text) if len(text) <= _CACHED_CHARS else _new_shape(text)
+
+
+def _new_shape(text: str) -> _Shape:
+    depth = expressions.from_new(text, "expression").depth
+    found = list(expressions.names(text))
+    calls = tuple(name for _, name, call in found if call)
+    if not _UNKNOWABLE.isdisjoint(calls):
+        raise _Unbounded
+    return _Shape(depth, len(text), tuple((scope, name) for scope, name, call in found if not call), calls)
+
+
+_cached_shape = lru_cache(maxsize=256)(_new_shape)
+
+
+_LITERALS = frozenset({int, str, bool, float, Value})
+_MISSING = object()
 
 
 class _Walk:
@@ -42,10 +78,25 @@ class _Walk:
         self._ads = (ad, target)
         self._known: dict[tuple[int, str], tuple[int, int] | None] = {}
 
-    def cost(self, side: int, name: str) -> tuple[int, int]:
-        """(depth, expanded characters) of one attribute."""
+    def cost(self, side: int, scope: str, name: str) -> tuple[int, int]:
+        """(depth, expanded characters) of an attribute, as the ad on this side sees it."""
+        if scope != "target":
+            value = self._value(side, name)
+            if value is not _MISSING or scope == "my":
+                return self._cost(side, name, value)
+        return self._cost(1 - side, name, self._value(1 - side, name))
+
+    def _value(self, side: int, name: str) -> Any:
         ad = self._ads[side]
-        if ad is None or name not in ad:
+        try:
+            return _MISSING if ad is None else ad[name]
+        except KeyError:
+            return _MISSING
+
+    def _cost(self, side: int, name: str, value: Any) -> tuple[int, int]:
+        if type(value) in _LITERALS:
+            return 1, len(value) if type(value) is str else 1
+        if value is _MISSING:
             return 0, 0
         key = (side, name)
         if key in self._known:
@@ -53,41 +104,30 @@ class _Walk:
                 raise _Unbounded  # a circle
             return known
         self._known[key] = None
-        self._known[key] = result = self._measure(ad, side, name)
+        self._known[key] = result = self._measure(side, name)
         return result
 
-    def _measure(self, ad: ClassAd, side: int, name: str) -> tuple[int, int]:
-        value = ad[name]
-        if not isinstance(value, ExprTree | list | ClassAd):
-            return 1, len(value) if isinstance(value, str) else 1
-        text = str(ad.lookup(name))
-        reading = expressions.from_new(text, name)
-        if not _UNKNOWABLE.isdisjoint(reading.calls):
-            raise _Unbounded
-        depth, chars = 0, len(text)
-        for scope, other in reading.references:
-            below, more = self.cost(self._side(side, scope, other), other)
+    def _measure(self, side: int, name: str) -> tuple[int, int]:
+        ad = self._ads[side]
+        assert ad is not None
+        shape = _shape(str(ad.lookup(name)))
+        depth, chars = 0, shape.chars
+        for scope, other in shape.references:
+            below, more = self.cost(side, scope, other)
             depth, chars = max(depth, below), chars + more
-        chars = _weigh(chars, reading)
-        depth += reading.depth + _REFERENCE_DEPTH
+        chars = _weigh(chars, shape.calls)
+        depth += shape.depth + _REFERENCE_DEPTH
         if depth > MAX_DEPTH or chars > MAX_EXPANDED_CHARS:
             raise _Unbounded
         return depth, chars
 
-    def _side(self, side: int, scope: str, name: str) -> int:
-        if scope:
-            return side if scope == "my" else 1 - side
-        ad = self._ads[side]
-        return side if ad is not None and name in ad else 1 - side
 
-
-def _weigh(chars: int, reading: expressions.Reading) -> int:
+def _weigh(chars: int, calls: tuple[str, ...]) -> int:
     """Characters, with those of expensive functions counted as what they cost."""
-    calls = frozenset(reading.calls)
-    chars += _REGEXP_CHARS * sum(call in _REGEXPS for call in reading.calls)
-    if calls & _SQUARING:
+    chars += _REGEXP_CHARS * sum(call in _REGEXPS for call in calls)
+    if not _SQUARING.isdisjoint(calls):
         chars *= max(1, chars // _SQUARE_CHARS)
-    if calls & _REPEATING:
+    if not _REPEATING.isdisjoint(calls):
         chars *= _REPEATS
     return chars
 
@@ -95,7 +135,7 @@ def _weigh(chars: int, reading: expressions.Reading) -> int:
 def bounded(ad: ClassAd, name: str, target: ClassAd | None = None) -> bool:
     """True when the attribute can be evaluated in bounded depth and time."""
     try:
-        _Walk(ad, target).cost(0, name.lower())
+        _Walk(ad, target).cost(0, "my", name.lower())
     except (_Unbounded, PeerFault, RecursionError):
         return False
     return True

@@ -219,6 +219,7 @@ CHILD = """
 """
 
 
+@pytest.mark.slow
 def test_what_passes_the_limits_does_not_end_the_process() -> None:
     """Every shape at and below the limits, chained through references, in circles too; in a process of its own."""
     code = dedent(CHILD).format(root=str(ROOT), shapes=SHAPES)
