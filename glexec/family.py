@@ -1,7 +1,7 @@
 """The payload's processes: everything below this process, which is their sub-reaper.
 
-Finds them by the kernel's children files (cheap; complete for stopped processes) and proves
-emptiness by one full scan of parents. Signals a process only while it is the one that was found.
+Finds them by the kernel's children files (cheap; complete for stopped processes) and by a scan of
+all parents where these show nobody. Signals a process only while it is the one that was found.
 """
 
 import os
@@ -62,7 +62,7 @@ def below(root: int) -> "dict[int, Process]":
 
 
 def below_by_scan(root: int) -> "dict[int, Process]":
-    """The same by a scan of all processes: slower, and complete whatever the kernel offers."""
+    """The same by a scan of all processes: much slower (15 us each), whatever the kernel offers."""
     everyone = {}  # type: dict[int, Process]
     for name in os.listdir("/proc"):
         process = look(int(name)) if name.isdigit() else None
@@ -130,21 +130,21 @@ def signal_all(root: int, number: int) -> int:
     return len(found)
 
 
-def kill(root: int, reap: "Callable[[], None]", deadline_s: float) -> int:
-    """Stop, look again, kill, until none is left or the deadline. How many are left."""
+def kill(root: int, reap: "Callable[[], bool]", deadline_s: float) -> int:
+    """Stop, look again, kill, until none is left or the deadline. How many are left.
+
+    `reap` collects the dead and is true when the kernel says that this process has no child: every
+    descendant hangs below a child of its sub-reaper, so that is the proof that none is left.
+    """
     until_s = time.monotonic() + deadline_s
     pause_s = _PAUSE_S[0]
-    while True:
+    while not reap():
         stop(root, max(0.0, until_s - time.monotonic()))
-        signal_all(root, signals.SIGKILL)
-        reap()
-        if not alive(below(root)):
-            survivors = alive(below_by_scan(root))
-            if not survivors:
-                return 0
-            for process in survivors:
+        if not signal_all(root, signals.SIGKILL):
+            for process in alive(below_by_scan(root)):  # whom the children files did not show
                 send(process, signals.SIGKILL)
         if time.monotonic() >= until_s:
-            return len(alive(below_by_scan(root)))
+            return 0 if reap() else len(alive(below_by_scan(root)))
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, _PAUSE_S[1])
+    return 0

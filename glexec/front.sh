@@ -45,8 +45,8 @@ case $control in
     exit 201
     ;;
 esac
-if [ ! -x '@SUDO@' ] || [ ! -x '@PYTHON@' ]; then
-    echo "glexec: @SUDO@ or @PYTHON@ is missing" >&2
+if [ ! -x '@SUDO@' ] || [ ! -x '@PYTHON@' ] || [ ! -r '@WORD@' ]; then
+    echo "glexec: @SUDO@, @PYTHON@ or @WORD@ is missing" >&2
     exit 202
 fi
 

@@ -5,7 +5,6 @@ Every change is verified. A process whose identity is not what it should be ends
 
 import os
 import pwd
-import resource
 
 from glexec.codes import DENIED, INTERNAL, Failure
 
@@ -95,23 +94,12 @@ class Borrowed:
 def become(account: Account) -> None:
     """Become the account for good; the process ends if any id is not what it should be.
 
-    The limit on processes is lifted while the uid changes and then put back: the kernel notes an
-    account over its limit at that moment and would refuse the next execve (EAGAIN), and then a
-    fork bomb could not be killed through a new call. The payload gets the limit it came with.
     From here to execve the process is not dumpable (the kernel clears that on a change of uid),
     so that other processes of the account cannot read what root's memory still holds.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
-    for lifted in ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), (hard, hard)):
-        try:
-            resource.setrlimit(resource.RLIMIT_NPROC, lifted)
-            break
-        except (OSError, ValueError):
-            continue  # without CAP_SYS_RESOURCE (containers) the hard limit is the most there is
     os.setgroups(account.groups)
     os.setresgid(account.gid, account.gid, account.gid)
     os.setresuid(account.uid, account.uid, account.uid)
-    resource.setrlimit(resource.RLIMIT_NPROC, (soft, hard))
     _require_for_good(account)
 
 

@@ -13,6 +13,10 @@ from glexec import signals
 from glexec.codes import CLIENT, DENIED, INTERNAL, Failure
 from glexec.conf import Settings
 
+TYPE_CHECKING = False  # the typing module costs milliseconds
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _MEMORY_BYTES = 2 << 30  # library, plugins and Globus map about 300 MiB
 _OPEN_FILES = 256
 _LIMIT_REPLY_BYTES = 64 << 10
@@ -41,8 +45,13 @@ class Refusal(Failure):
         self.details = details
 
 
-def decide(pem: bytes, settings: Settings) -> Mapping:
-    """Ask the site's policy; Refusal carries 201, 202 or 203. Blocks up to the settings' deadline."""
+def decide(pem: bytes, settings: Settings, meanwhile: "Callable[[], None]") -> Mapping:
+    """Ask the site's policy; Refusal carries 201, 202 or 203. Blocks up to the settings' deadline.
+
+    `meanwhile` is called once while the child works.
+    """
+    import ctypes  # noqa: F401  (2 ms: here once for the child and for a lingering parent)
+
     reply_end, reply_child = os.pipe()
     chatter_end, chatter_child = os.pipe()
     pid = os.fork()
@@ -55,6 +64,7 @@ def decide(pem: bytes, settings: Settings) -> Mapping:
             os._exit(1)
     os.close(reply_child)
     os.close(chatter_child)
+    meanwhile()
     reply, chatter, in_time = _collect(reply_end, chatter_end, settings.lcmaps_timeout_s)
     if not in_time:
         os.kill(pid, signals.SIGKILL)

@@ -12,7 +12,7 @@ import resource
 import select
 import struct
 
-from glexec import codes, control, family, rootlog, signals, word
+from glexec import codes, control, family, frontpid, rootlog, signals, word
 
 TYPE_CHECKING = False  # the typing module costs milliseconds
 if TYPE_CHECKING:
@@ -26,32 +26,6 @@ _IGNORED = (signals.SIGINT, signals.SIGQUIT, signals.SIGTSTP, signals.SIGTTIN, s
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_PDEATHSIG = 1
-
-
-class Front:
-    """The front's process, as the one that must stay alive."""
-
-    def __init__(self, pid: int) -> None:
-        opener = getattr(os, "pidfd_open", None)
-        self.pid = pid
-        self.fd = -1
-        self._first = family.look(pid)
-        try:
-            self.fd = opener(pid) if opener else -1
-        except OSError:
-            self.fd = -1  # an old kernel, or gone: the next look tells
-        if not self._is_above_us():
-            raise codes.Failure(codes.INTERNAL, "the front is gone, or did not start the root part")
-
-    def _is_above_us(self) -> bool:
-        """Our parent; or its parent, where the site's sudo stays between."""
-        parent = os.getppid()
-        above = family.look(parent)
-        return self.pid == parent or (above is not None and above.parent == self.pid)
-
-    def is_gone(self) -> bool:
-        now = family.look(self.pid)
-        return now is None or self._first is None or now.ticks != self._first.ticks or now.state in "ZX"
 
 
 class Door:
@@ -114,7 +88,9 @@ def let_go() -> None:
 class Supervisor:
     """One lingering call, from fork to the payload's end."""
 
-    def __init__(self, pid: int, log: rootlog.Log, front: Front, door: Door, near: "_socket.socket | None") -> None:
+    def __init__(
+        self, pid: int, log: rootlog.Log, front: frontpid.Front, door: Door, near: "_socket.socket | None"
+    ) -> None:
         self.pid = pid
         self.log = log
         self.front = front
@@ -220,15 +196,15 @@ class Supervisor:
         self.why = why
         return family.kill(os.getpid(), self.reap, _KILL_DEADLINE_S)
 
-    def reap(self) -> None:
-        """Collect whoever is dead below us; the payload's status is kept."""
+    def reap(self) -> bool:
+        """Collect whoever is dead below us; the payload's status is kept. True: nobody is left."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return
+                return True
             if pid == 0:
-                return
+                return False
             if pid == self.pid:
                 self.status = status
 

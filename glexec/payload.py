@@ -2,9 +2,8 @@
 
 import errno
 import os
-import resource
 
-from glexec import codes, identity, signals, word
+from glexec import codes, identity, limits, signals, word
 
 TYPE_CHECKING = False  # the typing module costs milliseconds
 if TYPE_CHECKING:
@@ -20,14 +19,14 @@ class Payload:
         environment: "dict[bytes, bytes]",
         account: identity.Account,
         umask: int,
-        core: "tuple[int, int]",
+        limits: "dict[int, tuple[int, int]]",
         front_word: int,
     ) -> None:
         self.command = command
         self.environment = environment
         self.account = account
         self.umask = umask
-        self.core = core
+        self.limits = limits
         self.front_word = front_word
 
 
@@ -52,7 +51,7 @@ def start(payload: Payload, after_switch: "Callable[[], None] | None" = None) ->
     if after_switch is not None:
         after_switch()
     os.umask(payload.umask)
-    resource.setrlimit(resource.RLIMIT_CORE, payload.core)
+    limits.restore(payload.limits)
     _enter_directory(payload.account.home)
     close_all_but({0, 1, 2, payload.front_word})  # the word is close-on-exec
     signals.fresh()

@@ -15,12 +15,22 @@ import resource
 import sys
 import time
 
-from glexec import codes, conf, files, identity, lcmaps, payload, policy, request, rootlog, trust, word
+from glexec import (
+    codes,
+    conf,
+    files,
+    frontpid,
+    identity,
+    lcmaps,
+    limits,
+    payload,
+    policy,
+    request,
+    rootlog,
+    trust,
+    word,
+)
 from glexec.codes import CLIENT, DENIED, INTERNAL, Failure
-
-TYPE_CHECKING = False  # the typing module costs milliseconds
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _RESULTS = {CLIENT: "client error", INTERNAL: "internal error", DENIED: "denied"}
 _FRONT_DEADLINE_S = 30.0  # for the front's second half to start; it has begun before sudo
@@ -40,9 +50,7 @@ class Call:
         self.control = None if numbers[2] == "-" else int(numbers[2])
         self.command = arguments[3:]
         self.umask = os.umask(0o077)
-        # No core file of a process that holds private keys; the payload gets its limit back.
-        self.core = resource.getrlimit(resource.RLIMIT_CORE)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, self.core[1]))
+        self.limits = limits.lift()
 
 
 def main(conf_path: str) -> None:
@@ -115,12 +123,20 @@ def _decide(call: Call, settings: conf.Settings, log: rootlog.Log) -> "tuple[req
         if wish.source != wish.certificate:
             source = files.read_credential(wish.source, caller.uid, "GLEXEC_SOURCE_PROXY")
     _require_policy(settings)
-    mapping = lcmaps.decide(certificate, settings)
+    mapping = lcmaps.decide(certificate, settings, _load_linger if settings.linger else _load_nothing)
     log.fields["dn"] = mapping.dn
     account = identity.target(mapping.uid, mapping.gids, mapping.secondary)
     log.fields.update(uid=account.uid, gid=account.gid, groups=account.groups, account=account.name)
     log.write("decision", result="mapped", **_about(call, settings))
     return wish, account, source
+
+
+def _load_linger() -> None:
+    from glexec import linger  # noqa: F401  (for later: loading it costs time that is free now)
+
+
+def _load_nothing() -> None:
+    """Becoming the payload needs no more modules."""
 
 
 def _require_policy(settings: conf.Settings) -> None:
@@ -135,7 +151,7 @@ def _about(call: Call, settings: conf.Settings) -> "dict[str, object]":
         "pid": os.getpid(),
         "command": _command(call),
         "linger": settings.linger,
-        "nproc": resource.getrlimit(resource.RLIMIT_NPROC)[0],
+        "nproc": call.limits[resource.RLIMIT_NPROC][0],
     }  # type: dict[str, object]
     if settings.warnings:
         about["warnings"] = settings.warnings
@@ -174,21 +190,20 @@ def _prepare_target(
     environment = request.payload_environment(
         dict(os.environb), settings.kept_variables, account.name, account.home, place
     )
-    return payload.Payload(wish.command, environment, account, call.umask, call.core, call.word)
+    return payload.Payload(wish.command, environment, account, call.umask, call.limits, call.word)
 
 
-def _await_front(call: Call, is_gone: "Callable[[], bool]") -> None:
+def _await_front(call: Call, front: frontpid.Front) -> None:
     """Until the front can reap: a payload that ended earlier would leave no exact status."""
     until_s = time.monotonic() + _FRONT_DEADLINE_S
     while not word.read(call.word) & word.WATCHING:
-        if is_gone() or time.monotonic() > until_s:
+        if front.is_gone() or time.monotonic() > until_s:
             raise Failure(INTERNAL, "the front is gone")
         time.sleep(_FRONT_LOOK_S)
 
 
 def _become(call: Call, log: rootlog.Log, ready: payload.Payload) -> int:
-    parent = os.getppid()
-    _await_front(call, lambda: os.getppid() != parent)
+    _await_front(call, frontpid.Front(call.front_pid))
     log.write("start", pid=os.getpid(), command=_command(call))
     payload.start(ready)
     return INTERNAL
@@ -197,11 +212,11 @@ def _become(call: Call, log: rootlog.Log, ready: payload.Payload) -> int:
 def _linger(call: Call, log: rootlog.Log, ready: payload.Payload) -> int:
     from glexec import linger
 
-    front = linger.Front(call.front_pid)
+    front = frontpid.Front(call.front_pid)
     near = None if call.control is None else linger.near_end(call.control)
     die_with_root = linger.prepare()
     door = linger.Door(call.front_pid, int(os.environ["SUDO_UID"]))
-    _await_front(call, front.is_gone)
+    _await_front(call, front)
     word.add(call.word, door.name_bits())
     pid = os.fork()
     if pid == 0:

@@ -465,7 +465,8 @@ import signal, sys, time
 count = []
 signal.signal(signal.SIGINT, lambda *_: count.append(1))
 print("up", flush=True)
-signal.pause()
+while not count:
+    time.sleep(0.01)
 time.sleep(0.3)
 sys.exit(len(count))
 """
@@ -494,3 +495,43 @@ def test_credentials_of_the_front_are_what_counts():
         ours.send(b"x")
         _, ancillary, _, _ = theirs.recvmsg(1, 100)
     assert struct.unpack("3i", ancillary[0][2]) == (os.getpid(), os.getuid(), os.getgid())
+
+
+def test_a_caller_cannot_starve_the_keeper(site):
+    """Limits of the caller's are the payload's, not the root part's: the log keeps its last line."""
+    import resource
+
+    size = site.installed[True].log.stat().st_size
+
+    def lower() -> None:
+        hard = resource.RLIM_INFINITY
+        for limit, value in ((resource.RLIMIT_FSIZE, size + 600), (resource.RLIMIT_NOFILE, 30)):
+            resource.setrlimit(limit, (value, hard if limit != resource.RLIMIT_NOFILE else 4096))
+
+    before = len(site.log())
+    result = site.call("/bin/cat", "/proc/self/limits", preexec_fn=lower)
+    assert result.code == 0
+    assert f"Max file size             {size + 600}".encode() in result.out
+    assert [line["event"] for line in site.log()[before:]] == ["decision", "start", "end"]
+
+
+def test_a_front_that_is_not_above_is_no_front():
+    """Without a pidfd the process is looked at: its number alone proves nothing."""
+    from glexec import codes, frontpid
+
+    with pytest.raises(codes.Failure):
+        frontpid.Front(os.getpid())
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        front = frontpid.Front(os.getppid())
+        front.fd = -1
+        verdicts = [front.is_gone()]
+        front._first.ticks -= 1
+        verdicts.append(front.is_gone())
+        os.write(writing, repr(verdicts).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reading, 100) == b"[False, True]"
+    os.close(reading)
+    os.close(writing)
