@@ -160,7 +160,8 @@ GOOD = {"sub": "a@d", "iss": "d", "jti": "1", "iat": 5}
     ("header", "payload"),
     [
         (GOOD_HEADER | {"alg": "none"}, GOOD), (GOOD_HEADER | {"alg": None}, GOOD), (GOOD_HEADER | {"kid": "X"}, GOOD),
-        (GOOD_HEADER | {"kid": "../POOL"}, GOOD), (GOOD_HEADER, GOOD | {"iss": "other"}), (GOOD_HEADER, GOOD | {"sub": ""}),
+        (GOOD_HEADER | {"kid": "../POOL"}, GOOD), (GOOD_HEADER, GOOD | {"iss": "other"}),
+        (GOOD_HEADER, GOOD | {"sub": ""}),
         (GOOD_HEADER, GOOD | {"sub": None}), (GOOD_HEADER, GOOD | {"jti": None}), (GOOD_HEADER, GOOD | {"iat": None}),
         (GOOD_HEADER, GOOD | {"sub": "a\nb"}), (GOOD_HEADER, GOOD | {"exp": "soon"}), (GOOD_HEADER, GOOD | {"exp": 1}),
         (GOOD_HEADER, GOOD | {"exp": True}), (GOOD_HEADER, GOOD | {"exp": 10**400}), ([], GOOD), (GOOD_HEADER, "x"),
