@@ -61,6 +61,7 @@ class Shadow:
         self._log = logs.get("shadow", job=str(text_of(info_ad, "GlobalJobId")), slot=claim.slot)
         self._calls = trio.CancelScope()
         self._promise_s: float | None = None
+        self._pid = 0
         self._fate: str | None = None
         self._over = trio.Event()
         self._nursery: trio.Nursery | None = None
@@ -234,7 +235,8 @@ class Shadow:
         if promise > 0:
             self._promise_s = float(PROMISE_FACTOR * promise)
         pid = whole_of(ad, "JobPid")
-        if 0 < pid < 2**31:
+        if 0 < pid < 2**31 and pid != self._pid:
+            self._pid = pid
             self._note(None, pid)
         match text_of(ad, "JobState"):
             case "Running":
