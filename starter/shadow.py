@@ -137,8 +137,8 @@ class Shadow:
         await self._call(Syscall.BEGIN_EXECUTION)
 
     async def note_job_ended(self) -> None:
-        """event_notification (304): the job has ended now. Stock reckons the time of execution and of tidying up from it.
-        Its answer is negative in normal operation, and says nothing (wire reference T20)."""
+        """event_notification (304): the job has ended now; stock reckons the times of execution and of tidying up from
+        it. Its answer is negative in normal operation, and says nothing (wire reference T20)."""
         event = ClassAd()
         event["EventType"] = "ActivationExecutionExit"
         async with self._turn():

@@ -1,0 +1,145 @@
+"""What a user and an administrator do to a job under a stock schedd, and what each side hears of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.interop.conftest import restart_startd
+from tests.interop.stockjobs import (
+    EVICTED,
+    EXECUTING,
+    HELD,
+    IDLE,
+    RUNNING,
+    SUSPENDED,
+    UNSUSPENDED,
+    StockJobs,
+)
+
+pytestmark = [pytest.mark.interop, pytest.mark.timeout(170)]
+
+# Says what it did with a soft kill, and goes on for long.
+PATIENT = "trap 'echo told >told; exit 3' TERM; sleep 300 & wait"
+
+
+def stopped(stock: StockJobs, role: str) -> set[str]:
+    """States of the processes of a user's jobs."""
+    uid, found = stock.site.accounts[role].uid, set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                status = dict(line.split(":", 1) for line in (entry / "status").read_text().splitlines())
+            except OSError:
+                continue
+            if int(status["Uid"].split()[1]) == uid and status["Name"].strip() == "sleep":
+                found.add(status["State"].split()[0])
+    return found
+
+
+def test_suspend_continue_hold_release_vacate_and_remove(stock: StockJobs) -> None:
+    job = stock.one("alice", PATIENT, when_to_transfer_output="ON_EXIT_OR_EVICT", transfer_output_files="told")
+    stock.wait(job, EXECUTING)
+    stock.act("suspend", job)
+    assert "actually suspended: 2" in stock.wait(job, SUSPENDED).text
+    assert stopped(stock, "alice") == {"T"}
+    stock.act("continue", job)
+    stock.wait(job, UNSUSPENDED)
+    assert stopped(stock, "alice") == {"S"}
+    stock.act("hold", job)
+    stock.wait(job, HELD)
+    seen = len(stock.events(job))
+    stock.act("release", job)
+    stock.wait(job, EXECUTING, after=seen)
+    seen = len(stock.events(job))
+    stock.act("vacate_job", job)
+    stock.wait(job, EVICTED, after=seen)
+    stock.wait(job, EXECUTING, after=seen)
+    stock.act("rm", job)
+    stock.until(lambda: True if stock.status(job) == 3 else None, "the job to be removed")
+    stock.until_empty()
+    assert stock.ad(job)["NumJobStarts"] == 3
+
+
+def test_a_replaced_proxy_is_refused_before_its_key_is_sent_and_the_job_goes_on(stock: StockJobs) -> None:
+    path = stock.proxy("bob", "renewed", stock.site.grid.user("Bob Baker"))
+    go = stock.user("bob").home / "go"
+    job = stock.one("bob", f'cp "$X509_USER_PROXY" before; while [ ! -e {go} ]; do sleep 0.2; done;'
+                    ' cmp before "$X509_USER_PROXY" && echo same', x509userproxy=path)  # fmt: skip
+    stock.wait(job, EXECUTING)
+    stock.proxy("bob", "renewed", stock.site.grid.user("Bob Baker"))
+
+    def both_refused() -> bool | None:
+        said = [line for line in stock.shadow_says(job) if "Failed send command to the starter" in line]
+        return True if {"delegateX509Proxy", "updateX509Proxy"} <= {_call(line) for line in said} else None
+
+    stock.until(both_refused, "the shadow to be refused")
+    assert "sent X509 proxy" not in "\n".join(stock.shadow_says(job))
+    go.touch()
+    assert stock.done(job) == "same\n"
+
+
+def _call(line: str) -> str:
+    """The call that a line of the shadow's log is about: 'DCStarter::NAME: ...'."""
+    return line.partition("DCStarter::")[2].partition(":")[0]
+
+
+def test_condor_status_shows_slots_as_it_should(stock: StockJobs) -> None:
+    job = stock.one("alice", "sleep 300")
+    stock.wait(job, EXECUTING)
+    stock.until(lambda: True if len(stock.slots()) == 2 else None, "the busy slot in the collector")
+    table = stock.pool.tool("condor_status")
+    assert "?" not in table
+    assert "slot1@sailplane.example" in table
+    ads = {ad["SlotType"]: ad for ad in stock.slots()}
+    assert (ads["Partitionable"]["State"], ads["Partitionable"]["Activity"]) == ("Unclaimed", "Idle")
+    assert (ads["Dynamic"]["State"], ads["Dynamic"]["Activity"]) == ("Claimed", "Busy")
+    assert ads["Dynamic"]["RemoteUser"] == stock.ad(job)["User"]
+    assert ads["Dynamic"]["JobId"] == job.id
+    direct = stock.pool.tool("condor_status", "-direct", "slot1@sailplane.example", "-af", "Name", "State")
+    assert sorted(direct.splitlines()) == sorted(f"{ad['Name']} {ad['State']}" for ad in ads.values())
+    assert not any("ClaimId" in ad or "Capability" in ad for ad in ads.values())
+    stock.act("rm", job)
+    stock.until_empty()
+
+
+def test_a_startd_that_ends_gives_the_job_back(stock: StockJobs) -> None:
+    job = stock.one("bob", PATIENT)
+    stock.wait(job, EXECUTING)
+    released = stock.pool.log("SchedLog").count("Got RELEASE_CLAIM")
+    startd = stock.site.startd
+    assert startd is not None
+    assert startd.stop(signal.SIGTERM, deadline_s=40) == 0
+    stock.site.startd = None
+    stock.until(lambda: True if stock.status(job) == IDLE else None, "the job to be idle again")
+    assert "the pilot shuts down" in stock.wait(job, EVICTED).text
+    assert stock.pool.log("SchedLog").count("Got RELEASE_CLAIM") == released + 1
+    stock.until(lambda: True if not stock.slots() else None, "the slots to leave the collector")
+    seen = len(stock.events(job))
+    restart_startd(stock)
+    stock.wait(job, EXECUTING, after=seen)
+    stock.act("rm", job)
+    stock.until_empty()
+
+
+def test_a_lease_that_runs_out_ends_the_claim_and_not_the_job(stock: StockJobs) -> None:
+    job = stock.one("alice", "sleep 300", job_lease_duration="20")
+    stock.wait(job, EXECUTING)
+    frozen = stock.pool.processes("condor_sch") + stock.pool.processes("condor_sha")
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        stock.until(lambda: True if "(rule 10)" in stock.start_log() else None, "the lease to be over")
+        stock.until(lambda: None if stopped(stock, "alice") else True, "the job's processes to end")
+    finally:
+        for pid in frozen:
+            os.kill(pid, signal.SIGCONT)
+    seen = len(stock.events(job))
+    stock.wait(job, EVICTED)
+    assert stock.status(job) in (IDLE, RUNNING)
+    stock.wait(job, EXECUTING, after=seen)
+    stock.act("rm", job)
+    stock.until_empty()
