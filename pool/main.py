@@ -59,6 +59,10 @@ def main(arguments: list[str] | None = None) -> int:
         return WRONG_SETTINGS
     try:
         return trio.run(_run, config, places, options.ready_fd, strict_exception_groups=True)
+    except Exception:  # whatever nobody expected: said once, with all that is known, and the end
+        log.exception("unexpected; the pool ends")
+        print("sailplane-pool: unexpected error, see the log", file=sys.stderr)
+        return OUR_BUG
     finally:
         os.close(lock)
 
