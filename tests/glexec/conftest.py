@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import pytest
 
 from demo import accounts as demo_accounts
 from demo.grid import Certified, Grid, make_grid, make_proxy, write_private
-from glexec.install import Installed, install, uninstall
+from glexec.install import Installed, InstallError, install, uninstall
 
 PATIENCE_S = 30.0
 
@@ -132,20 +133,26 @@ class Site:
         return not demo_accounts.processes_of([account.uid])
 
 
+def take_down(base: Path) -> None:
+    """Remove a site with every installation that is still in it."""
+    for place in base.iterdir():
+        with suppress(InstallError):
+            uninstall(Installed.load(place), remove_log=True)
+    shutil.rmtree(base)
+
+
 @pytest.fixture(scope="session")
 def site(accounts: Mapping[str, demo_accounts.Account]) -> Iterator[Site]:
     """The site, taken down afterwards."""
-    base = Path(tempfile.mkdtemp(prefix="sptest-glexec-", dir="/var/tmp"))
+    for left in Path("/var/tmp").glob("sptest-glexec-*"):
+        if not Path("/proc", left.name.split("-")[2]).exists():
+            take_down(left)  # of a run that was killed
+    base = Path(tempfile.mkdtemp(prefix=f"sptest-glexec-{os.getpid()}-", dir="/var/tmp"))
     base.chmod(0o755)
-    made = None
     try:
-        made = Site(base, accounts)
-        yield made
+        yield Site(base, accounts)
     finally:
-        if made is not None:
-            for installed in made.installed.values():
-                uninstall(installed, remove_log=True)
-        shutil.rmtree(base)
+        take_down(base)
 
 
 @pytest.fixture(params=[True, False], ids=["linger", "become"])
