@@ -44,14 +44,18 @@ async def _jobs(socket: Path) -> list[m.JobRow]:
 
 def runs(socket: Path, cluster: int) -> dict[str, m.RunRow]:
     """The last run of each job of a cluster, by the job's id."""
-    answer = trio.run(_runs, socket, cluster)
-    return {f"{row.cluster}.{row.proc}": row for row in sorted(answer.rows, key=lambda row: row.number)}
+    rows = trio.run(_runs, socket, cluster)
+    return {f"{row.cluster}.{row.proc}": row for row in sorted(rows, key=lambda row: row.number)}
 
 
-async def _runs(socket: Path, cluster: int) -> m.Runs:
+async def _runs(socket: Path, cluster: int) -> list[m.RunRow]:
+    rows: list[m.RunRow] = []
     async with await rpc.connect(socket, m.POOL, max_fds=m.MAX_FDS) as channel:
-        answer: m.Runs = await channel.call(m.RunsOf(m.Target(cluster, None)))
-        return answer
+        while True:
+            page: m.Runs = await channel.call(m.RunsOf(m.Target(cluster, None), len(rows)))
+            rows += page.rows
+            if not page.more:
+                return rows
 
 
 def job_id(row: m.JobRow) -> str:
