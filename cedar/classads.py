@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, TypeVar, overload
 
-from classad2 import ClassAd, ClassAdException, ExprTree, Value
+from classad2 import ClassAd, ClassAdException, ExprTree, Value, parseOne
 
 from cedar import expressions, reach
 from cedar.errors import PeerFault
@@ -29,6 +29,10 @@ _REAL = re.compile(r"-?[0-9]+\.[0-9]+(?:[eE][+-]?[0-9]{1,3})?")
 _WORDS = {"true": True, "false": False, "undefined": Value.Undefined, "error": Value.Error}
 # A string without quotes and backslashes inside, the most common value.
 _PLAIN = re.compile(r'"([^"\\]*)"')
+
+# The library evaluates a bare name in the other ad too, as stock daemons do, only after its first parse of old ClassAd
+# text: a switch of the whole process that is never turned back.
+parseOne("OldSemantics = true")
 
 # Values that protect claims: never in answers to queries, in logs or in job directories.
 PRIVATE = frozenset({"capability", "childclaimids", "claimid", "claimidlist", "claimids", "transferkey"})

@@ -66,6 +66,12 @@ def get(name: str, **context: object) -> Contextual:
     return Contextual(logging.getLogger(f"sailplane.{name}"), context)
 
 
+def descriptors() -> set[int]:
+    """Descriptors of the log that `start` opened: what a forked child must keep to go on writing it."""
+    handlers = logging.getLogger("sailplane").handlers
+    return {handler.stream.fileno() for handler in handlers if isinstance(handler, logging.StreamHandler)}
+
+
 def start(name: str, path: Path | None = None, *, level: int = logging.INFO) -> Contextual:
     """Send this process's records to a file (0600, appended), or to standard error.
 

@@ -14,10 +14,6 @@ from cedar.errors import PeerFault
 
 ClassAd = classad2.ClassAd
 
-# The wheel's library evaluates a bare name in the other ad too, as stock daemons do, only after its first parse of
-# old ClassAd text (a switch of the whole process that is never turned back).
-classad2.parseOne("OldSemantics = true")
-
 
 def copy_of(ad: Any) -> Any:
     result = ClassAd()

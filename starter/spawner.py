@@ -19,6 +19,7 @@ from pathlib import Path
 
 import attrs
 
+from pilot import logs
 from pilot.rpc import ChannelClosed, receive_blocking, send_blocking
 from starter.messages import (
     SPAWNER,
@@ -109,7 +110,7 @@ class Spawner:
     def _be_child(self, work: Callable[[], int], fds: list[int]) -> None:
         status = EXIT_BUG
         try:
-            _forget_parent(keep={0, 1, 2, *fds, *_log_fds()})
+            _forget_parent(keep={0, 1, 2, *fds, *logs.descriptors()})
             status = work()
         except BaseException:  # whatever it was: the process ends here, and must not go on as a second spawner
             self.log.error("starter failed: %s", traceback.format_exc())
@@ -158,16 +159,6 @@ def _forget_parent(keep: set[int]) -> None:
                 os.close(int(name))
             except OSError:
                 continue  # the listing's own descriptor
-
-
-def _log_fds() -> set[int]:
-    """Descriptors of the open log files."""
-    found = set()
-    for handler in logging.getLogger().handlers:
-        stream = getattr(handler, "stream", None)
-        if stream is not None:
-            found.add(stream.fileno())
-    return found
 
 
 def ignore_terminal() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import trio
 from classad2 import ClassAd, ExprTree
@@ -123,3 +126,14 @@ def test_collector_addresses() -> None:
     assert collector_addresses(None) == []
     with pytest.raises(ValueError, match="COLLECTOR_HOST"):
         collector_addresses("http://x/y")
+
+
+def test_bare_names_are_found_in_the_other_ad_as_stock_daemons_do() -> None:
+    """In a process of its own: the library has a switch for it, which any earlier parse may have turned."""
+    code = (
+        "from classad2 import ClassAd, ExprTree\n"
+        "from cedar.classads import matches\n"
+        "job = ClassAd({'Requirements': ExprTree('OpSys == \"LINUX\"')})\n"
+        "raise SystemExit(not matches(job, ClassAd({'OpSys': 'LINUX'})))\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=30)
