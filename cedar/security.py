@@ -129,7 +129,9 @@ def make_ad(values: Iterable[tuple[str, Any]]) -> ClassAd:
     """An ad of literals; None is left out."""
     ad = ClassAd()
     for name, value in values:
-        if value is not None:
+        if isinstance(value, str):
+            classads.set_str(ad, name, value)
+        elif value is not None:
             ad[name] = value
     return ad
 

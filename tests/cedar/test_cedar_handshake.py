@@ -171,13 +171,14 @@ async def test_anonymous_only_reads(tmp_path: Path) -> None:
         assert here.requests[1].identity == "unauthenticated@unmapped"
 
 
-async def test_fs(tmp_path: Path) -> None:
+async def test_fs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cedar.handshake._FS_PARENT", str(tmp_path))
     async with site(tmp_path) as here:
         stream = await connect(here.address, QUERY, Negotiate(None, ("FS",)), subsystem="TOOL")
         await call(stream)
         assert here.requests[0].method == "FS"
         assert here.requests[0].identity.endswith(f"@{DOMAIN}")
-        assert [name for name in os.listdir("/tmp") if name.startswith("FS_")] == []
+        assert [name for name in os.listdir(tmp_path) if name.startswith("FS_")] == []
 
 
 async def test_unknown_sessions_commands_and_declined_ones(tmp_path: Path) -> None:
