@@ -86,7 +86,7 @@ class StockJobs:
 
     def one(self, role: str, script: str, **lines: str | None) -> Job:
         """A cluster of one job."""
-        return self.submit(role, script, **lines)[0]
+        return self.submit(role, script, count=1, **lines)[0]
 
     def proxy(self, role: str, name: str, owner: Certified, *, lifetime_s: float = 43_200.0) -> str:
         """A proxy file in a user's directory, replacing one of that name as a whole; its path."""
