@@ -83,7 +83,8 @@ def verdict(status: "int | None", started: bool) -> "tuple[int, int, str]":
             return codes.INTERNAL, 0, "the payload's exit status was lost"
         if os.WIFSIGNALED(status):
             return 128 + os.WTERMSIG(status), os.WTERMSIG(status), ""
-        return codes.masked(os.WEXITSTATUS(status)), 0, ""
+        # A lingering root part has masked 201 to 204 already; without linger the status is the payload's own, exactly.
+        return os.WEXITSTATUS(status), 0, ""
     if status is None:
         return codes.DENIED, 0, _REFUSED
     if os.WIFSIGNALED(status):
