@@ -4,7 +4,7 @@ It reads /proc and hands everything to `procd.families`, which decides. A walk c
 scan costs by the machine's, and runs in a thread.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import trio
 
@@ -15,6 +15,10 @@ from procd.process import Process, ProcessId
 # A walk that finds somebody ended is repeated, so that parents are read after their children's end is known.
 # In a family where processes end all the time this never settles; the rest is left to the next walk.
 PASSES = 3
+# On a machine where processes start all the time the last few of them may be missed.
+SCAN_ROUNDS = 5
+# The kernel walks all pages of a process to tell its share: milliseconds for each gigabyte.
+MAX_PSS = 64
 
 
 class Lookout:
@@ -37,7 +41,7 @@ class Lookout:
         known = self._families.members(top)
         missing: set[ProcessId] = set()
         for _ in range(PASSES):
-            seen = self._walk(top, known)
+            seen = self._walk(top, known).seen
             gone = {key for key in known if key.pid not in seen or seen[key.pid].id != key}
             doubtful = gone - missing
             if not doubtful:
@@ -46,11 +50,9 @@ class Lookout:
         self._families.refresh(top, seen, gone, doubtful)
 
     async def scan(self, family: Family) -> None:
-        """Read every process of the machine, then walk the family: who is not found now does not exist.
+        """Read every process of the machine, then walk the family.
 
-        Two looks of different kinds, one after the other: a process that hides from one of them by forking at
-        the right moment is found by the other. Callers at the same time share a scan that starts after all
-        have asked.
+        Callers at the same time share a scan that starts after all have asked.
         """
         wanted = self._started + 1
         async with self._scanning:
@@ -63,13 +65,29 @@ class Lookout:
                 self._finished = number
         self.look(family)
 
+    def proves_empty(self, family: Family) -> bool:
+        """Whether nobody of the family runs, beyond the doubt that a single look leaves.
+
+        A process can dodge a look: between the moment when its number is listed and that when it is read, it
+        forks and ends, and its child comes to a sub-reaper whose list was read before. Then its number has
+        vanished, or is a new zombie. So it takes two walks with the same result, the second one without a
+        number that vanished. False can also mean that something else moves below the starter: ask again.
+        """
+        top = family.top
+        known = self._families.members(top)
+        first, second = self._walk(top, known), self._walk(top, known)
+        self._families.discover(second.seen)
+        if any(identity.pid in second.seen for identity in self._families.running(family)):
+            return False
+        return not second.vanished and first.result == second.result
+
     def survey(self, root: ProcessId, starter: ProcessId) -> dict[int, Process]:
         """All that registration wants to know: a root's ancestors, and everything below its starter."""
-        seen: dict[int, Process] = {}
+        walk = _Walk(self._reader)
         for pid in (root.pid, starter.pid):
-            self._climb(pid, seen)
-        self._descend([starter.pid], seen)
-        return seen
+            walk.climb(pid)
+        walk.descend([starter.pid])
+        return walk.seen
 
     def is_there(self, identity: ProcessId) -> bool:
         """Whether this very process exists, if only as a zombie."""
@@ -77,24 +95,47 @@ class Lookout:
 
     def pss_kb(self, family: Family) -> int | None:
         """The family's share of memory; None unless the kernel shows it for all of it."""
-        shares = [self._reader.pss_kb(identity.pid) for identity in self._families.running(family)]
+        running = self._families.running(family)
+        if len(running) > MAX_PSS:
+            return None
+        shares = [self._reader.pss_kb(identity.pid) for identity in running]
         return None if None in shares else sum(share for share in shares if share is not None)
 
     def _read_all(self) -> dict[int, Process]:
-        return {process.id.pid: process for process in self._reader.scan()}
-
-    def _walk(self, top: Family, known: Iterable[ProcessId]) -> dict[int, Process]:
+        """All processes; and those that came while these were read, until nobody new is listed."""
         seen: dict[int, Process] = {}
-        strangers = frozenset(identity.pid for identity in top.around.ancestors)
-        reapers = [identity.pid for identity in self._families.reapers(top)]
-        self._descend(reapers, seen, deeper_than=strangers, only_uid=top.around.uid)
-        self._descend([identity.pid for identity in known], seen)
+        for _ in range(SCAN_ROUNDS):
+            new = [pid for pid in self._reader.pids() if pid not in seen]
+            if not new:
+                break
+            seen.update((pid, process) for pid in new if (process := self._reader.read(pid)) is not None)
         return seen
 
-    def _descend(
+    def _walk(self, top: Family, known: Iterable[ProcessId]) -> "_Walk":
+        walk = _Walk(self._reader)
+        strangers = frozenset(identity.pid for identity in top.around.ancestors)
+        reapers = [identity.pid for identity in self._families.reapers(top)]
+        walk.descend(reapers, deeper_than=strangers, only_uid=top.around.uid)
+        walk.descend([identity.pid for identity in known])
+        return walk
+
+
+class _Walk:
+    """One walk through process trees: what was seen, and how many numbers were listed but not to be read."""
+
+    def __init__(self, reader: ProcReader) -> None:
+        self.seen: dict[int, Process] = {}
+        self.vanished = 0
+        self._reader = reader
+
+    @property
+    def result(self) -> set[tuple[ProcessId, bool]]:
+        """Who is there, and who runs."""
+        return {(process.id, process.running) for process in self.seen.values()}
+
+    def descend(
         self,
-        start: Iterable[int],
-        seen: dict[int, Process],
+        start: Collection[int],
         *,
         deeper_than: frozenset[int] = frozenset(),
         only_uid: int | None = None,
@@ -104,21 +145,26 @@ class Lookout:
         Below the processes `deeper_than` are other starters with families of their own; there the walk
         follows only what is of `only_uid`.
         """
-        waiting = [pid for pid in start if pid not in seen]
+        given = frozenset(start)
+        waiting = [(pid, False) for pid in start]
         waiting.reverse()
         while waiting:
-            pid = waiting.pop()
-            if pid in seen or (process := self._reader.read(pid)) is None:
+            pid, listed = waiting.pop()
+            if pid in self.seen:
                 continue
-            seen[pid] = process
-            if process.parent in deeper_than and pid not in deeper_than and process.uid != only_uid:
+            process = self._reader.read(pid)
+            if process is None:
+                self.vanished += listed
                 continue
-            if process.running:
-                waiting.extend(child for child in self._reader.children(process) if child not in seen)
+            self.seen[pid] = process
+            is_stranger = process.parent in deeper_than and process.uid != only_uid and pid not in given
+            if process.running and not is_stranger:
+                waiting.extend((child, True) for child in self._reader.children(process))
 
-    def _climb(self, pid: int, seen: dict[int, Process]) -> None:
+    def climb(self, pid: int) -> None:
+        """Read a process and all above it."""
         for _ in range(MAX_CHAIN):
-            if pid in seen or pid <= 1 or (process := self._reader.read(pid)) is None:
+            if pid in self.seen or pid <= 1 or (process := self._reader.read(pid)) is None:
                 return
-            seen[pid] = process
+            self.seen[pid] = process
             pid = process.parent

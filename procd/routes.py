@@ -9,7 +9,7 @@ import os
 import random
 import signal
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,11 +31,7 @@ MAX_TARGETS = 20_000
 
 
 class RouteFailed(Exception):
-    """A route did not carry the signal; another one may. The text is for logs; `calls` is what it cost."""
-
-    def __init__(self, text: str, calls: int = 0) -> None:
-        super().__init__(text)
-        self.calls = calls
+    """A route did not carry the signal; another one may. The text is for logs."""
 
 
 class Control:
@@ -94,25 +90,25 @@ class OwnRight:
     def __init__(self, reader: ProcReader) -> None:
         self._reader = reader
 
-    def send(self, identities: Iterable[ProcessId], number: int) -> int:
-        """Signal those that are still there; how many were. RouteFailed when we may not."""
-        return sum(self._send(identity, number) for identity in identities)
+    def send(self, identities: Iterable[ProcessId], number: int) -> list[ProcessId]:
+        """Signal those that are still there; returns those that we may not signal (a set-uid program of the
+        job)."""
+        return [identity for identity in identities if not self._send(identity, number)]
 
     def _send(self, identity: ProcessId, number: int) -> bool:
         """By a descriptor: between the look at the tick and the signal the number can't be reused."""
         try:
             fd = os.pidfd_open(identity.pid)
         except OSError:
-            return False
+            return True  # gone, or this process has too many descriptors: the next look tells
         try:
-            if self._reader.ticks(identity.pid) != identity.start_ticks:
-                return False
-            signal.pidfd_send_signal(fd, number)
+            if self._reader.ticks(identity.pid) == identity.start_ticks:
+                signal.pidfd_send_signal(fd, number)
             return True
         except ProcessLookupError:
-            return False
+            return True
         except PermissionError:
-            raise RouteFailed(f"not allowed to signal process {identity.pid}") from None
+            return False
         finally:
             os.close(fd)
 
@@ -140,19 +136,19 @@ class Order:
 
 @attrs.frozen
 class Report:
-    """What became of an order. calls: authorisations that it took, shared ones included."""
+    """What became of an order: the switch's words when it failed, else the survivors that the far side
+    saw."""
 
-    calls: int
     failure: str | None = None
     left: int = 0
 
 
-class _Counting:
-    """A switch that counts how often it was started."""
+class _Telling:
+    """A switch that tells of each call: it may be tried again, and every attempt is an authorisation."""
 
-    def __init__(self, switch: Switch) -> None:
+    def __init__(self, switch: Switch, requests: Sequence["_Request"]) -> None:
         self._switch = switch
-        self.calls = 0
+        self._requests = requests
 
     @property
     def name(self) -> str:
@@ -167,13 +163,15 @@ class _Counting:
         return self._switch.needs_credential
 
     async def start(self, call: Call) -> Running:
-        self.calls += 1
+        for request in self._requests:
+            request.on_call()
         return await self._switch.start(call)
 
 
 @attrs.define(eq=False)
 class _Request:
     order: Order
+    on_call: Callable[[], None]
     answered: trio.Event = attrs.field(factory=trio.Event)
     report: Report | None = None
 
@@ -195,11 +193,13 @@ class SwitchCalls:
         self._changed = trio.Event()
         self._dice = random.SystemRandom()
 
-    async def ask(self, order: Order, *, urgent: bool) -> Report:
-        """Have an order carried out, alone or with others. Cancelling withdraws it, unless its call has
-        begun."""
+    async def ask(self, order: Order, *, urgent: bool, on_call: Callable[[], None]) -> Report:
+        """Have an order carried out, alone or with others; `on_call` hears of each call that is made for it.
+
+        Cancelling withdraws the order, unless its call has begun.
+        """
         self._last_ticket += 1
-        ticket, request = self._last_ticket, _Request(order)
+        ticket, request = self._last_ticket, _Request(order, on_call)
         self._requests[ticket] = request
         dice = self._dice.random()
         self._planner.ask(ticket, order.key, urgent=urgent, dice=dice, now_s=trio.current_time())
@@ -228,18 +228,17 @@ class SwitchCalls:
         requests = [self._requests[ticket] for ticket in batch.tickets if ticket in self._requests]
         if not requests:
             return
-        switch = _Counting(self._switch)
+        switch = _Telling(self._switch, requests)
         order = _merged([request.order for request in requests])
         try:
-            left = await self._call(switch, order)
-            report = Report(switch.calls, None, left)
+            report = Report(left=await self._call(switch, order))
         except CallFailed as failed:
-            report = Report(switch.calls, str(failed))
+            report = Report(str(failed))
         for request in requests:
             request.report = report
             request.answered.set()
 
-    async def _call(self, switch: _Counting, order: Order) -> int:
+    async def _call(self, switch: _Telling, order: Order) -> int:
         credential = Path(order.credential) if order.credential else None
         sent = await signal_far(
             Asking(switch, self._settings, order.audit_id, credential),

@@ -5,6 +5,7 @@ route works that of `procd.routes`.
 """
 
 import signal
+from collections.abc import Callable
 
 import attrs
 import trio
@@ -21,6 +22,10 @@ _FIRST_PAUSE_S = 0.001
 _LONGEST_PAUSE_S = 0.1
 # Between two attempts that failed, of any route.
 _BETWEEN_ATTEMPTS_S = 0.5
+# How long killing goes on between two full scans, which cost more.
+_OWN_PATIENCE_S = 2.0
+# The proof fails when anything moves below the starter, as the far end of another call that is just ending.
+_PROOFS = 20
 # A family whose members stop as fast as they fork needs a few rounds; each finds only what was born
 # meanwhile.
 _ROUNDS = 20
@@ -33,6 +38,10 @@ class Ending:
     routes: list[str] = attrs.field(factory=list)
     switch_calls: int = 0
     failure: str = ""
+
+    def called(self) -> None:
+        """Note a call of the switch."""
+        self.switch_calls += 1
 
     def used(self, route: str) -> None:
         """Note a route, once."""
@@ -149,10 +158,10 @@ class Signaller:
 
     async def _send_without_control(self, family: Family, number: int, targets: list[ProcessId], *, tree: bool) -> None:
         try:
-            if family.around.uid == self._pilot_uid:
-                self._own.send(targets, number)
-            else:
+            if family.around.uid != self._pilot_uid:
                 await self._ask_switch(family, number, targets, tree=tree, urgent=True, deadline_s=10.0)
+            elif len(refused := self._own.send(targets, number)) == len(targets):
+                raise RouteFailed(_not_allowed(refused))
         except RouteFailed as failed:
             raise FamilyRefused("no-route", str(failed)) from None
 
@@ -166,16 +175,22 @@ class Signaller:
         with trio.move_on_after(deadline_s):
             give_up_s = trio.current_time() + deadline_s
             while True:
-                await self._lookout.scan(family)
-                if not self._families.running(family):
+                if await self._is_empty(family):
                     return True
                 await self._kill_once(family, ending, urgent=urgent, left_s=give_up_s - trio.current_time())
-        self._lookout.look(family)
-        return not self._families.running(family) and await self._proved(family)
+        return await self._is_empty(family)
 
-    async def _proved(self, family: Family) -> bool:
+    async def _is_empty(self, family: Family) -> bool:
+        """A full scan finds nobody, and then a walk that nobody can have dodged."""
         await self._lookout.scan(family)
-        return not self._families.running(family)
+        for _ in range(_PROOFS):
+            if self._families.running(family):
+                return False
+            if self._lookout.proves_empty(family):
+                return True
+            self._lookout.look(family)
+            await trio.sleep(_FIRST_PAUSE_S)
+        return False
 
     async def _kill_once(self, family: Family, ending: Ending, *, urgent: bool, left_s: float) -> None:
         """One attempt by the cheapest route that is open; returns when there is reason to scan again."""
@@ -192,7 +207,6 @@ class Signaller:
                 await self._kill_by_switch(family, ending, urgent=urgent, left_s=left_s)
         except RouteFailed as failed:
             ending.failure = str(failed)
-            ending.switch_calls += failed.calls
             await trio.sleep(_BETWEEN_ATTEMPTS_S)
 
     async def _kill_by_control(self, family: Family, control: Control, ending: Ending) -> None:
@@ -205,17 +219,31 @@ class Signaller:
             await self._until_empty(family, CONTROL_PATIENCE_S)
 
     async def _kill_own(self, family: Family) -> None:
-        await self._freeze(family)
-        self._own.send(self._families.running(family), signal.SIGKILL)
-        await self._until_empty(family, _BETWEEN_ATTEMPTS_S)
+        """Stop and kill, again and again without a scan in between, until a walk finds nobody."""
+        refused: list[ProcessId] = []
+        with trio.move_on_after(_OWN_PATIENCE_S):
+            while not self._lookout.proves_empty(family):
+                await self._freeze(family)
+                refused = self._own.send(self._families.running(family), signal.SIGKILL)
+                if refused:
+                    break
+                await self._until_empty(family, _BETWEEN_ATTEMPTS_S)
+        if refused:
+            raise RouteFailed(_not_allowed(refused))
 
     async def _kill_by_switch(self, family: Family, ending: Ending, *, urgent: bool, left_s: float) -> None:
         targets = self._tops(family)
         if family.starter_alive and family.parent is None:
             # The far side may not signal the starter, but finds below it the orphans that are born meanwhile.
             targets.append(family.starter)
-        ending.switch_calls += await self._ask_switch(
-            family, signal.SIGKILL, targets, tree=True, urgent=urgent, deadline_s=left_s
+        await self._ask_switch(
+            family,
+            signal.SIGKILL,
+            targets,
+            tree=True,
+            urgent=urgent,
+            deadline_s=left_s,
+            on_call=ending.called,
         )
         await self._until_empty(family, _LONGEST_PAUSE_S)
         if self._families.running(family):
@@ -262,8 +290,9 @@ class Signaller:
         tree: bool,
         urgent: bool,
         deadline_s: float,
-    ) -> int:
-        """One order; the calls that it took. RouteFailed with the switch's words."""
+        on_call: Callable[[], None] = lambda: None,
+    ) -> None:
+        """One order. RouteFailed with the switch's words."""
         if self._switch_calls is None:
             raise RouteFailed("another account's processes, and no switch")
         credential, audit_id = self.reason(family)
@@ -276,7 +305,10 @@ class Signaller:
             tree=tree,
             deadline_s=max(0.1, deadline_s),
         )
-        report = await self._switch_calls.ask(order, urgent=urgent)
+        report = await self._switch_calls.ask(order, urgent=urgent, on_call=on_call)
         if report.failure is not None:
-            raise RouteFailed(report.failure, report.calls)
-        return report.calls
+            raise RouteFailed(report.failure)
+
+
+def _not_allowed(refused: list[ProcessId]) -> str:
+    return f"not allowed to signal {len(refused)} processes, as {refused[0].pid}"

@@ -59,8 +59,8 @@ async def test_a_fork_storm_is_stopped(tmp_path: Path) -> None:
     with world.job(world.STORM) as job:
         async with world.procd(tmp_path / "s") as client:
             await world.register(client, job)
-            await grown(job, 20)
-            stopped = await client.stop("job", deadline_s=20)
+            await world.storming(client)
+            stopped = await client.stop("job", deadline_s=30)
             assert stopped.empty
             assert job.alive() == []
 

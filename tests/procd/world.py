@@ -76,19 +76,16 @@ def child(path):
 child("")
 """
 SLEEP = "import signal\nwhile True: signal.pause()"
-# Never stops forking, and each generation leaves its parent behind.
+# Four processes that never stay: each forks and leaves its child behind, 200 times a second in all.
 STORM = """
-import os, time
-while True:
-    for _ in range(2):
-        if os.fork() == 0:
-            break
-    else:
-        time.sleep(0.02)
-        os._exit(0)
-    time.sleep(0.01)
-    if len(os.listdir("/proc")) > 500:
-        os._exit(0)
+import os, signal, time
+for _ in range(4):
+    if os.fork() == 0:
+        while True:
+            time.sleep(0.02)
+            if os.fork():
+                os._exit(0)
+while True: signal.pause()
 """
 # Children that burn, one after the other, each waited for.
 BURN = """
@@ -174,6 +171,9 @@ def job(program: str, *arguments: str, uid: int = 0) -> Iterator[Job]:
     try:
         yield Job(starter, pid, marker, stand_in)
     finally:
+        # A storm can't be killed one by one, but it never leaves the job's process group.
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
         for each in (stand_in.pid, starter):
             _kill(each)
         while left := marked(marker):
@@ -233,6 +233,15 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], what: str) -> N
             return
         assert time.monotonic() < end_s, what
         await trio.sleep(0.01)
+
+
+async def storming(client: ProcdClient) -> None:
+    """Until a STORM has begun; its processes are gone before they can be asked for their command line."""
+
+    async def seen() -> bool:
+        return (await client.usage("job")).processes_seen >= 30
+
+    await until(seen, "a storm")
 
 
 @contextmanager
