@@ -33,6 +33,9 @@ DEFAULT_ALIVE_INTERVAL_S = 300
 MAX_SLOTS_A_REQUEST = 1024
 # DEACTIVATE_JOB_DONE waits for the starter's end; after this the answer says that it is still cleaning (3.7).
 JOB_DONE_WITHIN_S = 10.0
+# The next activation may overtake the end of the starter before it by some milliseconds: it waits for so long.
+# To be told to try again costs a shadow a whole second; it waits 20 s for an answer.
+STARTER_ENDS_WITHIN_S = 3.0
 # The longest lease that a peer may ask for: a claim must not live for ever.
 MAX_LEASE_S = 7 * 86_400
 
@@ -129,6 +132,9 @@ class Commands:
         reader.int()
         ad = reader.ad()
         held = self.claims.find(request.session.sid)
+        if held is not None and held.life.state is State.VACATING:
+            with trio.move_on_after(STARTER_ENDS_WITHIN_S):
+                await held.wait_without_starter()
         refusal = self._refuse_activation(held, ad)
         if held is None or refusal is not None:
             await self._answer_refusal(request, ad, *(refusal or (ActivationRefusal.CLAIM_NOT_FOUND, "unknown claim")))

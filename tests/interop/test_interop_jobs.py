@@ -140,6 +140,7 @@ def test_a_cluster_runs_job_after_job_on_one_claim(stock: StockJobs) -> None:
     assert len(slots) == 1
     assert said.count(": slot slot1_") == 1, "carved once"
     assert said.count("idle -> starting") == 5
+    assert "activation refused" not in said, "each waited for the end of the one before, and was not sent away"
 
 
 def test_several_jobs_of_a_cluster_run_at_the_same_time(stock: StockJobs) -> None:
