@@ -44,9 +44,7 @@ def main() -> int:
         step = "exec"
         _exec(wanted, report)
     except Exception as error:  # whatever it is, the pilot must not take our end for the job's
-        reason = (
-            error if isinstance(error, OSError) else OSError(22, "%s: %s" % (type(error).__name__, error))
-        )
+        reason = error if isinstance(error, OSError) else OSError(22, "%s: %s" % (type(error).__name__, error))
         os.write(report, dumps(trouble(step, reason)).encode("ascii"))
     return 1
 
@@ -75,11 +73,7 @@ def _own_session(wanted: "dict") -> None:  # type: ignore[type-arg]
 
 def _stdio(wanted: "dict") -> None:  # type: ignore[type-arg]
     os.umask(wanted["umask"])
-    given = (
-        _open(wanted["stdin"], os.O_RDONLY)
-        if wanted["stdin"] is not None
-        else os.open(os.devnull, os.O_RDONLY)
-    )
+    given = _open(wanted["stdin"], os.O_RDONLY) if wanted["stdin"] is not None else os.open(os.devnull, os.O_RDONLY)
     out = _open(wanted["stdout"], _OUT)
     err = out if wanted["stderr"] == wanted["stdout"] else _open(wanted["stderr"], _OUT)
     for fd, target in ((given, 0), (out, 1), (err, 2)):

@@ -1,7 +1,11 @@
 """signal: deliver one signal to a family at the job's account.
 
-Request: {"signal": n, "targets": [[pid, start tick], ...], "tree": bool, "deadline_ms": n}.
+Request: {"signal": n, "targets": [[pid, start tick], ...], "tree": bool, "deadline_ms": n,
+          "farewell": {"signal": n, "to": [pid, start tick], "grace_ms": n} or null}.
 Answer:  {"sent": n, "denied": n, "gone": n, "left": [[pid, tick], ...], "left_count": n, "rounds": n}.
+
+A farewell comes first: one signal to one process, and time until it has ended; so that ending a job softly and
+then surely is one call.
 
 Kill and stop always go to the targets and all their descendants: everybody is stopped first, /proc is read
 again until nobody new turns up (what is stopped cannot fork), and for kill all of them are killed and looked
@@ -55,6 +59,8 @@ def _hide() -> None:
 
 def carry_out(wanted: "dict") -> "dict":  # type: ignore[type-arg]
     family = Family({int(pid): int(tick) for pid, tick in wanted["targets"]})
+    if wanted.get("farewell"):
+        family.farewell(wanted["farewell"])
     end_s = monotonic() + wanted["deadline_ms"] / 1000.0
     number = wanted["signal"]
     if number == _signal.SIGKILL:
@@ -117,6 +123,19 @@ class Family:
         self.sent = self.denied = self.rounds = 0
         self.refusing = set()  # type: set[int]
 
+    def farewell(self, wanted: "dict") -> None:  # type: ignore[type-arg]
+        """Send one signal to one process, and wait until it has ended or the time is over."""
+        pid, tick = wanted["to"]
+        self.members.setdefault(pid, tick)
+        self.send(pid, wanted["signal"])
+        end_s, pause_s = monotonic() + wanted["grace_ms"] / 1000.0, PAUSE_S
+        while monotonic() < end_s:
+            process = read_process(pid)
+            if process is None or process.tick != tick or process.dead:
+                return
+            sleep(pause_s)
+            pause_s = min(2 * pause_s, 0.05)
+
     def look(self) -> None:
         """Read /proc: who of the family lives, and who is new in it."""
         self.rounds += 1
@@ -125,9 +144,7 @@ class Family:
         for pid, process in processes.items():
             children.setdefault(process.parent, []).append(pid)
         mine = _ourselves(processes)
-        waiting = [
-            pid for pid, tick in self.members.items() if pid in processes and processes[pid].tick == tick
-        ]
+        waiting = [pid for pid, tick in self.members.items() if pid in processes and processes[pid].tick == tick]
         self.alive = {}
         while waiting:
             pid = waiting.pop()

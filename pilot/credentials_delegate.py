@@ -65,9 +65,7 @@ class PendingRequest:
         chain = make_chain(_split(certificates), None)
         leaf = chain.leaf
         if public_bytes(leaf.certificate.public_key()) != public_bytes(self._key.public_key()):
-            raise CredentialError(
-                "no-key", f"The delegated proxy {leaf.name} was made for another key than ours."
-            )
+            raise CredentialError("no-key", f"The delegated proxy {leaf.name} was made for another key than ours.")
         if leaf.proxy is None:
             raise CredentialError("broken", f"What was delegated is not a proxy: {leaf.name}.")
         for link, above in zip(chain.links, chain.links[1:], strict=False):
@@ -199,9 +197,7 @@ def _split(certificates: bytes) -> list[bytes]:
     try:
         found = list(der.elements(certificates, limit=MAX_CHAIN))
     except der.DerError:
-        raise CredentialError(
-            "broken", "The delegated certificates are damaged, or more than a chain."
-        ) from None
+        raise CredentialError("broken", "The delegated certificates are damaged, or more than a chain.") from None
     return [der.encode(element.tag, element.value) for element in found]
 
 

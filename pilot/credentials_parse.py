@@ -66,9 +66,7 @@ MAX_RSA_BITS: Final = 8192
 # Old tools still make proxies of 1024 bits that live for hours.
 MIN_RSA_BITS: Final = 1024
 # base64 lines are 64 characters; Java tools write 76.
-_BLOCK: Final = re.compile(
-    rb"-----BEGIN ([A-Z0-9 ]{1,40})-----[ \t]*\r?\n([A-Za-z0-9+/=\r\n \t]*?)-----END \1-----"
-)
+_BLOCK: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----[ \t]*\r?\n([A-Za-z0-9+/=\r\n \t]*?)-----END \1-----")
 _BEGIN: Final = re.compile(rb"-----BEGIN ")
 _KEY_LABELS: Final = frozenset({b"PRIVATE KEY", b"RSA PRIVATE KEY", b"EC PRIVATE KEY"})
 # `openssl ecparam -genkey` writes it in front of the key; it says nothing new.
@@ -152,9 +150,7 @@ def parse_pem(pem: bytes) -> Chain:
         CredentialError: broken, too-big, old-style, no-key (an encrypted one).
     """
     if len(pem) > MAX_PEM_BYTES:
-        raise CredentialError(
-            "too-big", f"A credential of {len(pem)} bytes; at most {MAX_PEM_BYTES} are read."
-        )
+        raise CredentialError("too-big", f"A credential of {len(pem)} bytes; at most {MAX_PEM_BYTES} are read.")
     certificates: list[bytes] = []
     keys: list[bytes] = []
     for label, block in _blocks(pem):
@@ -179,12 +175,8 @@ def _blocks(pem: bytes) -> list[tuple[bytes, bytes]]:
 
 def _unexpected(label: bytes) -> CredentialError:
     if b"ENCRYPTED" in label:
-        return CredentialError(
-            "no-key", "The private key is protected by a pass phrase. Make a proxy and use that."
-        )
-    return CredentialError(
-        "broken", f"The credential holds something that does not belong there: {label.decode()}."
-    )
+        return CredentialError("no-key", "The private key is protected by a pass phrase. Make a proxy and use that.")
+    return CredentialError("broken", f"The credential holds something that does not belong there: {label.decode()}.")
 
 
 def _unbase64(block: bytes) -> bytes:
@@ -203,9 +195,7 @@ def make_chain(certificates: list[bytes], key_pem: bytes | None) -> Chain:
     if not certificates:
         raise CredentialError("broken", "There is no certificate in the credential.")
     if len(certificates) > MAX_CHAIN:
-        raise CredentialError(
-            "too-big", f"A chain of {len(certificates)} certificates; at most {MAX_CHAIN} are read."
-        )
+        raise CredentialError("too-big", f"A chain of {len(certificates)} certificates; at most {MAX_CHAIN} are read.")
     links = tuple(decode(data) for data in certificates)
     for link, above in itertools.pairwise(links):
         if link.certificate.issuer != above.certificate.subject:
@@ -215,9 +205,7 @@ def make_chain(certificates: list[bytes], key_pem: bytes | None) -> Chain:
             )
     owner = next((number for number, link in enumerate(links) if link.proxy is None), None)
     if owner is None:
-        raise CredentialError(
-            "broken", f"The user's own certificate is missing above the proxy {links[0].name}."
-        )
+        raise CredentialError("broken", f"The user's own certificate is missing above the proxy {links[0].name}.")
     if any(link.proxy is not None for link in links[owner:]):
         raise CredentialError("broken", f"A proxy stands above the user certificate {links[owner].name}.")
     return Chain(links, owner, key_pem)
@@ -312,9 +300,7 @@ def _parse_proxy_info(value: bytes, critical: bool, name: str) -> ProxyInfo:
             raise der.DerError("no policy language")
         language: Language = _LANGUAGES.get(policy[0].expect(der.OBJECT_ID), "other")
     except der.DerError:
-        raise CredentialError(
-            "broken", f"The proxy {name} has a proxyCertInfo that cannot be read."
-        ) from None
+        raise CredentialError("broken", f"The proxy {name} has a proxyCertInfo that cannot be read.") from None
     # RFC 3820, 3.8.2: the three known languages come without a policy text.
     return ProxyInfo(language if len(policy) == 1 else "other", path_length, critical)
 
@@ -343,15 +329,11 @@ def _load_key(chain: Chain, *, sound: bool) -> PrivateKey:
     if len(chain.key_pem) > MAX_KEY_BYTES:
         raise CredentialError("too-big", f"The private key of {chain.leaf.name} is too large.")
     try:
-        key = serialization.load_pem_private_key(
-            chain.key_pem, password=None, unsafe_skip_rsa_key_validation=not sound
-        )
+        key = serialization.load_pem_private_key(chain.key_pem, password=None, unsafe_skip_rsa_key_validation=not sound)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise CredentialError("no-key", f"The private key of {chain.leaf.name} cannot be read.") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
-        raise CredentialError(
-            "no-key", f"The private key of {chain.leaf.name} is neither RSA nor elliptic curve."
-        )
+        raise CredentialError("no-key", f"The private key of {chain.leaf.name} is neither RSA nor elliptic curve.")
     if public_bytes(key.public_key()) != public_bytes(chain.leaf.certificate.public_key()):
         raise CredentialError("no-key", f"The private key does not belong to {chain.leaf.name}.")
     return key

@@ -102,9 +102,7 @@ class TrustStore:
                 ) from None
             return None
         except OSError as error:
-            raise CredentialError(
-                "untrusted", f"The site's {path} cannot be read: {error.strerror}."
-            ) from None
+            raise CredentialError("untrusted", f"The site's {path} cannot be read: {error.strerror}.") from None
         if len(data) > limit_bytes:
             raise CredentialError("untrusted", f"The site's {path} has more than {limit_bytes} bytes.")
         return data
@@ -119,11 +117,7 @@ def _is_directory(path: Path) -> bool:
 
 def _load_ca(data: bytes, file: str) -> Link:
     try:
-        der = (
-            x509.load_pem_x509_certificate(data)
-            if b"-----BEGIN" in data
-            else x509.load_der_x509_certificate(data)
-        )
+        der = x509.load_pem_x509_certificate(data) if b"-----BEGIN" in data else x509.load_der_x509_certificate(data)
         return decode(der.public_bytes(Encoding.DER))
     except (CredentialError, *UNREADABLE):
         raise CredentialError("untrusted", f"The site's CA file {file} is damaged. Tell the site.") from None
@@ -134,9 +128,7 @@ def _load_crl(data: bytes, file: str) -> x509.CertificateRevocationList:
         crl = x509.load_pem_x509_crl(data) if b"-----BEGIN" in data else x509.load_der_x509_crl(data)
         _ = crl.issuer, crl.extensions, crl.next_update_utc, crl.last_update_utc
     except (ValueError, TypeError, x509.DuplicateExtension, UnsupportedAlgorithm):
-        raise CredentialError(
-            "crl", f"The site's revocation list {file} is damaged. Tell the site."
-        ) from None
+        raise CredentialError("crl", f"The site's revocation list {file} is damaged. Tell the site.") from None
     return crl
 
 

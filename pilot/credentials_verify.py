@@ -72,13 +72,9 @@ def check_issued(link: Link, above: Link) -> None:
     """Refuse a certificate that the one above did not sign, or not safely (CredentialError broken)."""
     algorithm = link.certificate.signature_hash_algorithm
     if not isinstance(algorithm, _HASHES):
-        raise CredentialError(
-            "broken", f"{link.name} is signed with a method that is no longer safe (such as SHA-1)."
-        )
+        raise CredentialError("broken", f"{link.name} is signed with a method that is no longer safe (such as SHA-1).")
     if not _signed(link, above):
-        raise CredentialError(
-            "broken", f"{link.name} is not signed by {above.name}, whose name it gives as issuer."
-        )
+        raise CredentialError("broken", f"{link.name} is not signed by {above.name}, whose name it gives as issuer.")
 
 
 def _signed(link: Link, above: Link) -> bool:

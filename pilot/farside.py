@@ -304,9 +304,7 @@ def _hello(words: dict[str, Any], sender: tuple[int, int, int] | None) -> Hello:
     return Hello(pid, uid, gid, name if isinstance(name, str) and _ACCOUNT.match(name) else str(uid))
 
 
-async def _receive_with_credentials(
-    near: socket.socket, count: int
-) -> tuple[bytes, tuple[int, int, int] | None]:
+async def _receive_with_credentials(near: socket.socket, count: int) -> tuple[bytes, tuple[int, int, int] | None]:
     while True:
         try:
             data, ancillary, _flags, _address = near.recvmsg(count, socket.CMSG_SPACE(_UCRED.size))

@@ -149,9 +149,7 @@ def path(*, optional: bool = False) -> Kind:
     return Kind("path", "an absolute path", parse, optional)
 
 
-def text(
-    pattern: str = r"[^\x00-\x1f\x7f]*", allowed: str = "text of one line", *, optional: bool = False
-) -> Kind:
+def text(pattern: str = r"[^\x00-\x1f\x7f]*", allowed: str = "text of one line", *, optional: bool = False) -> Kind:
     """Text of one line that matches `pattern`."""
     compiled = re.compile(pattern)
 
@@ -209,9 +207,7 @@ def expression() -> Kind:
     return Kind("expression", "a ClassAd expression", parse)
 
 
-def knob(
-    default: str, kind: Kind, meaning: str, *, unset: str = "", compute: Callable[[], Any] | None = None
-) -> Any:
+def knob(default: str, kind: Kind, meaning: str, *, unset: str = "", compute: Callable[[], Any] | None = None) -> Any:
     """A field of the settings table.
 
     Args:

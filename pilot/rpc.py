@@ -200,11 +200,7 @@ class _Incoming:
         if flags & socket.MSG_CTRUNC or len(self._fds) > self._max_fds:
             raise RpcFault("fds", f"more than {self._max_fds} descriptors with one message")
         if not data:
-            raise (
-                RpcFault("truncated", "end of file within a message")
-                if self._frame.begun
-                else ChannelClosed()
-            )
+            raise (RpcFault("truncated", "end of file within a message") if self._frame.begun else ChannelClosed())
         self._frame.feed(data)
 
     def take(self) -> bytes | None:

@@ -256,8 +256,7 @@ def _mapping_hook(converter: cattrs.Converter, kind: Any) -> _Hook:
         if type(value) is not dict:
             raise _Mismatch("map expected")
         return {
-            converter.structure(key, key_type): converter.structure(entry, value_type)
-            for key, entry in value.items()
+            converter.structure(key, key_type): converter.structure(entry, value_type) for key, entry in value.items()
         }
 
     return structure
@@ -277,13 +276,7 @@ def _union_hook(converter: cattrs.Converter, kind: Any) -> _Hook:
     def structure(value: Any, _: Any) -> Any:
         if value is None and optional:
             return None
-        if (
-            classes
-            and type(value) is list
-            and len(value) == 2
-            and type(value[0]) is str
-            and value[0] in classes
-        ):
+        if classes and type(value) is list and len(value) == 2 and type(value[0]) is str and value[0] in classes:
             return converter.structure(value[1], classes[value[0]])
         for member in others:
             try:
@@ -360,7 +353,5 @@ class FrameBuffer:
 def frame(body: bytes, limit_bytes: int) -> bytes:
     """Body with its length in front. RpcFault("limit") when the other end would refuse it."""
     if len(body) > limit_bytes:
-        raise RpcFault(
-            "limit", f"a message of {len(body)} bytes, allowed are {limit_bytes}; nothing was sent"
-        )
+        raise RpcFault("limit", f"a message of {len(body)} bytes, allowed are {limit_bytes}; nothing was sent")
     return HEADER.pack(len(body)) + body

@@ -71,9 +71,7 @@ class Settings:
         path(),
         "Directory below which the jobs' sandboxes are made; other accounts must reach it.",
     )
-    spool: Path = knob(
-        "$(LOCAL_DIR)/spool", path(), "Directory of the embedded pool's stored input and output files."
-    )
+    spool: Path = knob("$(LOCAL_DIR)/spool", path(), "Directory of the embedded pool's stored input and output files.")
     sailplane_run_dir: Path = knob(
         "$(LOCAL_DIR)/run",
         path(),
@@ -140,21 +138,11 @@ class Settings:
     start: str = knob("TRUE", expression(), "Jobs that this startd is willing to run.")
     rank: str = knob("0.0", expression(), "How much this startd prefers a job.")
     update_interval: float = knob("300", seconds(1), "Time between two updates of the ads at the collector.")
-    alive_interval: float = knob(
-        "300", seconds(1), "Time between two signs of life of a claim, as the pool states it."
-    )
-    max_claim_alives_missed: int = knob(
-        "6", integer(1, 1000), "Signs of life that may be missing before a claim ends."
-    )
-    claim_worklife: float = knob(
-        "1200", seconds(-1), "Age of a claim after which it takes no new job; -1 is never."
-    )
-    starter_update_interval: float = knob(
-        "300", seconds(1), "Time between two updates of a running job's usage."
-    )
-    starter_initial_update_interval: float = knob(
-        "8", seconds(0), "Time from a job's start to its first update."
-    )
+    alive_interval: float = knob("300", seconds(1), "Time between two signs of life of a claim, as the pool states it.")
+    max_claim_alives_missed: int = knob("6", integer(1, 1000), "Signs of life that may be missing before a claim ends.")
+    claim_worklife: float = knob("1200", seconds(-1), "Age of a claim after which it takes no new job; -1 is never.")
+    starter_update_interval: float = knob("300", seconds(1), "Time between two updates of a running job's usage.")
+    starter_initial_update_interval: float = knob("8", seconds(0), "Time from a job's start to its first update.")
     killing_timeout: float = knob(
         "30", seconds(0), "Time that a hard kill may take before the starter itself is killed."
     )
@@ -162,9 +150,7 @@ class Settings:
         "600", seconds(0), "Longest time that a job gets to end by itself when it must go."
     )
     shutdown_graceful_timeout: float = knob("1800", seconds(0), "Longest time of an orderly shutdown.")
-    glexec: Path = knob(
-        "/usr/sbin/glexec", path(), "The identity switch's command, when SAILPLANE_SWITCH is glexec."
-    )
+    glexec: Path = knob("/usr/sbin/glexec", path(), "The identity switch's command, when SAILPLANE_SWITCH is glexec.")
     glexec_retries: int = knob(
         "3", integer(0, 100), "Retries after a call of the switch that failed for a passing reason."
     )
@@ -218,17 +204,13 @@ class Settings:
         path(),
         "The socket by which users of this machine reach the embedded pool.",
     )
-    sailplane_pool_port: int = knob(
-        "0", integer(0, 65535), "The embedded pool's TCP port; 0 lets the kernel choose."
-    )
+    sailplane_pool_port: int = knob("0", integer(0, 65535), "The embedded pool's TCP port; 0 lets the kernel choose.")
     sailplane_pool_owner_from_proxy: bool = knob(
         "False",
         yes_or_no(),
         "Takes a job's owner from its proxy's name, not from the account; for a demo at one account only.",
     )
-    sailplane_pool_lease: float = knob(
-        "300", seconds(1), "Time without contact after which the pool runs a job again."
-    )
+    sailplane_pool_lease: float = knob("300", seconds(1), "Time without contact after which the pool runs a job again.")
 
     source: Path | None = None
     warnings: tuple[str, ...] = ()
@@ -259,9 +241,7 @@ def load(config: Path | None = None, environ: Mapping[str, str] | None = None) -
     return from_values(values, source=config, warnings=_unknown(present))
 
 
-def from_values(
-    values: Mapping[str, str], *, source: Path | None, warnings: tuple[str, ...] = ()
-) -> Settings:
+def from_values(values: Mapping[str, str], *, source: Path | None, warnings: tuple[str, ...] = ()) -> Settings:
     """The settings from the knobs' texts by knob name; a blank text stands for the default."""
     typed: dict[str, Any] = {}
     for field, row in KNOBS.items():
@@ -320,9 +300,7 @@ def _read(config: Path | None, environment: dict[str, str]) -> tuple[dict[str, s
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise SettingsError(
-            "configuration file", str(config), "one without macros that refer to themselves"
-        ) from None
+        raise SettingsError("configuration file", str(config), "one without macros that refer to themselves") from None
     finally:
         os.close(handle)
     return _answer(config, done)
@@ -333,7 +311,5 @@ def _answer(config: Path | None, done: subprocess.CompletedProcess[str]) -> tupl
         answer = json.loads(done.stdout)
     except ValueError:
         words = " ".join(done.stderr.split())[-400:]
-        raise SettingsError(
-            "configuration file", str(config), f"HTCondor's configuration language ({words})"
-        ) from None
+        raise SettingsError("configuration file", str(config), f"HTCondor's configuration language ({words})") from None
     return answer["values"], answer["present"]

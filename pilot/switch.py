@@ -441,9 +441,7 @@ def _null(always: ExitStack) -> int:
     return fd
 
 
-def _file_actions(
-    descriptors: Mapping[int, int], always: ExitStack
-) -> list[tuple[int, int, int] | tuple[int, int]]:
+def _file_actions(descriptors: Mapping[int, int], always: ExitStack) -> list[tuple[int, int, int] | tuple[int, int]]:
     """Exactly these descriptors in the child; sources are first moved out of the targets' way."""
     actions: list[tuple[int, int, int] | tuple[int, int]] = []
     for target, source in descriptors.items():

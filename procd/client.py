@@ -154,9 +154,14 @@ class ProcdClient:
         """SIGCONT all of the family. As `signal`."""
         await self._ask(family, Resume(family), Done)
 
-    async def stop(self, family: str, *, urgent: bool = False, deadline_s: float) -> Stopped:
-        """SIGKILL until a full scan proves that nobody is left, or `deadline_s` seconds are over."""
-        return await self._ask(family, Stop(family, urgent, deadline_s), Stopped)
+    async def stop(
+        self, family: str, *, urgent: bool = False, deadline_s: float, soft: int = 0, grace_s: float = 0.0
+    ) -> Stopped:
+        """SIGKILL until a full scan proves that nobody is left, or `deadline_s` seconds are over.
+
+        With `soft`, that signal to the root comes first, and at most `grace_s` seconds for it to end.
+        """
+        return await self._ask(family, Stop(family, urgent, deadline_s, soft, grace_s), Stopped)
 
     async def unregister(self, family: str) -> Usage:
         """Have the family forgotten; its last usage."""

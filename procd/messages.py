@@ -134,12 +134,18 @@ class Resume:
 
 @attrs.frozen
 class Stop:
-    """SIGKILL until the family is empty or `deadline_s` seconds are over. Urgent: no jitter before the switch
-    is asked."""
+    """SIGKILL until the family is empty or `deadline_s` seconds are over. Urgent: no jitter before the switch is
+    asked.
+
+    soft: before that, this signal to the root and at most `grace_s` seconds for it to end (0: none); with the kill it
+    is one call of the switch.
+    """
 
     family: str = attrs.field(validator=_NAME)
     urgent: bool = False
     deadline_s: float = attrs.field(default=60.0, validator=and_(_finite, le(MAX_DEADLINE_S)))
+    soft: int = attrs.field(default=0, validator=and_(ge(0), le(64)))
+    grace_s: float = attrs.field(default=0.0, validator=and_(_finite, le(MAX_DEADLINE_S)))
 
 
 @attrs.frozen

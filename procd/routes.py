@@ -17,7 +17,7 @@ import attrs
 import trio
 
 from pilot.farside import Asking, CallFailed
-from pilot.farsignal import signal_far
+from pilot.farsignal import Farewell, signal_far
 from pilot.switch import Call, Running, Switch, SwitchSettings
 from procd.planner import Batch, Planner
 from procd.proc import ProcReader
@@ -117,7 +117,8 @@ class OwnRight:
 class Order:
     """What one call of the switch shall do, and on whose credential.
 
-    targets: with `tree`, and for SIGKILL and SIGSTOP always, their descendants are meant too.
+    targets: with `tree`, and for SIGKILL and SIGSTOP always, their descendants are meant too. farewell: what comes
+    first, and to whom.
     """
 
     uid: int
@@ -127,11 +128,12 @@ class Order:
     targets: tuple[ProcessId, ...]
     tree: bool
     deadline_s: float
+    farewell: tuple[Farewell, ProcessId] | None = None
 
     @property
-    def key(self) -> tuple[int, str | None, int, bool]:
+    def key(self) -> tuple[object, ...]:
         """Orders with the same key may share a call."""
-        return (self.uid, self.credential, self.number, self.tree)
+        return (self.uid, self.credential, self.number, self.tree, self.farewell)
 
 
 @attrs.frozen
@@ -247,6 +249,7 @@ class SwitchCalls:
             tree=order.tree,
             limit_s=min(order.deadline_s, LONGEST_CALL_S),
             deadline_s=self._answer_s,
+            farewell=order.farewell,
         )
         if sent.denied and not sent.sent:
             raise CallFailed("wrong-account", "the switch led to an account that may not signal the family")

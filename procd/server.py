@@ -16,6 +16,7 @@ import attrs
 import trio
 
 from pilot import logs
+from pilot.farsignal import Farewell
 from pilot.rpc import Channel, Error, Peer, RpcFault, serve
 from procd.account import Cpu, Totals
 from procd.families import Families, Family, FamilyRefused, Surroundings
@@ -172,7 +173,8 @@ class Service:
 
     async def _stop(self, request: Stop) -> Stopped:
         family = self._families.get(request.family)
-        return await self._end(family, urgent=request.urgent, deadline_s=request.deadline_s)
+        farewell = Farewell(request.soft, request.grace_s) if request.soft else None
+        return await self._end(family, urgent=request.urgent, deadline_s=request.deadline_s, farewell=farewell)
 
     async def _unregister(self, request: Unregister) -> Usage:
         family = self._families.get(request.family)
@@ -202,9 +204,11 @@ class Service:
 
     # --- ends -----------------------------------------------------------------------------------------------
 
-    async def _end(self, family: Family, *, urgent: bool, deadline_s: float) -> Stopped:
+    async def _end(
+        self, family: Family, *, urgent: bool, deadline_s: float, farewell: Farewell | None = None
+    ) -> Stopped:
         ending = Ending()
-        empty = await self._signaller.kill(family, ending, urgent=urgent, deadline_s=deadline_s)
+        empty = await self._signaller.kill(family, ending, urgent=urgent, deadline_s=deadline_s, farewell=farewell)
         left = () if empty else tuple(identity.pid for identity in self._families.running(family))
         route = "+".join(ending.routes) or "none"
         level = self._log.info if empty else self._log.warning

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import attrs
 import trio
 
+from pilot.farsignal import Farewell
 from procd.families import Families, Family, FamilyRefused
 from procd.lookout import Lookout
 from procd.process import ProcessId
@@ -167,18 +168,40 @@ class Signaller:
 
     # --- the end of a family --------------------------------------------------------------------------------
 
-    async def kill(self, family: Family, ending: Ending, *, urgent: bool, deadline_s: float) -> bool:
+    async def kill(
+        self, family: Family, ending: Ending, *, urgent: bool, deadline_s: float, farewell: Farewell | None = None
+    ) -> bool:
         """SIGKILL until a full scan finds nobody, or the time is over; False then.
 
-        `ending` tells how, also when this is cancelled.
+        A farewell comes first, and its grace is on top of `deadline_s`. `ending` tells how, also when this is
+        cancelled.
         """
-        with trio.move_on_after(deadline_s):
+        if farewell is not None and not self._needs_switch(family):
+            await self._bid_farewell(family, farewell)
+            farewell = None
+        grace_s = farewell.grace_s if farewell else 0.0
+        with trio.move_on_after(grace_s + deadline_s):
             give_up_s = trio.current_time() + deadline_s
             while True:
                 if await self._is_empty(family):
                     return True
-                await self._kill_once(family, ending, urgent=urgent, left_s=give_up_s - trio.current_time())
+                left_s = give_up_s - trio.current_time()
+                await self._kill_once(family, ending, urgent=urgent, left_s=left_s, farewell=farewell)
+                farewell = None
         return await self._is_empty(family)
+
+    def _needs_switch(self, family: Family) -> bool:
+        return self.control(family) is None and family.around.uid != self._pilot_uid
+
+    async def _bid_farewell(self, family: Family, farewell: Farewell) -> None:
+        """By a route that is free: one signal to the root, and time until it has ended."""
+        await self.send(family, farewell.number, to_all=False)
+        pause_s = _FIRST_PAUSE_S
+        with trio.move_on_after(farewell.grace_s):
+            while family.root in self._families.running(family):
+                await trio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                self._lookout.look(family)
 
     async def _is_empty(self, family: Family) -> bool:
         """A full scan finds nobody, and then a walk that nobody can have dodged."""
@@ -192,7 +215,9 @@ class Signaller:
             await trio.sleep(_FIRST_PAUSE_S)
         return False
 
-    async def _kill_once(self, family: Family, ending: Ending, *, urgent: bool, left_s: float) -> None:
+    async def _kill_once(
+        self, family: Family, ending: Ending, *, urgent: bool, left_s: float, farewell: Farewell | None
+    ) -> None:
         """One attempt by the cheapest route that is open; returns when there is reason to scan again."""
         control = self.control(family)
         if control is not None and "control" not in ending.routes:
@@ -204,7 +229,7 @@ class Signaller:
                 await self._kill_own(family)
             else:
                 ending.used("switch")
-                await self._kill_by_switch(family, ending, urgent=urgent, left_s=left_s)
+                await self._kill_by_switch(family, ending, urgent=urgent, left_s=left_s, farewell=farewell)
         except RouteFailed as failed:
             ending.failure = str(failed)
             await trio.sleep(_BETWEEN_ATTEMPTS_S)
@@ -231,7 +256,9 @@ class Signaller:
         if refused:
             raise RouteFailed(_not_allowed(refused))
 
-    async def _kill_by_switch(self, family: Family, ending: Ending, *, urgent: bool, left_s: float) -> None:
+    async def _kill_by_switch(
+        self, family: Family, ending: Ending, *, urgent: bool, left_s: float, farewell: Farewell | None
+    ) -> None:
         targets = self._tops(family)
         if family.starter_alive and family.parent is None:
             # The far side may not signal the starter, but finds below it the orphans that are born meanwhile.
@@ -244,6 +271,7 @@ class Signaller:
             urgent=urgent,
             deadline_s=left_s,
             on_call=ending.called,
+            farewell=farewell,
         )
         await self._until_empty(family, _LONGEST_PAUSE_S)
         if self._families.running(family):
@@ -291,6 +319,7 @@ class Signaller:
         urgent: bool,
         deadline_s: float,
         on_call: Callable[[], None] = lambda: None,
+        farewell: Farewell | None = None,
     ) -> None:
         """One order. RouteFailed with the switch's words."""
         if self._switch_calls is None:
@@ -304,6 +333,7 @@ class Signaller:
             targets=tuple(targets),
             tree=tree,
             deadline_s=max(0.1, deadline_s),
+            farewell=(farewell, family.root) if farewell else None,
         )
         report = await self._switch_calls.ask(order, urgent=urgent, on_call=on_call)
         if report.failure is not None:

@@ -193,15 +193,15 @@ class Claims:
         self._next_ticket += 1
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._pending[self._next_ticket] = (activation, shadow, theirs)
-            held.ticket, held.job_id = self._next_ticket, job_id
-            held.starter = Channel(trio.socket.from_stdlib_socket(ours), to_starter.STARTER)
             self.handle(held, life.Activate(self._next_ticket))
         except life.WrongState:
-            del self._pending[self._next_ticket]
             ours.close()
             theirs.close()
             raise
+        # The task that this has started looks for them at its first step, which is not before our next checkpoint.
+        self._pending[self._next_ticket] = (activation, shadow, theirs)
+        held.ticket, held.job_id = self._next_ticket, job_id
+        held.starter = Channel(trio.socket.from_stdlib_socket(ours), to_starter.STARTER)
         self.nursery.start_soon(self._listen, held, held.starter)
 
     async def _start_starter(self, held: Held, ticket: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import cast
@@ -282,6 +283,8 @@ def _both_match(slot: ClassAd, job: ClassAd) -> bool:
 def _requester(ad: ClassAd, address: str, alive_s: int) -> Requester:
     interval_s = float(alive_s if alive_s > 0 else DEFAULT_ALIVE_INTERVAL_S)
     lease_s = get_real(ad, "JobLeaseDuration", 6 * interval_s)
+    if math.isnan(lease_s):  # a lease that compares with nothing would never be over
+        raise PeerFault("classad", "the attribute JobLeaseDuration is not a number")
     return Requester(
         address=Sinful.parse(address) if address else None,
         user=cast(str, get_str(ad, "User", get_str(ad, "Owner", ""))),

@@ -119,7 +119,11 @@ async def keep_running(
     log: logging.LoggerAdapter[logging.Logger],
     task_status: trio.TaskStatus[None],
 ) -> None:
-    """Run ``once`` again and again; its argument is to be called when the process is ready for work."""
+    """Run ``once`` again and again; its argument is to be called when the process is ready for work.
+
+    Raises:
+        NotReady: the first one did not become ready. A later one that does not is tried again like one that died.
+    """
     pause_s = FIRST_PAUSE_S
     told = False
 
@@ -131,7 +135,12 @@ async def keep_running(
 
     while True:
         started_s = trio.current_time()
-        await once(ready)
+        try:
+            await once(ready)
+        except NotReady as fault:
+            if not told:
+                raise
+            log.warning("%s", fault)
         if trio.current_time() - started_s > HEALTHY_AFTER_S:
             pause_s = FIRST_PAUSE_S
         log.warning("%s ended; starting another in at most %.1f s", name, pause_s)
@@ -151,6 +160,8 @@ def _python(module: str, arguments: list[str], config: Path | None, fds: list[in
 
 async def _ended(process: subprocess.Popen[bytes]) -> None:
     """Until the process has ended; by its pidfd, without a thread."""
+    if process.poll() is not None:
+        return  # reaped: the number may be another's by now
     pidfd = os.pidfd_open(process.pid)
     try:
         await trio.lowlevel.wait_readable(pidfd)

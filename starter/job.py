@@ -88,6 +88,7 @@ class Job:
             nursery.start_soon(self._watch_shadow)
             nursery.start_soon(self._watch_startd)
             nursery.start_soon(reap_orphans)
+            nursery.start_soon(self._work.procd.keep)
             self._begin(Step.ASK)
             status = await self._live()
             await self._say(Ended(type(self._life.verdict).__name__, self._words(), self._exit_code()))

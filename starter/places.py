@@ -153,9 +153,7 @@ def write_record(place: Place, content: dict[str, Any]) -> None:
     """A note beside the sandbox for whoever cleans up after a crash; 0600."""
     root = _open_root(place)
     try:
-        fd = os.open(
-            RECORD, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=root
-        )
+        fd = os.open(RECORD, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=root)
         with open(fd, "w", encoding="ascii") as record:
             json.dump(content, record)
     finally:

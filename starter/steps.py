@@ -242,9 +242,16 @@ async def stop(work: Work, *, soft: bool) -> Event:
     """The family is stopped until it is empty, proved by a full scan."""
     if not work.registered:
         return FamilyStopped(())
-    if soft and not work.ended.is_set():
-        await _stop_softly(work)
-    stopped = await work.procd.stop(work.family, urgent=not soft, deadline_s=work.settings.killing_timeout)
+    if soft and work.suspended:
+        await work.procd.resume(work.family)
+    soft = soft and not work.ended.is_set()
+    stopped = await work.procd.stop(
+        work.family,
+        urgent=not soft,
+        deadline_s=work.settings.killing_timeout,
+        soft=work.description.kill_signal if soft else 0,
+        grace_s=_grace_s(work),
+    )
     if stopped.empty and work.launched is not None:
         with trio.move_on_after(END_KNOWN_WITHIN_S):
             await work.ended.wait()
@@ -253,15 +260,10 @@ async def stop(work: Work, *, soft: bool) -> Event:
     return FamilyStopped(tuple(stopped.survivors))
 
 
-async def _stop_softly(work: Work) -> None:
-    """The job's own signal to its root, then as much time as job and slot agree on."""
-    if work.suspended:
-        await work.procd.resume(work.family)
-    await work.procd.signal(work.family, work.description.kill_signal, "root")
-    asked_s = work.description.vacate_s
-    grace_s = work.activation.vacate_max_s if asked_s < 0 else min(asked_s, work.activation.vacate_max_s)
-    with trio.move_on_after(grace_s):
-        await work.ended.wait()
+def _grace_s(work: Work) -> float:
+    """As much time as job and slot agree on."""
+    asked_s, most_s = work.description.vacate_s, work.activation.vacate_max_s
+    return most_s if asked_s < 0 else min(asked_s, most_s)
 
 
 # --- stage out ---------------------------------------------------------------------------------------------------

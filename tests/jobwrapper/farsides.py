@@ -51,9 +51,7 @@ class Settings:
 
 def wrapper_context(*, retries: int = 0) -> Context:
     """The real wrapper, at this account."""
-    return Context(
-        switch=NoneSwitch(), settings=Settings(glexec_retries=retries), audit_id="t#1", credential=None
-    )
+    return Context(switch=NoneSwitch(), settings=Settings(glexec_retries=retries), audit_id="t#1", credential=None)
 
 
 def hostile_context(directory: Path, program: str, *, retries: int = 0) -> Context:

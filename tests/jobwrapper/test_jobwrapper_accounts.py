@@ -332,9 +332,7 @@ def test_links_on_return_lead_nowhere(site: Site, linger: bool) -> None:
     mkdir dir; ln -s {site.base}/private dir/private; ln -s ../../.. dir/up; mkfifo dir/fifo; echo x > dir/plain
     """
 
-    async def listed(
-        context: Context, execute: Path, wanted: tuple[str, ...]
-    ) -> tuple[dict[str, bytes], Any]:
+    async def listed(context: Context, execute: Path, wanted: tuple[str, ...]) -> tuple[dict[str, bytes], Any]:
         place = make_place(execute)
         await fill(context, place, {"job.sh": b"#!/bin/sh\n" + script.encode()})
         launched = await start(context, place, "./job.sh")

@@ -71,9 +71,7 @@ sys.path.insert(0, {str(WRAPPER.parent)!r})
 import jobwrapper.{verb}
 print(*sys.modules)
 """
-    done = subprocess.run(
-        ["/usr/bin/python3", "-IS", "-c", program], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(["/usr/bin/python3", "-IS", "-c", program], capture_output=True, text=True, check=True)
     heavy = {
         "re",
         "enum",

@@ -14,7 +14,7 @@ import pytest
 from attrs import frozen
 
 from pilot.farside import Asking, start_ticks
-from pilot.farsignal import signal_far
+from pilot.farsignal import Farewell, signal_far
 from pilot.switch import NoneSwitch
 
 WRAPPER = Path(__file__).resolve().parents[2] / "jobwrapper"
@@ -185,3 +185,43 @@ async def test_a_process_without_its_first_thread_is_no_zombie(started) -> None:
     assert told.sent >= 2
     assert told.left_count == 0
     assert process.wait() == -signal.SIGKILL
+
+
+# A job that takes its leave when it is asked to, and one that does not listen.
+POLITE = """
+import signal, sys, time
+def leave(*_):
+    open(sys.argv[2], "w").write("bye"); sys.exit(3)
+signal.signal(signal.SIGTERM, leave)
+sys.stdout.write("up\\n"); sys.stdout.flush()
+time.sleep(1000)
+"""
+DEAF = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+sys.stdout.write("up\\n"); sys.stdout.flush()
+time.sleep(1000)
+"""
+
+
+async def bid_farewell(process: subprocess.Popen[bytes], grace_s: float):
+    target = (process.pid, start_ticks(process.pid))
+    farewell = (Farewell(signal.SIGTERM, grace_s), target)
+    return await signal_far(ASKING, signal.SIGKILL, [target], tree=False, limit_s=10, deadline_s=20, farewell=farewell)
+
+
+async def test_a_farewell_gives_the_root_its_time_in_the_same_call(started, tmp_path: Path) -> None:
+    process = start(started, POLITE.replace("sys.argv[2]", repr(str(tmp_path / "bye"))))
+    told = await bid_farewell(process, grace_s=60.0)
+    assert process.wait() == 3
+    assert (tmp_path / "bye").read_text() == "bye"
+    assert told.left_count == 0
+
+
+async def test_after_the_grace_comes_the_kill(started) -> None:
+    process = start(started, DEAF)
+    before = time.monotonic()
+    told = await bid_farewell(process, grace_s=0.3)
+    assert time.monotonic() - before >= 0.3
+    assert process.wait() == -signal.SIGKILL
+    assert told.left_count == 0

@@ -64,9 +64,7 @@ def forged(
     now = int(time.time())
     own = make_key()
     above = source.certificate.subject
-    name = x509.Name(
-        [*above.rdns, x509.RelativeDistinguishedName([x509.NameAttribute(NameOID.COMMON_NAME, "7")])]
-    )
+    name = x509.Name([*above.rdns, x509.RelativeDistinguishedName([x509.NameAttribute(NameOID.COMMON_NAME, "7")])])
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject or name)

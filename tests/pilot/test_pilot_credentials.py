@@ -223,11 +223,7 @@ def test_not_a_credential(pem: bytes) -> None:
     assert refusal(lambda: credentials.load(pem)).code == "broken"
 
 
-@given(
-    damage=st.lists(
-        st.tuples(st.booleans(), st.integers(0, 4000), st.integers(0, 255)), min_size=1, max_size=4
-    )
-)
+@given(damage=st.lists(st.tuples(st.booleans(), st.integers(0, 4000), st.integers(0, 255)), min_size=1, max_size=4))
 @settings(max_examples=150, deadline=None)
 def test_damage_gives_a_credential_error_or_nothing(
     grid: Grid, alice: Certified, damage: list[tuple[bool, int, int]]

@@ -153,9 +153,7 @@ def test_requests_that_cannot_be_read(alice: Certified, request_der: bytes) -> N
 def test_request_not_signed_by_its_key(alice: Certified) -> None:
     damaged = bytearray(credentials.make_request().der)
     damaged[-1] ^= 1
-    assert (
-        refusal(lambda: credentials.sign_request(alice.pem, bytes(damaged), not_after=None)).code == "broken"
-    )
+    assert refusal(lambda: credentials.sign_request(alice.pem, bytes(damaged), not_after=None)).code == "broken"
 
 
 @pytest.mark.parametrize("bits", [512, 768])
@@ -229,9 +227,7 @@ def test_an_end_entity_certificate_is_no_answer(grid: Grid) -> None:
     request = credentials.make_request()
     key = x509.load_der_x509_csr(request.der).public_key()
     user = grid.user("Alice").certificate
-    builder = x509.CertificateBuilder(
-        user.issuer, user.subject, key, 3, at(time.time() - 300), at(time.time() + 600)
-    )
+    builder = x509.CertificateBuilder(user.issuer, user.subject, key, 3, at(time.time() - 300), at(time.time() + 600))
     certificate = builder.sign(grid.authority.key, hashes.SHA256())
     assert refusal(lambda: request.complete(certificate.public_bytes(DER))).code == "broken"
 

@@ -239,9 +239,7 @@ def test_crl_of_an_impostor(tmp_path: Path) -> None:
     assert refusal(lambda: verify(grid, grid.user("Alice"))).code == "crl"
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"garbage", b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"]
-)
+@pytest.mark.parametrize("content", [b"", b"garbage", b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"])
 def test_a_damaged_crl_is_not_a_missing_one(tmp_path: Path, content: bytes) -> None:
     grid = make_grid(tmp_path)
     crl = grid.certificates_dir / f"{grid.hash}.r0"

@@ -84,17 +84,15 @@ def body(tag: object, fields: object) -> bytes:
 # --- the codec ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "message", [FULL, Draw("", 0), Draw("x", 1, Circle(1)), Done("ok"), Error("code", "text")]
-)
+@pytest.mark.parametrize("message", [FULL, Draw("", 0), Draw("x", 1, Circle(1)), Done("ok"), Error("code", "text")])
 def test_a_message_comes_back_as_it_went(message: Any) -> None:
     assert PROTOCOL.decode(PROTOCOL.encode(message)) == message
 
 
 def test_an_integer_is_a_real_number() -> None:
-    assert PROTOCOL.decode(
-        body("Draw", {"name": "", "count": 1, "shape": ["Circle", {"radius": 2}]})
-    ).shape == Circle(2.0)
+    assert PROTOCOL.decode(body("Draw", {"name": "", "count": 1, "shape": ["Circle", {"radius": 2}]})).shape == Circle(
+        2.0
+    )
 
 
 @pytest.mark.parametrize(

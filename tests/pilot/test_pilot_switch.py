@@ -174,9 +174,7 @@ def test_words_of_the_root_part(datagram: bytes, message: object) -> None:
 
 def test_the_settings_choose_the_switch() -> None:
     assert isinstance(make_switch(Settings()), NoneSwitch)
-    assert isinstance(
-        make_switch(Settings(sailplane_switch="glexec", glexec="/usr/sbin/glexec")), GlexecSwitch
-    )
+    assert isinstance(make_switch(Settings(sailplane_switch="glexec", glexec="/usr/sbin/glexec")), GlexecSwitch)
     with pytest.raises(ValueError, match="GLEXEC"):
         make_switch(Settings(sailplane_switch="glexec"))
 
@@ -219,9 +217,7 @@ async def answer(switch: GlexecSwitch | NoneSwitch, *argv: str, **changes) -> tu
     return outcome, out, errors
 
 
-async def test_glexec_gets_its_command_and_nothing_of_ours(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_glexec_gets_its_command_and_nothing_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_OF_THE_PILOT", "1")
     switch = scripted_glexec(tmp_path / "glexec", 'echo "$@"; exec env', pilot_proxy="/p.pem")
     outcome, out, errors = await answer(switch, "cmd", "a b")
@@ -281,9 +277,7 @@ async def test_a_dead_front_is_a_signal(tmp_path: Path) -> None:
 async def test_a_command_that_is_not_there() -> None:
     before = open_fds()
     with opened_null() as null, pytest.raises(FileNotFoundError):
-        await GlexecSwitch("/nowhere/glexec", None).start(
-            Call(("x",), "", None, stdin=null.fileno(), control=True)
-        )
+        await GlexecSwitch("/nowhere/glexec", None).start(Call(("x",), "", None, stdin=null.fileno(), control=True))
     assert open_fds() == before
 
 
@@ -386,9 +380,7 @@ async def failure(context: Context, *, deadline_s: float = 20) -> CallFailed:
         ("kill -9 $$", 3, "broken", Broken("killed by signal 9 before the wrapper spoke")),
     ],
 )
-async def test_a_call_without_a_hello(
-    tmp_path: Path, text: str, attempts: int, code: str, outcome: Outcome
-) -> None:
+async def test_a_call_without_a_hello(tmp_path: Path, text: str, attempts: int, code: str, outcome: Outcome) -> None:
     count = tmp_path / "count"
     failed = await failure(glexec_context(tmp_path / "glexec", f"echo >> {count}\n{text}", retries=2))
     assert (failed.code, failed.outcome) == (code, outcome)
@@ -397,9 +389,7 @@ async def test_a_call_without_a_hello(
 
 async def test_a_call_that_works_the_second_time(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
-    context = glexec_context(
-        tmp_path / "glexec", f'test -e {mark} && exec "$@"; : > {mark}; exit 203', retries=1
-    )
+    context = glexec_context(tmp_path / "glexec", f'test -e {mark} && exec "$@"; : > {mark}; exit 203', retries=1)
     far = await open_call(context, "launch", deadline_s=20)
     assert far.hello.uid == os.getuid()
     assert far.running.authorised
@@ -413,9 +403,7 @@ async def test_a_switch_that_does_not_answer(tmp_path: Path) -> None:
 
 async def test_a_switch_that_is_not_there() -> None:
     settings = Settings(glexec_retries=5)
-    context = Context(
-        switch=GlexecSwitch("/nowhere/glexec", None), settings=settings, audit_id="t", credential=None
-    )
+    context = Context(switch=GlexecSwitch("/nowhere/glexec", None), settings=settings, audit_id="t", credential=None)
     assert isinstance((await failure(context)).outcome, Misused)
 
 

@@ -126,7 +126,7 @@ def test_a_timer_of_an_activation_that_is_over_does_nothing() -> None:
 
 
 def test_suspend_and_continue_reach_a_busy_starter_only() -> None:
-    claim, commands = walk(*BUSY, Suspend(), Continue())
+    _, commands = walk(*BUSY, Suspend(), Continue())
     assert commands[1:] == [SuspendJob(), ContinueJob()]
     with pytest.raises(WrongState):
         Claim().handle(Suspend(), now_s=0.0)

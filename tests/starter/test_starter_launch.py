@@ -44,9 +44,7 @@ def spec(place: Place, *argv: str, **changes) -> LaunchSpec:
 
 async def run(place: Place, *argv: str, context: Context | None = None, **changes) -> Launched | ExecFailed:
     with trio.fail_after(20):
-        return await launch(
-            context or wrapper_context(), place, spec(place, *argv, **changes), register=no_register
-        )
+        return await launch(context or wrapper_context(), place, spec(place, *argv, **changes), register=no_register)
 
 
 async def finish(place: Place, *argv: str, **changes) -> Exited | Signalled:
@@ -87,9 +85,7 @@ async def test_a_job_from_start_to_output(tmp_path: Path) -> None:
     job = "cat; echo $WORD >&2; echo new > made; exit 7"
     assert await finish(place, "/bin/sh", "-c", job, stdin="in.txt", environment={"WORD": "hey"}) == Exited(7)
     found = {}
-    async with stage_out(
-        wrapper_context(), place, Changed(catalogue), limits=LIMITS, deadline_s=20
-    ) as outward:
+    async with stage_out(wrapper_context(), place, Changed(catalogue), limits=LIMITS, deadline_s=20) as outward:
         async for entry in outward.entries():
             assert isinstance(entry, OutFile)
             found[entry.name] = b"".join([chunk async for chunk in entry.chunks])
@@ -129,9 +125,7 @@ async def test_no_descriptor_but_three(place: Place) -> None:
     leaky, other = os.pipe()
     os.set_inheritable(leaky, True)
     try:
-        listing = await output(
-            place, "/bin/sh", "-c", "readlink /proc/$$/fd/*; ls /proc/$$/fd", stdin="in.txt"
-        )
+        listing = await output(place, "/bin/sh", "-c", "readlink /proc/$$/fd/*; ls /proc/$$/fd", stdin="in.txt")
     finally:
         os.close(leaky)
         os.close(other)
@@ -286,9 +280,7 @@ async def test_registering_has_a_deadline(place: Place) -> None:
 async def killed_in(place: Place, tmp_path: Path, program: str, *, retries: int = 0):
     """Launch with a far side that dies somewhere; result or failure, and how often it was tried."""
     mark = tmp_path / "mark"
-    context = hostile_context(
-        tmp_path / "far", f"open({str(mark)!r}, 'a').write('x')\n{program}", retries=retries
-    )
+    context = hostile_context(tmp_path / "far", f"open({str(mark)!r}, 'a').write('x')\n{program}", retries=retries)
     try:
         with trio.fail_after(20):
             result = await launch(context, place, spec(place, "./tool"), register=no_register)
@@ -307,9 +299,7 @@ die = lambda: os.kill(os.getpid(), 9)
 
 
 @pytest.mark.parametrize("program", ["die = 0; hello(); os.kill(os.getpid(), 9)", REPORT + "die()"])
-async def test_a_wrapper_killed_before_going_is_tried_again(
-    place: Place, tmp_path: Path, program: str
-) -> None:
+async def test_a_wrapper_killed_before_going_is_tried_again(place: Place, tmp_path: Path, program: str) -> None:
     failed, attempts = await killed_in(place, tmp_path, program, retries=2)
     assert isinstance(failed, CallFailed)
     assert isinstance(failed.outcome, Broken)
@@ -352,9 +342,7 @@ async def test_the_wrapper_hangs_after_it_has_the_job(place: Place, tmp_path: Pa
     monkeypatch.setattr("pilot.farside.END_GRACE_S", 0.1)
     context = hostile_context(tmp_path / "far", REPORT + "signal.pause()", retries=2)
     with pytest.raises(StageFailed) as caught:
-        await launch(
-            context, place, spec(place, "./tool"), register=no_register, deadlines=Deadlines(exec_s=0.1)
-        )
+        await launch(context, place, spec(place, "./tool"), register=no_register, deadlines=Deadlines(exec_s=0.1))
     assert caught.value.code == "timeout"
     assert own_children() == frozenset()
 

@@ -35,8 +35,8 @@ from starter.life import (
     ShadowLost,
     StagedIn,
     StagedOut,
-    Started,
     StartdLost,
+    Started,
     State,
     Step,
     StepFailed,
@@ -127,7 +127,7 @@ def test_a_hard_request_overtakes_a_soft_one_and_not_the_other_way() -> None:
 
 
 def test_survivors_break_the_slot_and_the_sandbox_is_still_tried() -> None:
-    life, commands = walk(*RUNNING, JobEnded(0, True), FamilyStopped((17,)), Cleaned("x is left"), Reported())
+    _, commands = walk(*RUNNING, JobEnded(0, True), FamilyStopped((17,)), Cleaned("x is left"), Reported())
     assert [type(c) for c in commands if isinstance(c, DeclareBroken)] == [DeclareBroken, DeclareBroken]
     assert commands[-1] == Exit(EXIT_UNKILLABLE)
 

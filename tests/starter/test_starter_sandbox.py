@@ -386,9 +386,7 @@ async def test_a_wrapper_that_dies_is_broken_and_tried_again(tmp_path: Path) -> 
     mark = tmp_path / "mark"
     program = f"open({str(mark)!r}, 'a').write('x'); os.kill(os.getpid(), 9)"
     with pytest.raises(StageFailed) as caught:
-        async with stage_in(
-            hostile_context(tmp_path / "far", program, retries=2), make_place(tmp_path), deadline_s=20
-        ):
+        async with stage_in(hostile_context(tmp_path / "far", program, retries=2), make_place(tmp_path), deadline_s=20):
             pass
     assert isinstance(caught.value.outcome, Broken)
     assert mark.read_text() == "xxx"
@@ -461,9 +459,7 @@ async def test_what_is_listed_comes_back(tmp_path: Path, names, found, missing) 
 
 async def test_again_then_remove(tmp_path: Path) -> None:
     place, _ = await staged(tmp_path, {"f": b"F" * 700_000, "g": b"G"})
-    async with stage_out(
-        wrapper_context(), place, Listed(("f", "g")), limits=LIMITS, deadline_s=20
-    ) as outward:
+    async with stage_out(wrapper_context(), place, Listed(("f", "g")), limits=LIMITS, deadline_s=20) as outward:
         async for entry in outward.entries():
             assert isinstance(entry, OutFile)
             assert len(await anext(entry.chunks)) > 0
@@ -478,9 +474,7 @@ async def test_again_then_remove(tmp_path: Path) -> None:
 
 async def test_chunks_that_nobody_reads_are_skipped(tmp_path: Path) -> None:
     place, _ = await staged(tmp_path, {"f": b"F" * 700_000, "g": b"G"})
-    async with stage_out(
-        wrapper_context(), place, Listed(("f", "g")), limits=LIMITS, deadline_s=20
-    ) as outward:
+    async with stage_out(wrapper_context(), place, Listed(("f", "g")), limits=LIMITS, deadline_s=20) as outward:
         assert [entry.name async for entry in outward.entries()] == ["f", "g"]
 
 
@@ -490,9 +484,7 @@ async def test_without_a_word_the_sandbox_is_kept(tmp_path: Path, how: str) -> N
     before = open_fds()
     with trio.CancelScope() as scope:
         try:
-            async with stage_out(
-                wrapper_context(), place, Listed(("f",)), limits=LIMITS, deadline_s=20
-            ) as outward:
+            async with stage_out(wrapper_context(), place, Listed(("f",)), limits=LIMITS, deadline_s=20) as outward:
                 async for entry in outward.entries():
                     assert isinstance(entry, OutFile)
                     await anext(entry.chunks)

@@ -122,7 +122,7 @@ async def test_a_proxy_takes_the_request_there_and_the_certificates_back(pair: l
 
 
 async def test_a_failed_delegation_is_a_fault_in_words(ends: tuple[Shadow, FakeShadow]) -> None:
-    shadow, fake = ends
+    shadow, _ = ends
 
     async def exchange(delegate):
         return await delegate(b"r")

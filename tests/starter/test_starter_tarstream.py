@@ -31,9 +31,7 @@ from starter.tarstream import (
 LIMITS = Limits(max_bytes=1_000_000, max_files=1000)
 Found = list[tuple[bytes, bool, int, bytes]]
 
-components = st.binary(min_size=1, max_size=255).filter(
-    lambda b: b not in (b".", b"..") and not {0, 47} & set(b)
-)
+components = st.binary(min_size=1, max_size=255).filter(lambda b: b not in (b".", b"..") and not {0, 47} & set(b))
 names = st.lists(components, min_size=1, max_size=6).map(b"/".join)
 modes = st.integers(0, 0o777)
 entries = st.lists(
@@ -47,9 +45,7 @@ def archive(given: Iterable[tuple[bytes, bool, int, bytes]]) -> bytes:
     made = b""
     for name, directory, mode, content in given:
         content = b"" if directory else content
-        made += (
-            header(name, mode=mode, size=len(content), directory=directory) + content + padding(len(content))
-        )
+        made += header(name, mode=mode, size=len(content), directory=directory) + content + padding(len(content))
     return made + END
 
 
