@@ -100,6 +100,8 @@ async def _connect(
 async def _dial(address: Sinful) -> CedarStream:
     try:
         transport = await trio.open_tcp_stream(address.host, address.port)
+    except UnicodeError as error:  # the resolver's word for an empty or too long part of a name
+        raise PeerFault("address", "the host of an address is no name that could be looked up") from error
     except OSError as error:
         where = f"{address.host}:{address.port}"
         raise PeerFault("closed", f"cannot connect to {where}: {_reason(error)}") from error
@@ -134,7 +136,5 @@ def _handshake(opening: security_client.Opening, security: Resume | Negotiate) -
                 security.trust_domain,
             )
             return (
-                yield from security_client.negotiate(
-                    opening, wishes, now_s=trio.current_time(), now_unix_s=time.time()
-                )
+                yield from security_client.negotiate(opening, wishes, now_s=trio.current_time(), now_unix_s=time.time())
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import resource
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,14 +14,17 @@ from attrs import field, frozen
 from cedar import handshake, security_server, tokens
 from cedar.commands import VERSION
 from cedar.errors import PeerFault, Refused
-from cedar.security import HANDSHAKE_DEADLINE_S, MAX_HANDSHAKE_BYTES
+from cedar.security import ANONYMOUS, HANDSHAKE_DEADLINE_S, MAX_HANDSHAKE_BYTES
 from cedar.sessions import Session, SessionTable
 from cedar.stream import CedarStream
 
-# Kept connections (one a startd at a pool) count too. Each costs about 100 KiB here and a descriptor.
+# Kept connections (one a startd at a pool) count too. Each costs about 100 KiB here and a descriptor: never more than
+# half of what this process may open, or any account of the machine could leave it without one.
 MAX_CONNECTIONS = 4_096
 # A handshake costs about 1 ms of CPU; strangers must not crowd out the rest.
 MAX_HANDSHAKES = 256
+# Who told no name has so long for the whole command: the longest query of a tool over a slow line.
+ANONYMOUS_DEADLINE_S = 60.0
 _SWEEP_S = 60.0
 
 
@@ -71,6 +76,12 @@ def _ignore(peer: str, error: Exception) -> None:
     return None
 
 
+def _affordable() -> int:
+    """Half of the descriptors that this process may open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(1, soft // 2)
+
+
 class Server:
     """Serves a table of commands. New commands may be added to the table while it runs."""
 
@@ -84,6 +95,7 @@ class Server:
         max_connections: int = MAX_CONNECTIONS,
         max_handshakes: int = MAX_HANDSHAKES,
         handshake_deadline_s: float = HANDSHAKE_DEADLINE_S,
+        anonymous_deadline_s: float = ANONYMOUS_DEADLINE_S,
         report: Callable[[str, Exception], None] = _ignore,
     ) -> None:
         """`report(peer, error)` hears of every connection that ended in PeerFault or Refused."""
@@ -91,7 +103,9 @@ class Server:
         self._sessions = sessions
         self._policy = policy
         self._version = version
-        self._max_connections = max_connections
+        self._max_connections = min(max_connections, _affordable())
+        self._anonymous_s = anonymous_deadline_s
+        self._strangers: dict[trio.CancelScope, None] = {}  # handshakes under way, the oldest first
         self._handshakes = trio.Semaphore(max_handshakes)
         self._deadline_s = handshake_deadline_s
         self._report = report
@@ -118,7 +132,7 @@ class Server:
             self._sessions.expire(trio.current_time())
 
     async def _connection(self, transport: trio.SocketStream) -> None:
-        if self._connections >= self._max_connections:
+        if self._connections >= self._max_connections and not self._drop_a_stranger():
             await trio.aclose_forcefully(transport)
             return
         stream = CedarStream(transport, handshake_limit_bytes=MAX_HANDSHAKE_BYTES)
@@ -130,21 +144,37 @@ class Server:
             with trio.CancelScope(shield=True):  # closing a socket does not wait
                 await stream.aclose()
 
+    def _drop_a_stranger(self) -> bool:
+        """Give up the oldest handshake for a newcomer: whoever means it takes milliseconds for his."""
+        scope = next(iter(self._strangers), None)
+        if scope is None:
+            return False
+        del self._strangers[scope]
+        scope.cancel()
+        return True
+
     async def _serve_stream(self, stream: CedarStream) -> None:
         try:
             request = await self._accept(stream)
-            await self._table[request.command].handle(request)
+            limit_s = self._anonymous_s if request.identity == ANONYMOUS else math.inf
+            with trio.move_on_after(limit_s) as scope:
+                await self._table[request.command].handle(request)
+            if scope.cancelled_caught:
+                raise PeerFault("timeout", "a command of somebody without a name took too long")
         except (PeerFault, Refused) as error:
             self._report(stream.peer, error)
 
     async def _accept(self, stream: CedarStream) -> Request:
-        try:
-            with trio.fail_after(self._deadline_s):
+        with trio.move_on_after(self._deadline_s) as scope:
+            self._strangers[scope] = None
+            try:
+                first = await stream.get()  # waiting for it costs nothing, so it takes nobody's turn
                 async with self._handshakes:
-                    first = await stream.get()
                     accepted = await handshake.run(stream, security_server.accept(first, self._side()))
-        except trio.TooSlowError as error:
-            raise PeerFault("timeout", "the handshake took too long") from error
+            finally:
+                self._strangers.pop(scope, None)
+        if scope.cancelled_caught:
+            raise PeerFault("timeout", "the handshake took too long, or newcomers needed its place")
         stream.lift_limit()
         session = accepted.session
         stream.session = session

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -76,8 +77,11 @@ async def site(tmp_path: Path, **options: object) -> AsyncIterator[Site]:
     }
     policy = ServerPolicy(keys, DOMAIN, ("TOKEN", "FS"), authorise)
     server = Server(
-        here.table, here.sessions, policy,
-        report=lambda peer, error: here.faults.append(error), **options,  # type: ignore[arg-type]
+        here.table,
+        here.sessions,
+        policy,
+        report=lambda peer, error: here.faults.append(error),
+        **options,  # type: ignore[arg-type]
     )
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -252,6 +256,50 @@ async def test_connections_are_limited(tmp_path: Path) -> None:
         with pytest.raises(PeerFault):
             await connect(here.address, UPDATE, Negotiate(here.token()), subsystem="STARTD")
         assert await call(one) == (1, "hello")
+
+
+async def test_strangers_make_room_for_those_who_mean_it(tmp_path: Path) -> None:
+    async with site(tmp_path, max_connections=3, max_handshakes=1) as here:
+        silent = [await raw(here) for _ in range(5)]
+        for _ in range(3):
+            stream = await connect(here.address, UPDATE, Negotiate(here.token()), subsystem="STARTD")
+            assert await call(stream) == (1, "hello")
+        await wait_for(lambda: len(here.faults) >= 2)
+        assert {fault.code for fault in here.faults if isinstance(fault, PeerFault)} == {"timeout"}
+        for stream in silent:
+            await stream.aclose()
+
+
+async def test_connections_never_take_the_last_descriptors(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (120, hard))
+    try:
+        async with site(tmp_path) as here:
+            silent = [await raw(here) for _ in range(30)]  # both ends are in this process
+            stream = await connect(here.address, UPDATE, Negotiate(here.token()), subsystem="STARTD")
+            assert await call(stream) == (1, "hello")
+            assert len(os.listdir("/proc/self/fd")) < 120
+            for other in silent:
+                await other.aclose()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_somebody_without_a_name_does_not_stay(tmp_path: Path) -> None:
+    async with site(tmp_path, anonymous_deadline_s=0.2) as here:
+        kept = await connect(here.address, UPDATE, Negotiate(here.token()), subsystem="STARTD")
+        nobody = await connect(here.address, QUERY, Negotiate(None, (), "NEVER"), subsystem="TOOL")
+        with trio.fail_after(5), pytest.raises(PeerFault):
+            await nobody.get()
+        await nobody.aclose()
+        assert await call(kept) == (1, "hello")
+
+
+@pytest.mark.parametrize("host", ["a..b", "." * 3, "x" * 64])
+async def test_a_name_that_cannot_be_looked_up_is_the_peers_fault(host: str) -> None:
+    with pytest.raises(PeerFault) as caught:
+        await connect(Sinful.parse(f"<{host}:1>"), QUERY, Negotiate(), subsystem="TOOL")
+    assert caught.value.code == "address"
 
 
 async def test_nobody_listens() -> None:
