@@ -7,7 +7,7 @@ import logging
 import os
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -23,7 +23,7 @@ from startd.workdir import Unreachable, open_way
 from starter.orphans import become_subreaper
 
 # Exit codes of the design.
-EXIT_REQUEST_FAILED, EXIT_USAGE, EXIT_TRY_LATER = 1, 100, 111
+EXIT_REQUEST_FAILED, EXIT_USAGE, EXIT_BUG, EXIT_TRY_LATER = 1, 100, 101, 111
 LOCK = "startd.lock"
 
 
@@ -38,7 +38,7 @@ def main(config: Path | None, ready_fd: int | None) -> None:
     """Join a pool with this machine's resources and run jobs under their users' accounts.
 
     SIGTERM ends gracefully, SIGQUIT and SIGINT fast. Exit status: 0 ordered end, 1 a namesake runs, 100 wrong settings,
-    111 the identity switch is not available now.
+    101 our bug (see StartLog), 111 the identity switch is not available now.
     """
     try:
         settings = load(None if config is None else config.absolute())
@@ -99,6 +99,12 @@ def _start(settings: Settings, config: Path | None, ready: Callable[[], None]) -
         way = open_way(settings.execute)
         try:
             return trio.run(_run, settings, None if config is None else config.absolute(), log, ready)
+        except (CannotStart, NotReady, Unusable, ValueError):
+            raise
+        except Exception:  # whatever nobody expected: said once, with all that is known, and the end
+            log.exception("unexpected; the startd ends")
+            click.echo("sailplane-startd: unexpected error, see StartLog", err=True)
+            return EXIT_BUG
         finally:
             way.close()
     finally:
@@ -112,7 +118,20 @@ async def _run(
     switch = make_switch(settings)
     validated = await validate(settings, switch)
     log.info("%s", validated.words)
-    return await Startd(settings, config, switch, log).run(ready)
+    unready: list[str] = []
+    try:
+        return await Startd(settings, config, switch, log).run(ready)
+    except* NotReady as group:
+        unready += _texts(group)
+    raise NotReady("; ".join(unready))
+
+
+def _texts(group: BaseExceptionGroup[NotReady]) -> Iterator[str]:
+    for inner in group.exceptions:
+        if isinstance(inner, BaseExceptionGroup):
+            yield from _texts(inner)
+        else:
+            yield str(inner)
 
 
 def _announcer(ready_fd: int | None) -> Callable[[], None]:

@@ -23,15 +23,18 @@ async def living_namesake(collector: Sinful, slot_name: str, own_address: str) -
     with trio.move_on_after(ASK_WITHIN_S):
         for ad in await _ask(collector, slot_name):
             address = str(get_str(ad, "MyAddress", ""))
-            if (
-                address
-                and address != own_address
-                and any(
-                    str(get_str(own, "Name", "")) == slot_name for own in await _ask(Sinful.parse(address), slot_name)
-                )
-            ):
+            if address and address != own_address and await _has(address, slot_name):
                 return address
     return None
+
+
+async def _has(address: str, slot_name: str) -> bool:
+    """Whether a startd with that slot answers there. What is no address was not written by one."""
+    try:
+        startd = Sinful.parse(address)
+    except PeerFault:
+        return False
+    return any(str(get_str(own, "Name", "")) == slot_name for own in await _ask(startd, slot_name))
 
 
 async def _ask(address: Sinful, slot_name: str) -> list[ClassAd]:

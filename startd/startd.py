@@ -63,10 +63,16 @@ class Startd:
         """Until a signal ends it; the exit status.
 
         Raises:
-            CannotStart: a living namesake.
+            CannotStart: a living namesake, or no port.
         """
         settings = self.settings
-        listeners = await trio.open_tcp_listeners(settings.startd_port, host=settings.network_interface)
+        try:
+            listeners = await trio.open_tcp_listeners(settings.startd_port, host=settings.network_interface)
+        except OSError as fault:
+            raise CannotStart(
+                f"cannot listen on {settings.network_interface}:{settings.startd_port}: {fault.strerror or fault}."
+                " Set NETWORK_INTERFACE to an address of this machine, and STARTD_PORT to a free port or to 0"
+            ) from fault
         host, port = listeners[0].socket.getsockname()[:2]
         address = str(Sinful(host, port, {"noUDP": ""}))
         collectors = collector_addresses(settings.collector_host)

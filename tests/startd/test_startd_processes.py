@@ -1,0 +1,73 @@
+"""The startd's own processes are started again whatever ends them; what nobody expected ends it in words."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from startd.processes import NotReady, _ended, keep_running
+
+LOG = logging.LoggerAdapter(logging.getLogger("test"), {})
+
+
+async def test_one_that_dies_before_it_is_ready_is_started_again(autojump_clock: object) -> None:
+    """procd killed while it is being restarted must not take the startd along."""
+    tries: list[str] = []
+
+    async def once(ready: Callable[[], None]) -> None:
+        tries.append("try")
+        if len(tries) == 2:
+            raise NotReady("killed at its start")
+        ready()
+        if len(tries) == 3:
+            nursery.cancel_scope.cancel()
+            await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(keep_running, "procd", once, LOG)
+    assert len(tries) == 3
+
+
+async def test_the_first_one_must_become_ready() -> None:
+    async def once(ready: Callable[[], None]) -> None:
+        raise NotReady("no such interpreter")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(keep_running, "procd", once, LOG)
+    assert caught.group_contains(NotReady)
+
+
+async def test_one_that_was_reaped_already_has_ended() -> None:
+    process = _reaped()
+    with trio.fail_after(5):
+        await _ended(process)
+
+
+def _reaped() -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process
+
+
+def test_a_port_that_is_taken_is_said_in_words(tmp_path: Path) -> None:
+    tmp_path.chmod(0o711)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        config = tmp_path / "startd.conf"
+        config.write_text(
+            f"LOCAL_DIR = {tmp_path}\nSAILPLANE_SWITCH = none\nSTARTD_PORT = {taken.getsockname()[1]}\n"
+            f"EXECUTE = {tmp_path}/execute\nSAILPLANE_RUN_DIR = {tmp_path}/run\nLOG = {tmp_path}/log\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-m", "startd.main", "--config", str(config)], capture_output=True, text=True, timeout=30
+        )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "STARTD_PORT" in done.stderr
+    assert "Traceback" not in done.stderr
