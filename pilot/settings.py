@@ -142,6 +142,9 @@ class Settings:
     max_claim_alives_missed: int = knob("6", integer(1, 1000), "Signs of life that may be missing before a claim ends.")
     claim_worklife: float = knob("1200", seconds(-1), "Age of a claim after which it takes no new job; -1 is never.")
     starter_update_interval: float = knob("300", seconds(1), "Time between two updates of a running job's usage.")
+    starter_file_xfer_stall_timeout: float = knob(
+        "3600", seconds(1), "Time without any progress after which a transfer of a job's files is given up."
+    )
     starter_initial_update_interval: float = knob("8", seconds(0), "Time from a job's start to its first update.")
     killing_timeout: float = knob(
         "30", seconds(0), "Time that a hard kill may take before the starter itself is killed."

@@ -53,6 +53,7 @@ from starter.sandbox import (
 from starter.shadow import ShadowRefused
 from starter.transfer import (
     InputSink,
+    Progress,
     Route,
     TransferFailed,
     fetch_input,
@@ -130,7 +131,7 @@ async def fill_sandbox(work: Work) -> Event:
     try:
         async with stage_in(work.context(), work.place, deadline_s=work.settings.sailplane_switch_deadline) as inward:
             work.account = inward.account
-            sink = InputSink(inward, work.description, work.settings.sailplane_certificates_dir)
+            sink = InputSink(inward, work.description, work.settings.sailplane_certificates_dir, _progress(work))
             await fetch_input(work.route, sink, _input_limits(work))
             assert work.job_ad is not None
             await write_ads(inward, work.job_ad, ClassAd(work.activation.slot_ad))
@@ -143,6 +144,10 @@ async def fill_sandbox(work: Work) -> Event:
         return StepFailed(_transfer_verdict(fault, HoldCode.DOWNLOAD_FILE_ERROR), sandbox=True)
     except Refused as fault:
         return StepFailed(Requeue(HoldCode.DOWNLOAD_FILE_ERROR, f"input transfer: {fault}"), sandbox=True)
+
+
+def _progress(work: Work) -> Progress:
+    return Progress(work.settings.starter_file_xfer_stall_timeout)
 
 
 def _input_limits(work: Work) -> TransferLimits:
@@ -305,7 +310,7 @@ async def _offer_output(work: Work, outward: Outward) -> Verdict | None:
     own = missing_output(outward.manifest.missing, work.host)
     for left in reversed(range(OUTPUT_TRIES)):
         try:
-            await send_output(work.route, outward, work.description, own)
+            await send_output(work.route, outward, work.description, own, _progress(work))
             return None
         except TransferFailed as fault:
             if left == 0 or not fault.ack.retry:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import attrs
+import trio
 from classad2 import ClassAd
 
 from cedar.classads import to_wire, without_private
@@ -46,6 +47,37 @@ class Route:
     key: str = attrs.field(repr=False)
 
 
+class Progress:
+    """A transfer's patience: it is given up when nothing moves for ``limit_s`` seconds.
+
+    Waiting in the submit side's queue counts as standing still.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self.scope = trio.CancelScope()
+
+    def made(self) -> None:
+        """Something moved."""
+        self.scope.deadline = trio.current_time() + self._limit_s
+
+    async def watched(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """The same chunks; each counts as progress."""
+        async for chunk in chunks:
+            self.made()
+            yield chunk
+        self.made()
+
+    def check(self, what: str) -> None:
+        """Raises TransferFailed when the patience was at its end."""
+        if self.scope.cancelled_caught:
+            raise TransferFailed(_stalled(f"{what} stood still for {self._limit_s:.0f} s"), "the transfer")
+
+
+def _stalled(reason: str) -> Ack:
+    return Ack(ok=False, hold_code=0, hold_subcode=errno.ETIMEDOUT, reason=reason, retry=True, files=0, bytes=0)
+
+
 class TransferFailed(Exception):
     """A transfer ended with a negative acknowledgement of either side. ``retry``: the same may work again soon."""
 
@@ -64,19 +96,19 @@ class InputSink:
     inward: Inward
     job: Description
     certificates_dir: Path | None
-    names: set[str] = attrs.field(factory=set)
+    progress: Progress
     proxy_stored: bool = False
 
     async def directory(self, name: str, mode: int) -> None:
+        self.progress.made()
         await self.inward.directory(name, mode)
 
     async def file(self, name: str, mode: int, size: int, chunks: AsyncIterator[bytes]) -> None:
         if self.job.proxy_name is not None and name == self.job.proxy_name:
             await self._copied_proxy(name, size, chunks)
             return
-        self.names.add(name)
         executable = self.job.transfer_executable and name == posixpath.basename(self.job.program)
-        await self.inward.file(name, 0o755 if executable else mode, size, chunks)
+        await self.inward.file(name, 0o755 if executable else mode, size, self.progress.watched(chunks))
 
     async def proxy(self, name: str, exchange: Callable[[bytes], Awaitable[bytes]]) -> None:
         """The proxy as an item of its own: answered always, compared before it enters the sandbox."""
@@ -110,9 +142,12 @@ async def fetch_input(route: Route, sink: InputSink, limits: TransferLimits) -> 
     """
     stream = await open_transfer(route.address, Command.FILETRANS_UPLOAD, route.session, route.key)
     try:
-        own, peer = await receive_files(stream, sink, limits=limits)
+        sink.progress.made()
+        with sink.progress.scope:
+            own, peer = await receive_files(stream, sink, limits=limits)
     finally:
         await stream.aclose()
+    sink.progress.check("the input transfer")
     _raise_if_failed(own, peer)
     return own
 
@@ -150,20 +185,21 @@ def is_sent(name: str, job: Description) -> bool:
     return name not in (JOB_AD_NAME, MACHINE_AD_NAME, job.proxy_name)
 
 
-async def output_items(outward: Outward, job: Description) -> AsyncIterator[Item]:
+async def output_items(outward: Outward, job: Description, progress: Progress) -> AsyncIterator[Item]:
     """The untrusted stream as items; what is not sent is drained."""
     async for entry in outward.entries():
+        progress.made()
         match entry:
             case OutDirectory():
                 yield Directory(entry.name, entry.mode)
             case OutFile() if is_sent(entry.name, job):
-                yield File(entry.name, entry.mode, entry.size, entry.chunks)
+                yield File(entry.name, entry.mode, entry.size, progress.watched(entry.chunks))
             case OutFile():
                 async for _ in entry.chunks:
                     pass
 
 
-async def send_output(route: Route, outward: Outward, job: Description, own: Ack | None) -> None:
+async def send_output(route: Route, outward: Outward, job: Description, own: Ack | None, progress: Progress) -> None:
     """Output to the shadow.
 
     Raises:
@@ -172,15 +208,18 @@ async def send_output(route: Route, outward: Outward, job: Description, own: Ack
     """
     stream = await open_transfer(route.address, Command.FILETRANS_DOWNLOAD, route.session, route.key)
     try:
-        mine, peer = await send_files(
-            stream,
-            output_items(outward, job),
-            final=True,
-            sandbox_bytes=sum(entry.size for entry in outward.manifest.entries),
-            own_failure=lambda: own,
-        )
+        progress.made()
+        with progress.scope:
+            mine, peer = await send_files(
+                stream,
+                output_items(outward, job, progress),
+                final=True,
+                sandbox_bytes=sum(entry.size for entry in outward.manifest.entries),
+                own_failure=lambda: own,
+            )
     finally:
         await stream.aclose()
+    progress.check("the output transfer")
     _raise_if_failed(mine, peer)
 
 
