@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -33,6 +34,8 @@ from pool.submission import Rules
 from pool.transfers import TransferServer
 from pool.users import Users
 
+# Users may have 512 conversations with 64 files each under way, startds a connection each.
+OPEN_FILES = 65_536
 DONE, WRONG_SETTINGS, OUR_BUG, TRY_AGAIN = 0, 100, 101, 111
 # Signs of life that fit into one lease; a startd sends one every third of it anyway.
 ALIVES_PER_LEASE = 6
@@ -57,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"sailplane-pool: {error.filename}: {error.strerror}", file=sys.stderr)
         return WRONG_SETTINGS
+    _raise_open_files()
     try:
         return trio.run(_run, config, places, options.ready_fd, strict_exception_groups=True)
     except Exception:  # whatever nobody expected: said once, with all that is known, and the end
@@ -82,6 +86,15 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--foreground", action="store_true", help="log to standard error instead of LOG/PoolLog")
     return parser.parse_args(arguments)
+
+
+def _raise_open_files() -> None:
+    """As many descriptors as the system lets us have: the usual soft limit of 1024 is one user's to use up. The pool
+    starts no process that would inherit it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _run(config: settings.Settings, places: Places, ready_fd: int | None) -> int:

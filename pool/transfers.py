@@ -111,6 +111,8 @@ class Transfer:
         ended = self._busy[request.command] = trio.Event()
         try:
             await (self.send(request) if request.command == Command.FILETRANS_UPLOAD else self.receive(request))
+        except OSError as error:  # a full disk, a spool that is gone: this run's trouble, not the pool's end
+            raise Refused("SPOOL", f"the pool's spool fails: {error}") from error
         finally:
             del self._busy[request.command]
             ended.set()

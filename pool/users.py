@@ -86,6 +86,7 @@ class _Conversation:
         self._rules = rules
         self._uid = channel.peer.uid
         self._submission: Submission | None = None
+        self._log = logs.get("users")
 
     async def run(self) -> None:
         try:
@@ -111,6 +112,10 @@ class _Conversation:
             reply = await self._reply(message, fds)
         except (Rejected, BadJob) as no:
             reply = rpc.Error(no.code if isinstance(no, Rejected) else "bad-job", str(no))
+            await self._end_submission()
+        except OSError as error:  # a full disk, no descriptor left: this request's trouble, not the pool's end
+            self._log.error("uid %d: %s: %s", self._uid, type(message).__name__, error)
+            reply = rpc.Error("trouble", f"the pool cannot do that now ({error.strerror}); try again later")
             await self._end_submission()
         await self._channel.send(reply)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -181,3 +183,35 @@ async def test_odd_bytes_in_names_and_ads(start_pool: Callable[..., Any]) -> Non
             for fd in fds:
                 os.close(fd)
             assert (page.entries[0].name, page.err) == ("o\udcff", name)
+
+
+async def test_a_spool_that_fails_is_no_end_of_the_pool(start_pool: Callable[..., Any]) -> None:
+    """A full disk, say: what a user or a job can bring about. Here the directory is away for a while."""
+    async with start_pool() as pool, FakeEP(pool.address, pool.places.tokens).running() as ep:
+        away = pool.places.spool.with_name("away")
+
+        async def body(starter: FakeStarter) -> None:
+            ep.body = echo
+            await starter.begin()
+            await starter.stage_in()
+            pool.places.spool.rename(away)
+            with pytest.raises(PeerFault):
+                await starter.stage_out({"_condor_stdout": b"x"})
+            with pytest.raises(rpc.RpcRefused) as refused:
+                await pool.submit(job_ad())
+            assert refused.value.code == "trouble"
+            away.rename(pool.places.spool)
+
+        ep.body = body
+        cluster = await pool.submit(job_ad())
+        assert (await pool.until(cluster, "completed")).runs == 2
+
+
+def test_the_pool_may_open_more_files_than_one_user_can_hold() -> None:
+    code = (
+        "import resource as r; hard = r.getrlimit(r.RLIMIT_NOFILE)[1]; r.setrlimit(r.RLIMIT_NOFILE, (100, hard));"
+        "from pool.main import _raise_open_files; _raise_open_files();"
+        "print(r.getrlimit(r.RLIMIT_NOFILE)[0] == min(65536, hard if hard != r.RLIM_INFINITY else 65536))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout == "True\n"
