@@ -49,7 +49,8 @@ async def fetch_proxy(
         ProxyUnusable: expired, broken, untrusted, or not the proxy of the ad.
         PeerFault: the shadow could not delegate; the syscall socket is lost then.
     """
-    expiration = int(time.time() + job.proxy_lifetime_s) if job.proxy_lifetime_s else int(time.time() + MAX_LIFETIME_S)
+    asked_s = job.proxy_lifetime_s if 0 < job.proxy_lifetime_s < MAX_LIFETIME_S else MAX_LIFETIME_S
+    expiration = int(time.time() + asked_s)
     try:
         pem = await shadow.fetch_proxy(expiration, receive_proxy)
         return check_proxy(pem, job, certificates_dir=certificates_dir)
@@ -57,7 +58,7 @@ async def fetch_proxy(
         raise ProxyUnusable(_hold(job, str(fault))) from fault
 
 
-# "As long as the source proxy lives", where the user asked for no limit of his own.
+# "As long as the source proxy lives", where the user asked for no limit of his own, or for more than any proxy has.
 MAX_LIFETIME_S = 30 * 86_400
 
 

@@ -119,7 +119,10 @@ def _signal_number(ad: ClassAd, name: str, default: int) -> int:
     if name not in ad:
         return default
     if not isinstance(evaluate(ad, name), str):
-        return get_int(ad, name)
+        number = get_int(ad, name)
+        if not 0 < number < signal.NSIG:
+            raise ValueError(f"{name} is {number}, which is no signal of this system")
+        return number
     word = get_str(ad, name).upper()
     try:
         return int(signal.Signals[word if word.startswith("SIG") else f"SIG{word}"])
@@ -144,10 +147,10 @@ def environment_of(ad: ClassAd) -> dict[str, str]:
     else:
         pairs = [p for p in get_str(ad, "Env", "").split(";") if p]
     environment: dict[str, str] = {}
-    for pair in pairs:
+    for number, pair in enumerate(pairs, start=1):
         name, equals, value = pair.partition("=")
-        if not name or not equals:
-            raise ValueError(f"environment entry {pair!r} is not NAME=VALUE")
+        if not name or not equals:  # never shown: what stands there may be a secret, and the words go into logs
+            raise ValueError(f"entry {number} of the environment is not NAME=VALUE")
         environment[name] = value
     return environment
 
@@ -179,7 +182,7 @@ def _quoted(text: str, at: int) -> tuple[str, int]:
     while True:
         end = text.find("'", at)
         if end < 0:
-            raise ValueError(f"unbalanced quote in {text!r}")
+            raise ValueError(f"unbalanced quote, opened at or before character {at}")
         piece.append(text[at:end])
         if text[end + 1 : end + 2] != "'":
             return "".join(piece), end + 1

@@ -84,11 +84,20 @@ def test_outputs_listed_or_not() -> None:
         ({"Arguments": "'open"}, "unbalanced quote"),
         ({"Environment": "novalue"}, "NAME=VALUE"),
         ({"KillSig": "SIGNONSENSE"}, "SIGNONSENSE"),
+        ({"KillSig": 99}, "KillSig is 99"),
+        ({"KillSig": 0}, "KillSig is 0"),
     ],
 )
 def test_what_cannot_be_is_refused_in_words(attributes: dict[str, object], words: str) -> None:
     with pytest.raises(Unrunnable, match=words):
         describe(ad(**attributes))
+
+
+@pytest.mark.parametrize("text", ["A=1 s3cret", "'A=s3cret", "'A=1' 's3cret", "=s3cret"])
+def test_a_refusal_never_shows_the_environment(text: str) -> None:
+    with pytest.raises(Unrunnable) as refused:
+        describe(ad(Environment=text))
+    assert "s3cret" not in str(refused.value)
 
 
 def test_a_missing_command_is_refused() -> None:

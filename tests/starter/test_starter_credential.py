@@ -1,0 +1,37 @@
+"""What the shadow is asked for when the job's proxy is fetched."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, cast
+
+import pytest
+from classad2 import ClassAd
+
+from cedar.codec import encode
+from cedar.errors import PeerFault
+from starter.credential import MAX_LIFETIME_S, fetch_proxy
+from starter.description import describe
+from starter.shadow import Shadow
+
+
+class FakeShadow:
+    """Notes the expiration that it is asked for, and has no proxy."""
+
+    expiration = 0
+
+    async def fetch_proxy(self, expiration: int, exchange: Any) -> bytes:
+        self.expiration = expiration
+        raise PeerFault("closed", "no")
+
+
+@pytest.mark.parametrize(
+    ("asked_s", "got_s"), [(600, 600), (0, MAX_LIFETIME_S), (-5, MAX_LIFETIME_S), (2**62, MAX_LIFETIME_S)]
+)
+async def test_the_expiration_is_never_none_and_fits_the_wire(asked_s: int, got_s: int) -> None:
+    ad = ClassAd({"ClusterId": 1, "ProcId": 0, "Cmd": "/x", "DelegateJobGSICredentialsLifetime": asked_s})
+    shadow = FakeShadow()
+    with pytest.raises(PeerFault):
+        await fetch_proxy(cast(Shadow, shadow), describe(ad), certificates_dir=None)
+    assert encode([shadow.expiration], keyed=True)
+    assert abs(shadow.expiration - time.time() - got_s) < 60
