@@ -109,10 +109,11 @@ def _credential(chain: Chain, pem: bytes) -> Credential:
     )
 
 
-def store_private(path: Path, pem: bytes) -> None:
+def store_private(path: Path, pem: bytes, *, durable: bool = True) -> None:
     """Put a secret into a file, mode 0600, in one step: a reader finds the old one or the new one, whole.
 
-    A link in the place of the file is replaced, not followed.
+    A link in the place of the file is replaced, not followed. `durable`: on the disk before this returns (some ms);
+    without it a node that goes down may lose the file, as it loses the process that wanted it.
 
     Raises:
         CredentialError: unsafe-place: others could change the directory's entries.
@@ -125,7 +126,8 @@ def store_private(path: Path, pem: bytes) -> None:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(pem)
                 file.flush()
-                os.fsync(descriptor)
+                if durable:
+                    os.fsync(descriptor)
             os.rename(name, path.name, src_dir_fd=directory, dst_dir_fd=directory)
     finally:
         os.close(directory)

@@ -91,6 +91,13 @@ class Protocol:
             if self._types.setdefault(cls.__name__, cls) is not cls:
                 raise TypeError(f"two message classes are called {cls.__name__}")
 
+    def prepare(self) -> None:
+        """Do at once what is otherwise done at the first message of each class (about 0.5 ms): for processes that
+        fork others."""
+        for cls in self._types.values():
+            self._converter.get_structure_hook(cls)
+            self._converter.get_unstructure_hook(cls)
+
     def encode(self, message: Any) -> bytes:
         """The body of a message (no length in front).
 

@@ -16,11 +16,12 @@ from classad2 import ClassAd
 
 from cedar.classads import get_str
 from cedar.stream import CedarStream
-from pilot import logs
+from pilot import credentials, logs
 from pilot.rpc import Channel
 from pilot.settings import Settings, SettingsError, load
 from pilot.switch import make_switch
 from procd.client import ProcdClient
+from procd.messages import PROCD
 from starter.job import Job
 from starter.life import EXIT_FAILURE, EXIT_NORMAL
 from starter.messages import STARTER, Activation
@@ -33,6 +34,13 @@ from starter.work import Work
 
 # Wrong usage or settings, by the exit codes of the design.
 EXIT_USAGE = 100
+
+
+def warm_up() -> None:
+    """What every starter would otherwise do for the first time by itself: lazy imports, message codecs (15 ms)."""
+    for protocol in (STARTER, PROCD):
+        protocol.prepare()
+    credentials.make_request("ec")
 
 
 def run_starter(settings: Settings, activation: Activation, shadow: socket.socket, startd: socket.socket) -> int:
@@ -133,6 +141,7 @@ def main(spawner_fd: int, config: Path | None) -> None:
         startd=socket.socket(fileno=spawner_fd),
         run_starter=partial(run_starter, settings),
         run_clean_up=partial(run_clean_up, settings),
+        warm_up=warm_up,
         log=log,
     ).serve()
 

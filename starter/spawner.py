@@ -48,6 +48,7 @@ class Spawner:
     startd: socket.socket
     run_starter: RunStarter
     run_clean_up: RunCleanUp
+    warm_up: Callable[[], None]
     log: logging.LoggerAdapter[logging.Logger]
     starters: set[int] = attrs.field(factory=set)
     startd_gone: bool = False
@@ -56,6 +57,7 @@ class Spawner:
         """Until the startd and all starters are gone."""
         become_subreaper()
         wakeup = _wakeup_on_child()
+        self.warm_up()
         gc.collect()
         gc.freeze()
         self._answer(SpawnerReady())

@@ -119,7 +119,7 @@ async def fetch_credential(work: Work) -> Event:
     work.credential = credential
     path = work.credential_path
     assert path is not None
-    credentials.store_private(path, credential.pem)
+    credentials.store_private(path, credential.pem, durable=False)
     return CredentialStored()
 
 

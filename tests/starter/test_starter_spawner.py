@@ -47,7 +47,7 @@ def spawner(tmp_path: Path) -> Iterator[socket.socket]:
         secret = os.open("/etc/hostname", os.O_RDONLY)
         assert secret > 2
         log = logs.start("starter", tmp_path / "StarterLog")
-        Spawner(startd=theirs, run_starter=starter, run_clean_up=lambda _: 0, log=log).serve()
+        Spawner(startd=theirs, run_starter=starter, run_clean_up=lambda _: 0, warm_up=lambda: None, log=log).serve()
         os._exit(0)
     theirs.close()
     assert isinstance(receive_blocking(ours, SPAWNER)[0], SpawnerReady)
