@@ -13,10 +13,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from bench import turnaround
+from bench import kill, snapshot, turnaround
 from bench.figures import Figure, report
 
-BENCHES: dict[str, ModuleType] = {"turnaround": turnaround}
+BENCHES: dict[str, ModuleType] = {"kill": kill, "snapshot": snapshot, "turnaround": turnaround}
 _VERSIONS_OF = ("sailplane", "trio", "cryptography", "htcondor")
 
 
@@ -65,8 +65,8 @@ def _show(figures: list[Figure], not_run: dict[str, str]) -> None:
     table = Table("figure", "ours", "reference", "ratio", "unit", "goal", "met")
     for figure in figures:
         row = figure.row()
-        met = "[green]yes[/]" if row["met"] else "[red]no[/]"
-        cells = (row["ours"], row.get("reference", ""), row.get("ratio", ""), row["unit"], row["goal"])
+        met = {True: "[green]yes[/]", False: "[red]no[/]", None: ""}[row.get("met")]
+        cells = (row["ours"], row.get("reference", ""), row.get("ratio", ""), row["unit"], row.get("goal", ""))
         table.add_row(figure.name, *map(str, cells), met)
     console = Console()
     console.print(table)

@@ -11,7 +11,7 @@ import operator
 import re
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
@@ -21,14 +21,19 @@ _COMPARE = {"<=": operator.le, ">=": operator.ge, "==": operator.eq}
 
 @attrs.frozen
 class Figure:
-    """Samples of ours, and of the reference where there is one; the goal is for the ratio then, else for ours."""
+    """Samples of ours, and of the reference where there is one; the goal is for the ratio then, else for ours.
+
+    `goal_of` "ours": the goal is for ours also beside a reference. Without a goal the figure is there to be seen
+    beside another one.
+    """
 
     name: str
     ours: Sequence[float]
     unit: str
-    goal: str
+    goal: str = ""
     reference: Sequence[float] = ()
     note: str = ""
+    goal_of: Literal["ratio", "ours"] = "ratio"
 
     @property
     def ours_median(self) -> float:
@@ -49,7 +54,7 @@ class Figure:
         match = _GOAL.fullmatch(self.goal)
         if match is None:
             raise ValueError(f"goal {self.goal!r} of {self.name}")
-        value = self.ratio if self.ratio is not None else self.ours_median
+        value = self.ours_median if self.ratio is None or self.goal_of == "ours" else self.ratio
         return bool(_COMPARE[match[1]](value, float(match[2])))
 
     def row(self) -> dict[str, Any]:
@@ -58,10 +63,10 @@ class Figure:
         if self.ratio is not None:
             row["reference"] = round(statistics.median(self.reference), 3)
             row["ratio"] = round(self.ratio, 3)
+        row["unit"] = self.unit
+        if self.goal:
+            row |= {"goal": self.goal, "met": self.met}
         row |= {
-            "unit": self.unit,
-            "goal": self.goal,
-            "met": self.met,
             "runs": len(self.ours),
             "spread": [round(min(self.ours), 3), round(max(self.ours), 3)],
         }

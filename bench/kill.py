@@ -1,0 +1,138 @@
+"""How long it takes to end a family of 1, 10, 100 and 1,000 processes of another account, until it is proved empty.
+
+Ours: one call of procd, with a glexec that does not linger (one call of the switch), and with one that does (its
+control socket, no call). The reference is root, who needs no switch: stop all, look again, kill, look until nobody is left;
+measured in turns with ours. Beside them the way of HTCondor 8.8: a call of the switch for each process.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+
+from bench.families import family, starting
+from bench.figures import Figure
+from demo import daemons
+from demo.accounts import processes_of
+from demo.grid import write_private
+from demo.site import Site
+
+SIZES = (1, 10, 100, 1000)
+RUNS = 5
+# One call after the other takes a minute and a half for 1,000.
+ONE_BY_ONE = 100
+
+# Root's own: everybody of uid argv[1] is stopped, looked for again, killed, until nobody is left; milliseconds.
+ROOT = """
+import os, sys, time
+def those_of(uid):
+    found = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open("/proc/%s/stat" % name, "rb") as file:
+                    if os.fstat(file.fileno()).st_uid == uid:
+                        words = file.read().rpartition(b")")[2].split()
+                        if words[0] not in b"ZX":
+                            found[int(name)] = words[0]
+            except OSError:
+                pass
+    return found
+def send(pids, number):
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            pass
+uid, begun_s = int(sys.argv[1]), time.monotonic()
+while any(state != b"T" for state in those_of(uid).values()):
+    send(those_of(uid), 19)
+while found := those_of(uid):
+    send(found, 9)
+    time.sleep(0.001)
+print((time.monotonic() - begun_s) * 1000)
+"""
+
+
+def why_not() -> str:
+    """Why this bench cannot run here; empty if it can."""
+    if os.geteuid() != 0:
+        return "needs root: it makes accounts and installs a glexec behind sudo"
+    return "" if shutil.which("sudo") else "not installed: sudo"
+
+
+def run() -> list[Figure]:
+    """The figures of this bench; takes about a minute."""
+    figures: list[Figure] = []
+    with Site.open("test", linger=False) as site, starting(site) as starter:
+        starter.kill(1)
+        for size in SIZES:
+            ours, by_root, calls = [], [], []
+            for _ in range(RUNS):
+                before = _calls(site)
+                ours.append(starter.kill(size)["ms"])
+                # A family's first call is the one that started it.
+                calls.append(_calls(site) - before - 1.0)
+                by_root.append(_by_root(site, size))
+            goal = "<= 2" if size == SIZES[-1] else ""
+            figures.append(Figure(f"kill_{size}", ours, "ms", goal, by_root))
+        figures.append(Figure("kill_1000_calls", calls, "calls", "== 1", note="in the site's root log"))
+        figures += _one_by_one(site)
+    with Site.open("test", linger=True) as site, starting(site) as starter:
+        starter.kill(1)
+        figures += [
+            Figure(f"kill_{size}_control", [starter.kill(size)["ms"] for _ in range(RUNS)], "ms", note="0 calls")
+            for size in SIZES
+        ]
+    return figures
+
+
+def _calls(site: Site) -> int:
+    return sum(record["event"] == "decision" for record in site.switch_log())
+
+
+def _by_root(site: Site, size: int) -> float:
+    """Milliseconds of root's own way; its interpreter is started before."""
+    uid = site.accounts["alice"].uid
+    with family(site.accounts["alice"], size):
+        done = subprocess.run(
+            [os.path.realpath("/usr/bin/python3"), "-IS", "-c", ROOT, str(uid)],
+            capture_output=True, text=True, check=True, timeout=60,
+        )  # fmt: skip
+    return float(done.stdout)
+
+
+def _one_by_one(site: Site) -> list[Figure]:
+    """HTCondor 8.8: `glexec kill PID`, one process after the other."""
+    assert site.installed is not None
+    alice, pilot = site.accounts["alice"], site.accounts["pilot"]
+    proxy = write_private(
+        site.layout.pilot / "bench88.proxy", site.users["alice"].proxy.read_bytes(), owner=(pilot.uid, pilot.gid)
+    )
+    environment = site.environment(site.layout.pilot) | {
+        "GLEXEC_CLIENT_CERT": str(proxy), "GLEXEC_TARGET_PROXY": "/dev/null", "GLEXEC_ID": "bench#88",
+    }  # fmt: skip
+    with family(alice, ONE_BY_ONE):
+        members = sorted(processes_of([alice.uid]))
+        start_s = time.perf_counter()
+        for pid in members:
+            done = subprocess.run(
+                [str(site.installed.front), os.path.realpath("/bin/sh"), "-c", f"kill -9 {pid}"],
+                env=environment, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, check=False,
+                **daemons.switched(pilot),
+            )  # fmt: skip
+            if done.returncode != 0:
+                raise daemons.SiteError(f"kill by glexec: {done.returncode} {done.stderr!r}")
+        took_ms = (time.perf_counter() - start_s) * 1000
+    measured = f"{len(members)} calls, one after the other, as HTCondor 8.8's procd makes them; its single pass"
+    return [
+        Figure(f"kill_{ONE_BY_ONE}_htcondor88", [took_ms], "ms", note=measured),
+        Figure(
+            "kill_1000_htcondor88",
+            [took_ms * 1000 / len(members)],
+            "ms",
+            note=f"not measured: {1000 // ONE_BY_ONE} times kill_{ONE_BY_ONE}_htcondor88; 1000 calls",
+        ),
+    ]
