@@ -17,8 +17,9 @@ import trio
 from pilot.rpc import Channel, ChannelClosed, RpcFault
 from starter import messages
 
-# Pauses before a new try: doubled from the first to the last, with full jitter.
-FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 30.0
+# Pauses before a new try: doubled from the first to the last, with full jitter. The last is half of what a starter's
+# call waits for procd (procd.client.PATIENCE_S): afterwards the starter would give up, and with it the job.
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 10.0
 # A process that lived so long was fine: the next pause is short again.
 HEALTHY_AFTER_S = 60.0
 READY_WITHIN_S = 30.0

@@ -15,7 +15,7 @@ from contextlib import suppress
 import trio
 
 from cedar.errors import PeerFault
-from pilot.rpc import Channel, ChannelClosed, RpcFault
+from pilot.rpc import Channel, ChannelClosed, RpcFault, RpcRefused
 from pilot.switch import Exited as SwitchExited
 from pilot.switch import Outcome, Signalled
 from starter import steps, updates
@@ -246,7 +246,14 @@ class Job:
 
     async def _update(self) -> None:
         work = self._work
-        usage = await work.procd.usage(work.family)
+        try:
+            usage = await work.procd.usage(work.family)
+        except (
+            RpcRefused,
+            RpcFault,
+        ) as fault:  # it is over meanwhile, or procd is away: the job goes on
+            self._log.info("no usage now: %s", fault)
+            return
         ad = updates.running(
             usage, suspended=self._life.state is State.SUSPENDED, address=work.activation.startd_address
         )
