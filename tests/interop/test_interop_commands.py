@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,15 @@ pytestmark = [pytest.mark.interop, pytest.mark.timeout(170)]
 
 # Says what it did with a soft kill, and goes on for long.
 PATIENT = "trap 'echo told >told; exit 3' TERM; sleep 300 & wait"
+
+
+@pytest.fixture(autouse=True)
+def empty_queue(stock: StockJobs) -> Iterator[None]:
+    """A test that fails leaves the next one a free execution point."""
+    yield
+    if stock.pool.tool("condor_q", "-af", "ClusterId").strip():
+        stock.pool.tool("condor_rm", "-all")
+        stock.until_empty()
 
 
 def stopped(stock: StockJobs, role: str) -> set[str]:
@@ -71,6 +82,8 @@ def test_a_replaced_proxy_is_refused_before_its_key_is_sent_and_the_job_goes_on(
                     ' cmp before "$X509_USER_PROXY" && echo same', x509userproxy=path)  # fmt: skip
     stock.wait(job, EXECUTING)
     stock.proxy("bob", "renewed", stock.site.grid.user("Bob Baker"))
+    later = time.time() + 5  # the shadow compares whole seconds with its own start
+    os.utime(path, (later, later))
 
     def both_refused() -> bool | None:
         said = [line for line in stock.shadow_says(job) if "Failed send command to the starter" in line]
@@ -121,6 +134,20 @@ def test_a_startd_that_ends_gives_the_job_back(stock: StockJobs) -> None:
     seen = len(stock.events(job))
     restart_startd(stock)
     stock.wait(job, EXECUTING, after=seen)
+    stock.act("rm", job)
+    stock.until_empty()
+
+
+def test_a_killed_shadow_makes_the_job_start_again(stock: StockJobs) -> None:
+    job = stock.one("bob", "sleep 300")
+    stock.wait(job, EXECUTING)
+    seen = len(stock.events(job))
+    for pid in stock.pool.processes("condor_shadow"):
+        os.kill(pid, signal.SIGKILL)
+    stock.wait(job, EXECUTING, after=seen)
+    assert "abandoned: the syscall socket ended" in stock.start_log()
+    sandboxes = stock.site.layout.execute
+    stock.until(lambda: True if len(list(sandboxes.iterdir())) == 1 else None, "the first sandbox to go")
     stock.act("rm", job)
     stock.until_empty()
 
