@@ -248,10 +248,8 @@ class Job:
         work = self._work
         try:
             usage = await work.procd.usage(work.family)
-        except (
-            RpcRefused,
-            RpcFault,
-        ) as fault:  # it is over meanwhile, or procd is away: the job goes on
+        except (RpcRefused, RpcFault) as fault:
+            # The family is over meanwhile, or procd is away: neither is a reason to end the job.
             self._log.info("no usage now: %s", fault)
             return
         ad = updates.running(
