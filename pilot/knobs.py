@@ -6,6 +6,7 @@ the same metadata. This module does no I/O and reads no environment.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -114,6 +115,19 @@ def integer(at_least: int | None = None, at_most: int | None = None, *, optional
         return int(value)
 
     return Kind("integer", _range("a whole number", at_least, at_most), parse, optional)
+
+
+def number(at_least: float | None = None, at_most: float | None = None) -> Kind:
+    """A number without a unit, or an expression of numbers."""
+
+    def parse(text: str) -> float:
+        value = float(_evaluate(text))
+        if not math.isfinite(value):
+            raise ValueError(text)
+        _bounded(value, at_least, at_most)
+        return value
+
+    return Kind("number", _range("a number", at_least, at_most), parse)
 
 
 def seconds(at_least: float = 0.0, at_most: float | None = None) -> Kind:

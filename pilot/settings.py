@@ -29,6 +29,7 @@ from pilot.knobs import (
     integer,
     knob,
     knobs_of,
+    number,
     path,
     seconds,
     size,
@@ -185,7 +186,22 @@ class Settings:
     sailplane_kill_jitter: float = knob(
         "2",
         seconds(0),
-        "A call of the switch that ends a job waits a random time up to this, to spare the site.",
+        "A call of the switch that signals one job waits a random time up to this, to spare the site; 0: no windows.",
+    )
+    sailplane_kill_window: float = knob(
+        "10",
+        seconds(0),
+        "Calls for several jobs at once are spread over the jitter times their number, up to this (longer when"
+        " SAILPLANE_SWITCH_RATE needs it), and never over more than half the time that a kill may take.",
+    )
+    sailplane_switch_rate: float = knob(
+        "2",
+        number(0, 1000),
+        "Calls a second by which this pilot signals jobs, in the long run; exceeded only when a job would not end in"
+        " time; 0: no limit.",
+    )
+    sailplane_switch_burst: int = knob(
+        "8", integer(1, 10000), "Such calls that may come at once after a pause, above the rate."
     )
     sailplane_wrapper_python: Path = knob(
         "/usr/bin/python3", path(), "The interpreter (3.6 or later) for what runs at the job's account."

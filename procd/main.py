@@ -20,7 +20,7 @@ from procd.client import ProcdClient
 from procd.families import Families
 from procd.lookout import Lookout
 from procd.messages import FamilyState
-from procd.planner import Planner
+from procd.planner import Planner, Spread
 from procd.proc import ProcReader
 from procd.process import ProcessId
 from procd.routes import OwnRight, SwitchCalls
@@ -86,7 +86,7 @@ class Daemon:
             if fd is not None:
                 os.set_inheritable(fd, False)
         switch = make_switch(settings)
-        planner = Planner(settings.sailplane_kill_jitter)
+        planner = Planner(_spread(settings))
         self._calls: SwitchCalls | None = None
         if switch.isolates:
             self._calls = SwitchCalls(switch, settings, planner, answer_s=settings.sailplane_switch_deadline)
@@ -141,6 +141,15 @@ class Daemon:
             nursery.start_soon(signalled)
             nursery.start_soon(lifeline)
         return reasons[0]
+
+
+def _spread(settings: Settings) -> Spread:
+    return Spread(
+        jitter_s=settings.sailplane_kill_jitter,
+        window_s=settings.sailplane_kill_window,
+        rate_per_s=settings.sailplane_switch_rate,
+        burst=settings.sailplane_switch_burst,
+    )
 
 
 async def _serve(service: Service, path: Path, task_status: trio.TaskStatus[None]) -> None:

@@ -134,8 +134,8 @@ class Resume:
 
 @attrs.frozen
 class Stop:
-    """SIGKILL until the family is empty or `deadline_s` seconds are over. Urgent: no jitter before the switch is
-    asked.
+    """SIGKILL until the family is empty or `deadline_s` seconds are over. Urgent: among the first calls of
+    the switch; others wait in a window that is longer.
 
     soft: before that, this signal to the root and at most `grace_s` seconds for it to end (0: none); with the kill it
     is one call of the switch.

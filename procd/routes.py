@@ -26,6 +26,8 @@ from procd.process import ProcessId
 # The far side kills until nobody is left or this is over; a D state may last, and then it is no use to
 # insist.
 LONGEST_CALL_S = 20.0
+# One round of stop and kill, when the call comes late.
+LEAST_CALL_S = 0.1
 # Above this the tops of the trees are enough: the far side finds the descendants.
 MAX_TARGETS = 20_000
 
@@ -117,15 +119,14 @@ class OwnRight:
 class Order:
     """What one call of the switch shall do, and on whose credential.
 
-    targets: with `tree`, and for SIGKILL and SIGSTOP always, their descendants are meant too. farewell: what comes
-    first, and to whom.
+    tree: the targets' descendants are meant too, as they always are for SIGKILL and SIGSTOP. deadline_s: from the
+    order to the answer, without the farewell's grace. farewell: what comes first, and to whom.
     """
 
     uid: int
     credential: str | None
     audit_id: str
     number: int
-    targets: tuple[ProcessId, ...]
     tree: bool
     deadline_s: float
     farewell: tuple[Farewell, ProcessId] | None = None
@@ -148,9 +149,10 @@ class Report:
 class _Telling:
     """A switch that tells of each call: it may be tried again, and every attempt is an authorisation."""
 
-    def __init__(self, switch: Switch, requests: Sequence["_Request"]) -> None:
+    def __init__(self, switch: Switch, on_attempt: Callable[[int], None]) -> None:
         self._switch = switch
-        self._requests = requests
+        self._on_attempt = on_attempt
+        self._attempts = 0
 
     @property
     def name(self) -> str:
@@ -165,15 +167,17 @@ class _Telling:
         return self._switch.needs_credential
 
     async def start(self, call: Call) -> Running:
-        for request in self._requests:
-            request.on_call()
+        self._attempts += 1
+        self._on_attempt(self._attempts)
         return await self._switch.start(call)
 
 
 @attrs.define(eq=False)
 class _Request:
     order: Order
+    targets: Callable[[], Sequence[ProcessId]]
     on_call: Callable[[], None]
+    give_up_s: float
     answered: trio.Event = attrs.field(factory=trio.Event)
     report: Report | None = None
 
@@ -195,16 +199,27 @@ class SwitchCalls:
         self._changed = trio.Event()
         self._dice = random.SystemRandom()
 
-    async def ask(self, order: Order, *, urgent: bool, on_call: Callable[[], None]) -> Report:
-        """Have an order carried out, alone or with others; `on_call` hears of each call that is made for it.
+    async def ask(
+        self,
+        order: Order,
+        targets: Callable[[], Sequence[ProcessId]],
+        *,
+        urgent: bool,
+        on_call: Callable[[], None] = lambda: None,
+    ) -> Report:
+        """Have an order carried out, alone or with others, soon if it is urgent.
 
         Cancelling withdraws the order, unless its call has begun.
+
+        Args:
+            targets: asked when the call is about to be made, perhaps seconds from now. Without any there is no call.
+            on_call: hears of each call that is made for the order.
         """
         self._last_ticket += 1
-        ticket, request = self._last_ticket, _Request(order, on_call)
-        self._requests[ticket] = request
+        ticket, now_s = self._last_ticket, trio.current_time()
+        request = self._requests[ticket] = _Request(order, targets, on_call, now_s + order.deadline_s)
         dice = self._dice.random()
-        self._planner.ask(ticket, order.key, urgent=urgent, dice=dice, now_s=trio.current_time())
+        self._planner.ask(ticket, order.key, urgent=urgent, time_s=order.deadline_s, dice=dice, now_s=now_s)
         self._changed.set()
         try:
             await request.answered.wait()
@@ -228,39 +243,39 @@ class SwitchCalls:
 
     async def _carry_out(self, batch: Batch) -> None:
         requests = [self._requests[ticket] for ticket in batch.tickets if ticket in self._requests]
-        if not requests:
-            return
-        switch = _Telling(self._switch, requests)
-        order = _merged([request.order for request in requests])
-        try:
-            report = Report(left=await self._call(switch, order))
-        except CallFailed as failed:
-            report = Report(str(failed))
+        wanted = [(request, targets) for request in requests if (targets := request.targets())]
+        report = Report()
+        if wanted:
+            everybody = dict.fromkeys(identity for _, targets in wanted for identity in targets)
+            try:
+                report = Report(left=await self._call([request for request, _ in wanted], tuple(everybody)))
+            except CallFailed as failed:
+                report = Report(str(failed))
         for request in requests:
             request.report = report
             request.answered.set()
 
-    async def _call(self, switch: _Telling, order: Order) -> int:
+    async def _call(self, requests: Sequence[_Request], targets: Sequence[ProcessId]) -> int:
+        """One call for requests of one key; how many it left."""
+
+        def on_attempt(number: int) -> None:
+            if number > 1:
+                self._planner.charge(trio.current_time())
+            for request in requests:
+                request.on_call()
+
+        order = requests[0].order
         credential = Path(order.credential) if order.credential else None
+        left_s = max(request.give_up_s for request in requests) - trio.current_time()
         sent = await signal_far(
-            Asking(switch, self._settings, order.audit_id, credential),
+            Asking(_Telling(self._switch, on_attempt), self._settings, order.audit_id, credential),
             order.number,
-            order.targets,
+            targets[:MAX_TARGETS],
             tree=order.tree,
-            limit_s=min(order.deadline_s, LONGEST_CALL_S),
+            limit_s=min(max(LEAST_CALL_S, left_s), LONGEST_CALL_S),
             deadline_s=self._answer_s,
             farewell=order.farewell,
         )
         if sent.denied and not sent.sent:
             raise CallFailed("wrong-account", "the switch led to an account that may not signal the family")
         return sent.left_count
-
-
-def _merged(orders: Sequence[Order]) -> Order:
-    """Orders of one key as one."""
-    targets = dict.fromkeys(identity for order in orders for identity in order.targets)
-    return attrs.evolve(
-        orders[0],
-        targets=tuple(targets)[:MAX_TARGETS],
-        deadline_s=max(order.deadline_s for order in orders),
-    )

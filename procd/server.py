@@ -220,13 +220,15 @@ class Service:
         return Stopped(empty, left[:MAX_LISTED], route, ending.switch_calls, "" if empty else ending.failure)
 
     async def stop_all(self, *, deadline_s: float = SHUTDOWN_S) -> bool:
-        """Stop every family and take no new ones; True when all are empty. At most `deadline_s` seconds and a
-        scan."""
+        """Stop every family and take no new ones; True when all are empty. At most `deadline_s` seconds and a scan.
+
+        Urgent: nobody says how long this procd itself has.
+        """
         self._closing = True
         results: list[bool] = []
 
         async def stop(family: Family) -> None:
-            results.append((await self._end(family, urgent=False, deadline_s=deadline_s)).empty)
+            results.append((await self._end(family, urgent=True, deadline_s=deadline_s)).empty)
 
         async with trio.open_nursery() as nursery:
             for family in self._families:

@@ -110,10 +110,7 @@ class Signaller:
 
     async def send(self, family: Family, number: int, *, to_all: bool) -> None:
         """One signal, once. FamilyRefused("no-route") when no route carried it."""
-        self._lookout.look(family)
-        running = self._families.running(family)
-        targets = running if to_all else [each for each in running if each == family.root]
-        if not targets:
+        if not self._recipients(family, to_all):
             return
         control = self.control(family)
         try:
@@ -122,7 +119,12 @@ class Signaller:
                 return
         except RouteFailed:
             pass  # the next route is tried, and has words of its own
-        await self._send_without_control(family, number, targets, tree=to_all)
+        await self._send_without_control(family, number, lambda: self._recipients(family, to_all), tree=to_all)
+
+    def _recipients(self, family: Family, to_all: bool) -> list[ProcessId]:
+        self._lookout.look(family)
+        running = self._families.running(family)
+        return running if to_all else [each for each in running if each == family.root]
 
     async def suspend(self, family: Family) -> None:
         """SIGSTOP until nobody runs; as `send`."""
@@ -144,10 +146,8 @@ class Signaller:
                 return
         except RouteFailed:
             pass  # as above
-        self._lookout.look(family)
-        running = self._families.running(family)
-        if running:
-            await self._send_without_control(family, signal.SIGCONT, running, tree=True)
+        if self._recipients(family, True):
+            await self._send_without_control(family, signal.SIGCONT, lambda: self._recipients(family, True), tree=True)
 
     async def _stop_all(self, family: Family) -> None:
         self._lookout.look(family)
@@ -155,14 +155,19 @@ class Signaller:
             if family.around.uid == self._pilot_uid:
                 await self._freeze(family)
             else:
-                await self._send_without_control(family, signal.SIGSTOP, self._tops(family), tree=True)
+                await self._send_without_control(family, signal.SIGSTOP, lambda: self._tops(family), tree=True)
 
-    async def _send_without_control(self, family: Family, number: int, targets: list[ProcessId], *, tree: bool) -> None:
+    async def _send_without_control(
+        self, family: Family, number: int, targets: Callable[[], list[ProcessId]], *, tree: bool
+    ) -> None:
         try:
             if family.around.uid != self._pilot_uid:
                 await self._ask_switch(family, number, targets, tree=tree, urgent=True, deadline_s=10.0)
-            elif len(refused := self._own.send(targets, number)) == len(targets):
-                raise RouteFailed(_not_allowed(refused))
+            else:
+                asked = targets()
+                refused = self._own.send(asked, number)
+                if asked and len(refused) == len(asked):
+                    raise RouteFailed(_not_allowed(refused))
         except RouteFailed as failed:
             raise FamilyRefused("no-route", str(failed)) from None
 
@@ -259,10 +264,13 @@ class Signaller:
     async def _kill_by_switch(
         self, family: Family, ending: Ending, *, urgent: bool, left_s: float, farewell: Farewell | None
     ) -> None:
-        targets = self._tops(family)
-        if family.starter_alive and family.parent is None:
-            # The far side may not signal the starter, but finds below it the orphans that are born meanwhile.
-            targets.append(family.starter)
+        def targets() -> list[ProcessId]:
+            found = self._tops(family)
+            if found and family.starter_alive and family.parent is None:
+                # The far side may not signal the starter, but finds below it the orphans that are born meanwhile.
+                found.append(family.starter)
+            return found
+
         await self._ask_switch(
             family,
             signal.SIGKILL,
@@ -303,7 +311,8 @@ class Signaller:
     # --- the switch -----------------------------------------------------------------------------------------
 
     def _tops(self, family: Family) -> list[ProcessId]:
-        """All running members, those first whose parents are not among them: the others are below these."""
+        """All that run now, those first whose parents are not among them: the others are below these."""
+        self._lookout.look(family)
         members = self._families.members(family)
         running = [process for process in members.values() if process.running]
         pids = {process.id.pid for process in running}
@@ -313,7 +322,7 @@ class Signaller:
         self,
         family: Family,
         number: int,
-        targets: list[ProcessId],
+        targets: Callable[[], list[ProcessId]],
         *,
         tree: bool,
         urgent: bool,
@@ -321,7 +330,7 @@ class Signaller:
         on_call: Callable[[], None] = lambda: None,
         farewell: Farewell | None = None,
     ) -> None:
-        """One order. RouteFailed with the switch's words."""
+        """One order; its targets are looked up when its call is made. RouteFailed with the switch's words."""
         if self._switch_calls is None:
             raise RouteFailed("another account's processes, and no switch")
         credential, audit_id = self.reason(family)
@@ -330,12 +339,11 @@ class Signaller:
             credential=credential,
             audit_id=audit_id,
             number=number,
-            targets=tuple(targets),
             tree=tree,
             deadline_s=max(0.1, deadline_s),
             farewell=(farewell, family.root) if farewell else None,
         )
-        report = await self._switch_calls.ask(order, urgent=urgent, on_call=on_call)
+        report = await self._switch_calls.ask(order, targets, urgent=urgent, on_call=on_call)
         if report.failure is not None:
             raise RouteFailed(report.failure)
 

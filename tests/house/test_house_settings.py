@@ -126,8 +126,20 @@ def test_durations(text: str, value: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "undefined", "error", '"7"', "true", "1/0", "7 7", "nan", "x"])
 def test_what_is_no_number(text: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011  (parse has no words; the knob adds them)
-        knobs.integer().parse(text)
+    for kind in (knobs.integer(), knobs.number()):
+        with pytest.raises(ValueError):  # noqa: PT011  (parse has no words; the knob adds them)
+            kind.parse(text)
+
+
+@pytest.mark.parametrize(("text", "value"), [("0", 0), ("0.25", 0.25), ("1 / 4.0", 0.25), ("10", 10)])
+def test_numbers(text: str, value: float) -> None:
+    assert knobs.number(0, 10).parse(text) == value
+
+
+@pytest.mark.parametrize("text", ["-0.1", "10.5", "1e400", "0.0 / 0.0", "2 s"])
+def test_numbers_out_of_range(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  (as above)
+        knobs.number(0, 10).parse(text)
 
 
 def test_a_macro_that_refers_to_itself_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

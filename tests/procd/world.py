@@ -191,7 +191,12 @@ def _kill(pid: int) -> None:
 
 
 def settings(**values: str) -> Settings:
-    base = {"SAILPLANE_SWITCH": "none", "SAILPLANE_KILL_JITTER": "0", "GLEXEC_RETRIES": "0"}
+    base = {
+        "SAILPLANE_SWITCH": "none",
+        "SAILPLANE_KILL_JITTER": "0",
+        "SAILPLANE_SWITCH_RATE": "0",
+        "GLEXEC_RETRIES": "0",
+    }
     return from_values(base | values, source=None)
 
 
