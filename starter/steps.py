@@ -216,7 +216,7 @@ def _registering(work: Work) -> Register:
     async def register(pid: int, start_ticks: int, running: Running) -> None:
         if work.registered:  # an attempt before this one died on its way
             await work.procd.unregister(work.family)
-        work.registered = True
+            work.registered = False
         await work.procd.register(
             work.family,
             root_pid=pid,
@@ -226,6 +226,7 @@ def _registering(work: Work) -> Register:
             audit_id=work.description.global_job_id,
             control_fd=running.control.fileno() if running.control else None,
         )
+        work.registered = True  # not before: cancelled in the call, there is no family, and no job has been sent
 
     return register
 
