@@ -66,7 +66,8 @@ def started() -> Iterator[list[subprocess.Popen[bytes]]]:
     processes: list[subprocess.Popen[bytes]] = []
     yield processes
     for process in processes:
-        os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
+        for pid in members(process.pid):  # also when the first of them has ended
+            os.kill(pid, signal.SIGKILL)
         process.wait()
         assert process.stdout
         process.stdout.close()
