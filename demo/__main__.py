@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import pwd
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 import click
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from demo import errand, leftovers, report, watch
+from demo import errand, interrupts, leftovers, report, watch
 from demo.accounts import AccountError
 from demo.leftovers import LeftoverError
 from demo.runtime import RuntimeMissingError
@@ -30,10 +28,6 @@ _EXIT_USAGE = 100
 _LOOK_S = 0.1
 _WIDE = 160
 _TROUBLE = (SiteError, AccountError, RuntimeMissingError, LeftoverError, InstallError)
-
-
-class Interrupted(BaseException):
-    """SIGTERM or SIGHUP; like Ctrl-C, everything is taken away on the way out."""
 
 
 @click.command()
@@ -59,11 +53,10 @@ def main(linger: str, json_path: Path | None, keep: bool) -> None:
     Exit status: 0 all as promised, 1 not, 130 interrupted.
     """
     console = _console(to_stderr=json_path == Path("-"))
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    interrupts.listen()
     try:
         text, problems = _demo(console, linger == "yes", keep)
-    except (KeyboardInterrupt, Interrupted):
+    except interrupts.Interrupted:
         console.print("interrupted; nothing is left")
         sys.exit(_EXIT_INTERRUPTED)
     except _TROUBLE as trouble:
@@ -78,10 +71,6 @@ def _console(*, to_stderr: bool) -> Console:
     """Lines are not wrapped for a pipe or a file, which have no width."""
     found = Console(stderr=to_stderr, highlight=False, soft_wrap=True)
     return found if found.is_terminal else Console(stderr=to_stderr, highlight=False, soft_wrap=True, width=_WIDE)
-
-
-def _interrupt(number: int, _frame: FrameType | None) -> None:
-    raise Interrupted(number)
 
 
 def _write(path: Path, text: str) -> None:

@@ -22,6 +22,8 @@ from pathlib import Path
 
 import attrs
 
+from demo import interrupts
+
 COMMENT = "Sailplane throw-away account"
 _MAKER = re.compile(re.escape(COMMENT) + r" of pid (\d+) tick (\d+) boot ([0-9a-f]{8})")
 ROLES = ("pool", "pilot", "alice", "bob")
@@ -32,10 +34,16 @@ _LAST_LOCK_S = 30.0
 # Their words in English: one of them is looked for.
 _TOOLS_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 _LAST_KILL_S = 10.0
+# userdel(8): user currently logged in, which it says of any process at the uid.
+_IN_USE = 8
 
 
 class AccountError(Exception):
     """An account could not be made or removed; the text has the system tool's words."""
+
+
+class InUseError(AccountError):
+    """An account has processes."""
 
 
 @attrs.frozen
@@ -91,11 +99,22 @@ def remove(name: str) -> None:
         return
     if not entry.pw_gecos.startswith(COMMENT):
         raise AccountError(f"account {name} was not made by Sailplane; leaving it")
-    kill_all(entry.pw_uid)
-    _run("userdel", name)
+    _delete(name, entry.pw_uid)
     with suppress(KeyError):
         grp.getgrnam(name)
         _run("groupdel", name)
+
+
+def _delete(name: str, uid: int) -> None:
+    """Kill and userdel, again if a child that was on its way took the uid after the last look."""
+    end = time.monotonic() + _LAST_KILL_S
+    while True:
+        kill_all(uid)
+        try:
+            return _run("userdel", name)
+        except InUseError:
+            if time.monotonic() > end:
+                raise
 
 
 def start_ticks(pid: int) -> int | None:
@@ -174,9 +193,14 @@ def _run(*argv: str) -> None:
     """Run a tool of the system; while another one holds the account files, try again."""
     end = time.monotonic() + _LAST_LOCK_S
     while True:
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, env=_TOOLS_ENVIRONMENT)
+        with interrupts.held():  # killed half-way, useradd leaves a group, copies and locks of the files
+            done = subprocess.run(
+                argv, capture_output=True, text=True, check=False, env=_TOOLS_ENVIRONMENT, start_new_session=True
+            )
         if done.returncode == 0:
             return
+        if (argv[0], done.returncode) == ("userdel", _IN_USE):
+            raise InUseError(f"{argv[0]} {argv[-1]} failed ({done.returncode}): {done.stderr.strip()}")
         if "lock" not in done.stderr or time.monotonic() > end:
             raise AccountError(f"{argv[0]} {argv[-1]} failed ({done.returncode}): {done.stderr.strip()}")
         time.sleep(0.05)

@@ -137,11 +137,11 @@ def remove_site(directory: Path, marker: Marker, *, keep: bool = False) -> None:
         if marker.boot == accounts.boot() and accounts.start_ticks(pid) == ticks:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+    if marker.sudoers is not None:
+        _remove_sudoers(Path(marker.sudoers))  # before the account that it lets become root
     _kill_in(directory)
     for name in marker.accounts:
         accounts.remove(name)
-    if marker.sudoers is not None:
-        _remove_sudoers(Path(marker.sudoers))
     if keep:
         _own_tree(directory)
         attrs.evolve(marker, accounts=(), sudoers=None, processes=(), kept=True).write(directory)

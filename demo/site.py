@@ -22,7 +22,6 @@ import secrets
 import signal
 import subprocess
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -30,7 +29,7 @@ from typing import Any
 
 import attrs
 
-from demo import accounts, daemons, layout, leftovers, runtime
+from demo import accounts, daemons, interrupts, layout, leftovers, runtime
 from demo.accounts import Account
 from demo.daemons import Daemon, SiteError
 from demo.grid import Grid, make_grid, make_proxy, write_private
@@ -93,14 +92,15 @@ class Site:
         Raises:
             SiteError, accounts.AccountError, runtime.RuntimeMissingError: with what is missing.
         """
-        directory = Path(tempfile.mkdtemp(prefix=f"{leftovers.PREFIX}{kind}-", dir=base or _base()))
-        directory.chmod(0o711)
-        marker = leftovers.Marker.mine()
-        marker.write(directory)
         with ExitStack() as undo:
-            undo.callback(_with_signals_held, lambda: _take_down(directory, keep=keep))
+            with interrupts.held():
+                directory = Path(tempfile.mkdtemp(prefix=f"{leftovers.PREFIX}{kind}-", dir=base or _base()))
+                directory.chmod(0o711)
+                marker = leftovers.Marker.mine()
+                marker.write(directory)
+                undo.callback(_take_down, directory, keep=keep)
             site = cls._make(directory, kind, linger, marker)
-            undo.callback(_with_signals_held, site.stop)
+            undo.callback(site.stop)
             yield site
 
     @classmethod
@@ -152,17 +152,18 @@ class Site:
     def _start(self, name: str, home: Path, values: Mapping[str, object], *, wait: bool = True) -> Daemon:
         config = home / f"{name}.conf"
         _readable(config, layout.text(values))
-        daemon = daemons.start(
-            name,
-            self.runtime.argv(f"sailplane-{name}", "--config", str(config)),
-            account=self.accounts.get("pilot" if name == "startd" else name),
-            environment=self.environment(home),
-            cwd=home,
-            output=self.layout.logs / f"{name}.out",
-            logs=home / "log",
-        )
-        self.marker = attrs.evolve(self.marker, processes=(*self.marker.processes, (daemon.pid, daemon.ticks)))
-        self.marker.write(self.layout.root)
+        with interrupts.held():
+            daemon = daemons.start(
+                name,
+                self.runtime.argv(f"sailplane-{name}", "--config", str(config)),
+                account=self.accounts.get("pilot" if name == "startd" else name),
+                environment=self.environment(home),
+                cwd=home,
+                output=self.layout.logs / f"{name}.out",
+                logs=home / "log",
+            )
+            self.marker = attrs.evolve(self.marker, processes=(*self.marker.processes, (daemon.pid, daemon.ticks)))
+            self.marker.write(self.layout.root)
         if wait:
             self.wait_until(daemon.said_ready, what=f"{name} to be ready", also=daemon, deadline_s=START_S)
         return daemon
@@ -241,6 +242,7 @@ class Site:
             return []
         return list(audit.read(self.installed.log))
 
+    @interrupts.ignored()
     def stop(self) -> None:
         """Stop startd, then pool; note in `left` what is still there. Takes at most 40 s."""
         for daemon, number in ((self.startd, signal.SIGQUIT), (self.pool, signal.SIGTERM)):
@@ -333,23 +335,10 @@ def _write(path: Path, data: bytes, mode: int, owner: Account | None) -> None:
             os.fchown(handle, owner.uid, owner.gid)
 
 
+@interrupts.ignored()
 def _take_down(directory: Path, *, keep: bool) -> None:
     """Remove what the marker names; with `keep` the directory stays, as the maker's own."""
     marker = leftovers.read_marker(directory)
     if marker is None:
         raise SiteError(f"the marker of {directory} is gone; leaving the directory")
     leftovers.remove_site(directory, marker, keep=keep)
-
-
-def _with_signals_held(step: Callable[[], object]) -> None:
-    """Run a step to its end; Ctrl-C and SIGTERM meanwhile change nothing (it is on its way out)."""
-    if threading.current_thread() is not threading.main_thread():
-        step()
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    try:
-        step()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

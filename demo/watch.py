@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import trio
 from rich.table import Table
 from rich.text import Text
 
-from demo import accounts, report
+from demo import accounts, interrupts, report
+from demo.daemons import SiteError
 from pilot import logs, rpc
 from pool import messages as m
 
+T = TypeVar("T")
+
+# An answer takes some milliseconds, but the jobs may have the processors; Ctrl-C waits for it, too.
+_ANSWER_S = 10.0
 _COLOURS = {"idle": "yellow", "running": "green", "completed": "cyan", "held": "red", "removed": "dim"}
 # How `demo.runtime` starts a console command.
 _STARTED = re.compile(r"sys\.argv\[0\] = '(sailplane[a-z-]*)'")
@@ -27,7 +32,21 @@ FINAL = ("completed", "held", "removed")
 
 def jobs(socket: Path) -> list[m.JobRow]:
     """All jobs of the pool, finished ones too; a connection for one question."""
-    return trio.run(_jobs, socket)
+    return _answer(_jobs, socket)
+
+
+def _answer(ask: Callable[..., Awaitable[list[T]]], *arguments: object) -> list[T]:
+    """Ask the pool. What a signal's handler raises must not come up inside trio's loop."""
+
+    async def in_time() -> list[T]:
+        with trio.fail_after(_ANSWER_S):
+            return await ask(*arguments)
+
+    try:
+        with interrupts.held():
+            return trio.run(in_time)
+    except trio.TooSlowError:
+        raise SiteError(f"the pool does not answer within {_ANSWER_S:g} s") from None
 
 
 async def _jobs(socket: Path) -> list[m.JobRow]:
@@ -44,7 +63,7 @@ async def _jobs(socket: Path) -> list[m.JobRow]:
 
 def runs(socket: Path, cluster: int) -> dict[str, m.RunRow]:
     """The last run of each job of a cluster, by the job's id."""
-    rows = trio.run(_runs, socket, cluster)
+    rows = _answer(_runs, socket, cluster)
     return {f"{row.cluster}.{row.proc}": row for row in sorted(rows, key=lambda row: row.number)}
 
 
