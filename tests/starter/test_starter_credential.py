@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -10,7 +11,9 @@ from classad2 import ClassAd
 
 from cedar.codec import encode
 from cedar.errors import PeerFault
-from starter.credential import MAX_LIFETIME_S, fetch_proxy
+from demo.grid import make_grid, make_proxy
+from pilot.credentials import CredentialError
+from starter.credential import MAX_LIFETIME_S, ProxyUnusable, check_proxy, fetch_proxy
 from starter.description import describe
 from starter.shadow import Shadow
 
@@ -35,3 +38,19 @@ async def test_the_expiration_is_never_none_and_fits_the_wire(asked_s: int, got_
         await fetch_proxy(cast(Shadow, shadow), describe(ad), certificates_dir=None)
     assert encode([shadow.expiration], keyed=True)
     assert abs(shadow.expiration - time.time() - got_s) < 60
+
+
+def test_a_proxy_that_is_not_the_ads_is_refused_with_both_names(tmp_path: Path) -> None:
+    grid = make_grid(tmp_path)
+    alice, bob = grid.user("Alice Adams"), grid.user("Bob Baker")
+    said = {"x509userproxy": "/tmp/proxy", "x509userproxysubject": alice.identity}
+    job = describe(ClassAd({"ClusterId": 1, "ProcId": 0, "Cmd": "/x", **said}))
+    own = check_proxy(make_proxy(alice).pem, job, certificates_dir=grid.certificates_dir)
+    assert own.identity == alice.identity
+    with pytest.raises(ProxyUnusable) as refused:
+        check_proxy(make_proxy(bob).pem, job, certificates_dir=grid.certificates_dir)
+    assert alice.identity in str(refused.value)
+    assert bob.identity in str(refused.value)
+    with pytest.raises(CredentialError) as late:
+        check_proxy(make_proxy(alice, lifetime_s=-60).pem, job, certificates_dir=grid.certificates_dir)
+    assert late.value.code == "expired"
