@@ -7,23 +7,30 @@ import json
 import os
 import platform
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from bench import kill, snapshot, turnaround
+from bench import kill, snapshot, spread, turnaround
 from bench.figures import Figure, report
 
-BENCHES: dict[str, ModuleType] = {"kill": kill, "snapshot": snapshot, "turnaround": turnaround}
+BENCHES: dict[str, ModuleType] = {"kill": kill, "snapshot": snapshot, "spread": spread, "turnaround": turnaround}
 _VERSIONS_OF = ("sailplane", "trio", "cryptography", "htcondor")
 
 
 @click.command(name="bench", epilog="Example: ./dev bench turnaround --json")
 @click.argument("names", nargs=-1, type=click.Choice(sorted(BENCHES)))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def main(names: tuple[str, ...], as_json: bool) -> None:
+@click.option(
+    "--pictures",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIRECTORY",
+    help="Also write the pictures of those benches that have any (spread).",
+)
+def main(names: tuple[str, ...], as_json: bool, pictures: Path | None) -> None:
     """Measure the design's figures. Ratios are of medians of one run; quote those, not single times."""
     figures: list[Figure] = []
     not_run: dict[str, str] = {}
@@ -33,6 +40,8 @@ def main(names: tuple[str, ...], as_json: bool) -> None:
             not_run[name] = reason
         else:
             figures += BENCHES[name].run()
+            if pictures is not None and hasattr(BENCHES[name], "draw"):
+                click.echo(f"wrote {BENCHES[name].draw(pictures)}", err=True)
     if as_json:
         json.dump(report(figures, not_run, _machine(), _versions()), sys.stdout, indent=2)
         sys.stdout.write("\n")

@@ -86,7 +86,7 @@ class Daemon:
             if fd is not None:
                 os.set_inheritable(fd, False)
         switch = make_switch(settings)
-        planner = Planner(_spread(settings))
+        planner = Planner(spread_of(settings))
         self._calls: SwitchCalls | None = None
         if switch.isolates:
             self._calls = SwitchCalls(switch, settings, planner, answer_s=settings.sailplane_switch_deadline)
@@ -143,7 +143,8 @@ class Daemon:
         return reasons[0]
 
 
-def _spread(settings: Settings) -> Spread:
+def spread_of(settings: Settings) -> Spread:
+    """The knobs that say how calls of the switch are spread."""
     return Spread(
         jitter_s=settings.sailplane_kill_jitter,
         window_s=settings.sailplane_kill_window,
