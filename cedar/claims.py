@@ -81,7 +81,7 @@ def _split_info(rest: str) -> tuple[str, str]:
     """(secret, info); AES must be among the methods when there is any info."""
     found = _INFO.match(rest)
     info = found[0] if found else ""
-    secret = rest[len(info):]
+    secret = rest[len(info) :]
     if not secret or "[" in secret or "]" in secret:
         raise PeerFault("address", "not a claim id")
     return secret, info

@@ -104,7 +104,7 @@ class Direction:
         nonce, data = self._step(header)
         packet = bytearray(len(lead) + len(content) + TAG_BYTES)
         packet[: len(lead)] = lead
-        self._aead.encrypt_into(nonce, content, data, memoryview(packet)[len(lead):])
+        self._aead.encrypt_into(nonce, content, data, memoryview(packet)[len(lead) :])
         return packet
 
     def open(self, header: Buffer, body: memoryview) -> bytes:

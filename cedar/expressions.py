@@ -133,9 +133,7 @@ def names(text: str) -> Iterator[tuple[str, str, bool]]:
 # Undecodable bytes arrive as U+DC80 to U+DCFF; the library dies of surrogates, so an ad has U+EF80 to U+EFFF.
 _SHIELD: dict[int, int | str] = {code: code - 0xDC00 + 0xEF00 for code in range(0xDC80, 0xDD00)}
 # Genuine characters of that range are shielded byte by byte: the way back is unique.
-_SHIELD |= {
-    code: "".join(chr(0xEF00 + byte) for byte in chr(code).encode()) for code in range(0xEF80, 0xF000)
-}
+_SHIELD |= {code: "".join(chr(0xEF00 + byte) for byte in chr(code).encode()) for code in range(0xEF80, 0xF000)}
 _UNSHIELD = {code: code - 0xEF00 + 0xDC00 for code in range(0xEF80, 0xF000)}
 _NEEDS_SHIELD = re.compile("[\ud800-\udfff\uef80-\uefff\0]")
 _SHIELDED = re.compile("[\uef80-\uefff]")

@@ -123,7 +123,7 @@ class Frames:
         wanted = self._wanted_bytes()
         if len(self._buffer) - self._start < wanted:
             self._make_room(wanted)
-        return memoryview(self._buffer)[self._end:]
+        return memoryview(self._buffer)[self._end :]
 
     def _wanted_bytes(self) -> int:
         """Size of the packet at the front, as far as it is known."""
@@ -250,6 +250,7 @@ _STATE_COUNTS = ("limit_bytes", "spent", "send_count", "receive_count")
 
 def _check_state(state: Mapping[str, Any]) -> None:
     """Refuse what `export` would not have written."""
+
     def want(holds: bool, what: str) -> None:
         if not holds:
             raise PeerFault("state", f"an adopted stream's {what} is malformed")

@@ -23,9 +23,7 @@ _REFERENCE_DEPTH = 10
 # Characters of all expressions after every reference is replaced by what it names: about 0.2 s.
 MAX_EXPANDED_CHARS = 4_000_000
 # A regular expression may take 0.1 s before its own limit stops it.
-_REGEXPS = frozenset(
-    {"regexp", "regexps", "regexpmember", "replace", "replaceall", "stringlistregexpmember"}
-)
+_REGEXPS = frozenset({"regexp", "regexps", "regexpmember", "replace", "replaceall", "stringlistregexpmember"})
 _REGEXP_CHARS = 100_000
 # They compare each with each.
 _SQUARING = frozenset({"replaceall", "stringlistsintersect", "stringlistsubsetmatch", "stringlistisubsetmatch"})

@@ -91,9 +91,11 @@ Action = Put | Get | UseKey | MakeDirectory | RemoveDirectory | ProposeDirectory
 Handshake = Generator[Action, Any, T]
 
 
-_YES = frozenset({("REQUIRED", "REQUIRED"), ("REQUIRED", "PREFERRED"), ("REQUIRED", "OPTIONAL")}) | frozenset(
-    {("PREFERRED", "REQUIRED"), ("PREFERRED", "PREFERRED"), ("PREFERRED", "OPTIONAL")}
-) | frozenset({("OPTIONAL", "REQUIRED"), ("OPTIONAL", "PREFERRED")})
+_YES = (
+    frozenset({("REQUIRED", "REQUIRED"), ("REQUIRED", "PREFERRED"), ("REQUIRED", "OPTIONAL")})
+    | frozenset({("PREFERRED", "REQUIRED"), ("PREFERRED", "PREFERRED"), ("PREFERRED", "OPTIONAL")})
+    | frozenset({("OPTIONAL", "REQUIRED"), ("OPTIONAL", "PREFERRED")})
+)
 _WORDS = frozenset({"REQUIRED", "PREFERRED", "OPTIONAL", "NEVER"})
 
 

@@ -83,23 +83,25 @@ def _request(opening: Opening, wishes: Wishes, keys: KeyPair) -> ClassAd:
     duration = TOOL_SESSION_DURATION_S if opening.own_address is None else SESSION_DURATION_S
     features = dict.fromkeys(("Encryption", "Integrity"), "REQUIRED")
     features |= dict.fromkeys(("Authentication", "AuthenticationNew"), wishes.authentication)
-    return make_ad([
-        *_command(opening),
-        ("AuthMethods", ",".join(wishes.methods) or None),
-        ("CryptoMethods", "AES"),
-        *features.items(),
-        ("OutgoingNegotiation", "REQUIRED"),
-        ("Enact", "NO"),
-        ("NewSession", "YES"),
-        ("NegotiatedSession", True),
-        ("Subsystem", opening.subsystem),
-        ("ServerPid", opening.pid),
-        ("SessionDuration", str(duration)),
-        ("SessionLease", SESSION_LEASE_S),
-        ("TrustDomain", wishes.trust_domain),
-        ("IssuerKeys", ",".join(dict.fromkeys(token.claims.key_id for token in wishes.tokens)) or None),
-        ("ECDHPublicKey", keys.public_text()),
-    ])
+    return make_ad(
+        [
+            *_command(opening),
+            ("AuthMethods", ",".join(wishes.methods) or None),
+            ("CryptoMethods", "AES"),
+            *features.items(),
+            ("OutgoingNegotiation", "REQUIRED"),
+            ("Enact", "NO"),
+            ("NewSession", "YES"),
+            ("NegotiatedSession", True),
+            ("Subsystem", opening.subsystem),
+            ("ServerPid", opening.pid),
+            ("SessionDuration", str(duration)),
+            ("SessionLease", SESSION_LEASE_S),
+            ("TrustDomain", wishes.trust_domain),
+            ("IssuerKeys", ",".join(dict.fromkeys(token.claims.key_id for token in wishes.tokens)) or None),
+            ("ECDHPublicKey", keys.public_text()),
+        ]
+    )
 
 
 def _command(opening: Opening) -> list[tuple[str, Any]]:
@@ -209,14 +211,16 @@ def _session(verdict: ClassAd, answer: ClassAd, key: bytes, method: str, now_s: 
 
 def resume(opening: Opening, session: Session, *, want_response: bool = True) -> Handshake[None]:
     """Go on with a known session. Raises Refused("SID_NOT_FOUND" | "DENIED" | ...) if the server does not."""
-    request = make_ad([
-        *_command(opening),
-        ("UseSession", "YES"),
-        ("Sid", session.sid),
-        ("CryptoMethods", "AES"),
-        ("Nonce", fresh_nonce()),
-        ("ResumeResponse", want_response),
-    ])
+    request = make_ad(
+        [
+            *_command(opening),
+            ("UseSession", "YES"),
+            ("Sid", session.sid),
+            ("CryptoMethods", "AES"),
+            ("Nonce", fresh_nonce()),
+            ("ResumeResponse", want_response),
+        ]
+    )
     yield Put((int(Command.AUTHENTICATE), request))
     if want_response:
         _check_resumed(read_ad((yield Get())))

@@ -118,11 +118,13 @@ def _objection(session: Session | None, command: int, side: Side) -> str | None:
 
 
 def _resume_answer(objection: str | None, side: Side) -> ClassAd:
-    return make_ad([
-        ("ReturnCode", objection or "AUTHORIZED"),
-        ("RemoteVersion", condor_version_text(side.version)),
-        ("Nonce", fresh_nonce()),
-    ])
+    return make_ad(
+        [
+            ("ReturnCode", objection or "AUTHORIZED"),
+            ("RemoteVersion", condor_version_text(side.version)),
+            ("Nonce", fresh_nonce()),
+        ]
+    )
 
 
 # --- new ---
@@ -173,7 +175,9 @@ def _agree(request: ClassAd, level: str, side: Side) -> _Terms:
         authenticate = False
     _agree_on_encryption(request)
     return _Terms(
-        authenticate, required, methods,
+        authenticate,
+        required,
+        methods,
         number(request, "SessionDuration", TOOL_SESSION_DURATION_S, highest=SESSION_DURATION_S),
         number(request, "SessionLease", SESSION_LEASE_S, highest=SESSION_LEASE_S),
     )
@@ -189,24 +193,26 @@ def _agree_on_encryption(request: ClassAd) -> None:
 
 def _answer(terms: _Terms, keys: KeyPair, side: Side) -> ClassAd:
     authenticating = terms.authenticate
-    return make_ad([
-        ("Authentication", "YES" if authenticating else "NO"),
-        ("AuthRequired", False if authenticating and not terms.required else None),
-        ("Encryption", "YES"),
-        ("Integrity", "YES"),
-        ("AuthMethodsList", ",".join(terms.methods) or None),
-        ("AuthMethods", terms.methods[0] if terms.methods else None),
-        ("CryptoMethods", "AES"),
-        ("CryptoMethodsList", "AES"),
-        ("SessionDuration", str(terms.duration_s)),
-        ("SessionLease", terms.lease_s),
-        ("Enact", "YES"),
-        ("NegotiatedSession", True),
-        ("RemoteVersion", condor_version_text(side.version)),
-        ("ECDHPublicKey", keys.public_text()),
-        ("TrustDomain", side.trust_domain),
-        ("IssuerKeys", ",".join(sorted(side.signing_keys)) or None),
-    ])
+    return make_ad(
+        [
+            ("Authentication", "YES" if authenticating else "NO"),
+            ("AuthRequired", False if authenticating and not terms.required else None),
+            ("Encryption", "YES"),
+            ("Integrity", "YES"),
+            ("AuthMethodsList", ",".join(terms.methods) or None),
+            ("AuthMethods", terms.methods[0] if terms.methods else None),
+            ("CryptoMethods", "AES"),
+            ("CryptoMethodsList", "AES"),
+            ("SessionDuration", str(terms.duration_s)),
+            ("SessionLease", terms.lease_s),
+            ("Enact", "YES"),
+            ("NegotiatedSession", True),
+            ("RemoteVersion", condor_version_text(side.version)),
+            ("ECDHPublicKey", keys.public_text()),
+            ("TrustDomain", side.trust_domain),
+            ("IssuerKeys", ",".join(sorted(side.signing_keys)) or None),
+        ]
+    )
 
 
 def _authenticate(terms: _Terms, side: Side) -> Handshake[_Client]:
@@ -246,9 +252,7 @@ def _token(side: Side) -> Handshake[_Client]:
         yield from security_token.refuse()
         raise _TryNext(Refused("TOKEN", "the client gave up"))
     try:
-        verified = tokens.verify(
-            opening.init, side.signing_keys, side.trust_domain, now_unix_s=side.now_unix_s
-        )
+        verified = tokens.verify(opening.init, side.signing_keys, side.trust_domain, now_unix_s=side.now_unix_s)
         if opening.a != verified.subject:
             raise Refused("TOKEN", "the client names another subject than its token")
     except Refused as refused:
@@ -292,11 +296,13 @@ def _grants(client: _Client, level: str, side: Side) -> bool:
 
 
 def _verdict(session: Session, allowed: bool, client: _Client, side: Side) -> ClassAd:
-    return make_ad([
-        ("ReturnCode", "AUTHORIZED" if allowed else "DENIED"),
-        ("Sid", session.sid),
-        ("User", client.identity),
-        ("TriedAuthentication", client is not _NOBODY),
-        ("ValidCommands", ",".join(map(str, sorted(session.commands or ())))),
-        ("RemoteVersion", condor_version_text(side.version)),
-    ])
+    return make_ad(
+        [
+            ("ReturnCode", "AUTHORIZED" if allowed else "DENIED"),
+            ("Sid", session.sid),
+            ("User", client.identity),
+            ("TriedAuthentication", client is not _NOBODY),
+            ("ValidCommands", ",".join(map(str, sorted(session.commands or ())))),
+            ("RemoteVersion", condor_version_text(side.version)),
+        ]
+    )

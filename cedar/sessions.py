@@ -16,9 +16,7 @@ _IMPLIED = {
     "WRITE": frozenset({"WRITE", "READ"}),
     "NEGOTIATOR": frozenset({"NEGOTIATOR", "READ"}),
     "ADMINISTRATOR": frozenset({"ADMINISTRATOR", "WRITE", "READ"}),
-    "DAEMON": frozenset(
-        {"DAEMON", "WRITE", "READ", "ADVERTISE_STARTD", "ADVERTISE_SCHEDD", "ADVERTISE_MASTER"}
-    ),
+    "DAEMON": frozenset({"DAEMON", "WRITE", "READ", "ADVERTISE_STARTD", "ADVERTISE_SCHEDD", "ADVERTISE_MASTER"}),
 }
 
 

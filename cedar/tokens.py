@@ -202,9 +202,7 @@ def _scopes(payload: Mapping[str, Any]) -> tuple[str, ...] | None:
 # --- choosing ---
 
 
-def choose(
-    tokens: Iterable[Token], issuer: str, key_ids: Iterable[str], *, now_unix_s: float
-) -> Token | None:
+def choose(tokens: Iterable[Token], issuer: str, key_ids: Iterable[str], *, now_unix_s: float) -> Token | None:
     """The first token that this server can check and that has not expired."""
     known = frozenset(key_ids)
     for token in tokens:

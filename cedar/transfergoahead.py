@@ -57,9 +57,7 @@ async def ask(stream: CedarStream, state: GoAhead) -> None:
             continue
         if result < 0:
             peer = refusal(ad, retry=classads.get_bool(ad, "TryAgain", True))
-            raise Stopped(
-                failed(peer.hold_code, peer.hold_subcode, "the peer gave no go-ahead", retry=True), peer
-            )
+            raise Stopped(failed(peer.hold_code, peer.hold_subcode, "the peer gave no go-ahead", retry=True), peer)
         state.always = result == _ALWAYS
         return
 

@@ -179,12 +179,8 @@ class _Sender:
             await delegation.give(self._stream, item.sign)
         except PeerFault:
             raise
-        except (
-            Exception
-        ) as error:  # whatever stops the signing, or the peer gave up: its acknowledgement follows
-            own = failed(
-                HoldCode.CORRUPTED_CREDENTIAL, 0, f"the proxy was not delegated: {error}", retry=True
-            )
+        except Exception as error:  # whatever stops the signing, or the peer gave up: its acknowledgement follows
+            own = failed(HoldCode.CORRUPTED_CREDENTIAL, 0, f"the proxy was not delegated: {error}", retry=True)
             raise Stopped(own, read_ack(await get_ad(self._stream))) from error
 
 

@@ -128,7 +128,7 @@ def test_parse_old() -> None:
 
 
 def test_getters() -> None:
-    ad = from_wire(['S = "x"', "I = 2 + 3", "B = I > 4", "R = 2.5", "U = undefined", "E = 1 / 0", "N = real(\"nan\")"])
+    ad = from_wire(['S = "x"', "I = 2 + 3", "B = I > 4", "R = 2.5", "U = undefined", "E = 1 / 0", 'N = real("nan")'])
     assert (get_str(ad, "s"), get_int(ad, "I"), get_bool(ad, "B"), get_real(ad, "R")) == ("x", 5, True, 2.5)
     assert (get_int(ad, "R"), get_int(ad, "B"), get_bool(ad, "I"), get_real(ad, "I")) == (2, 1, True, 5.0)
     assert get_str(ad, "Missing", None) is None
@@ -244,13 +244,17 @@ def test_endless_and_multiplied_references_are_errors() -> None:
 
 
 def test_ordinary_expressions_are_not_refused() -> None:
-    slot = from_wire(["Arch = \"X86_64\"", "Memory = 4000", "Cpus = 4", "Start = TARGET.Owner =!= undefined"])
-    job = from_wire([
-        'Requirements = (TARGET.Arch == "X86_64") && (TARGET.OpSys =?= undefined || regexp("^L", TARGET.OpSys)) '
-        "&& (TARGET.Memory >= RequestMemory) && (TARGET.Cpus >= RequestCpus)",
-        "RequestMemory = ifThenElse(MemoryUsage =!= undefined, MemoryUsage, (ImageSize + 1023) / 1024)",
-        "MemoryUsage = ((ResidentSetSize + 1023) / 1024)", "ResidentSetSize = 1000000", "RequestCpus = 1",
-    ])
+    slot = from_wire(['Arch = "X86_64"', "Memory = 4000", "Cpus = 4", "Start = TARGET.Owner =!= undefined"])
+    job = from_wire(
+        [
+            'Requirements = (TARGET.Arch == "X86_64") && (TARGET.OpSys =?= undefined || regexp("^L", TARGET.OpSys)) '
+            "&& (TARGET.Memory >= RequestMemory) && (TARGET.Cpus >= RequestCpus)",
+            "RequestMemory = ifThenElse(MemoryUsage =!= undefined, MemoryUsage, (ImageSize + 1023) / 1024)",
+            "MemoryUsage = ((ResidentSetSize + 1023) / 1024)",
+            "ResidentSetSize = 1000000",
+            "RequestCpus = 1",
+        ]
+    )
     assert matches(job, slot)
 
 

@@ -33,9 +33,7 @@ from tests.cedar.transferpeer import (
 
 async def test_a_sink_that_fails_is_reported_and_the_rest_goes_on() -> None:
     sink = MemorySink(refuse={"a": StoreFailed(12, errno.ENOSPC, "disk full", retry=True)})
-    (_, told), (own, theirs) = await both(
-        [file("a", b"x" * 600_000), Directory("d", 0o700), file("b", b"y")], sink
-    )
+    (_, told), (own, theirs) = await both([file("a", b"x" * 600_000), Directory("d", 0o700), file("b", b"y")], sink)
     assert own == attrs.evolve(sink.refuse["a"].ack, files=1, bytes=600_001)
     assert (own.hold_code, own.hold_subcode, own.reason, own.retry) == (12, errno.ENOSPC, "disk full", True)
     assert told == attrs.evolve(own, files=0, bytes=0)
@@ -62,9 +60,7 @@ async def test_other_exceptions_of_a_sink_end_the_transfer() -> None:
 
 names = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=20)
 names = names.filter(lambda name: name not in (".", ".."))
-sizes = st.one_of(
-    st.integers(0, 40), st.sampled_from([CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 2 * CHUNK + 7])
-)
+sizes = st.one_of(st.integers(0, 40), st.sampled_from([CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 2 * CHUNK + 7]))
 trees = st.lists(
     st.tuples(names, st.booleans(), sizes, st.integers(1, 2 * CHUNK + 9), st.integers(0, 0o777)),
     max_size=8,
@@ -80,9 +76,7 @@ def test_what_is_sent_is_what_is_stored(tree: list[tuple[str, bool, int, int, in
     for name, is_file, size, piece, mode in tree:
         data = (name.encode() * (size // len(name.encode()) + 1))[:size]
         items.append(
-            file(name, data, mode=mode, piece=max(piece, size // 50 + 1))
-            if is_file
-            else Directory(name, mode)
+            file(name, data, mode=mode, piece=max(piece, size // 50 + 1)) if is_file else Directory(name, mode)
         )
         expected[name] = (mode, data if is_file else None)
     sink = MemorySink()
@@ -92,11 +86,7 @@ def test_what_is_sent_is_what_is_stored(tree: list[tuple[str, bool, int, int, in
     assert (told, theirs) == (OK, OK)
 
 
-@given(
-    messages=st.lists(
-        st.one_of(st.binary(min_size=1, max_size=60), st.integers(-2, 1000).map(integer)), max_size=8
-    )
-)
+@given(messages=st.lists(st.one_of(st.binary(min_size=1, max_size=60), st.integers(-2, 1000).map(integer)), max_size=8))
 @settings(max_examples=60, deadline=None)
 def test_garbage_gives_a_typed_error(messages: list[bytes]) -> None:
     async def shout(stream: CedarStream) -> None:

@@ -96,9 +96,7 @@ def test_garbage_gives_messages_or_a_fault(garbage: bytes, keyed: bool) -> None:
 
 
 @given(messages, messages, st.integers(0, 2000), st.booleans())
-def test_state_survives_a_hand_over_anywhere(
-    before: list[bytes], after: list[bytes], cut: int, keyed: bool
-) -> None:
+def test_state_survives_a_hand_over_anywhere(before: list[bytes], after: list[bytes], cut: int, keyed: bool) -> None:
     one, other = pair(keyed=keyed)
     data = wire(one, before)
     cut %= len(data) + 1

@@ -98,9 +98,7 @@ async def test_a_sink_that_refuses_the_proxy_after_the_exchange() -> None:
 
 
 async def test_a_sink_that_never_asks_for_the_proxy() -> None:
-    (own, told), (receivers, theirs) = await both(
-        [ProxyItem("p", sign), file("f", b"x")], MemorySink(request=None)
-    )
+    (own, told), (receivers, theirs) = await both([ProxyItem("p", sign), file("f", b"x")], MemorySink(request=None))
     assert not own.ok
     assert told.retry
     assert not receivers.ok

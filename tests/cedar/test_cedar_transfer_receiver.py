@@ -98,9 +98,7 @@ async def test_receiver_of_a_missing_file() -> None:
         await peer.says(integer(0), integer(1))
         await peer.says(integer(666))
         await peer.says(integer(0))
-        await peer.says(
-            ad_bytes("Result = -1", "HoldReasonCode = 13", "HoldReasonSubCode = 2", 'HoldReason = "gone"')
-        )
+        await peer.says(ad_bytes("Result = -1", "HoldReasonCode = 13", "HoldReasonSubCode = 2", 'HoldReason = "gone"'))
         ack = await peer.hears_ad()
         assert (ack["Result"], ack["HoldReasonCode"], ack["HoldReasonSubCode"]) == ("-1", "12", "2")
 
@@ -165,9 +163,7 @@ async def test_receiver_drains_items_with_bad_names(name: str, kind: int) -> Non
 async def test_receiver_answers_other_requests() -> None:
     async def peer(peer: Peer) -> None:
         await peer_sends_first_item(peer, 999, "")
-        await peer.says(
-            ad_bytes("SubCommand = 8", 'Tag = "x"', 'ReuseList = { [ FileName = "a"; Size = 1 ] }')
-        )
+        await peer.says(ad_bytes("SubCommand = 8", 'Tag = "x"', 'ReuseList = { [ FileName = "a"; Size = 1 ] }'))
         assert await peer.hears_ad() == {"Result": "1"}
         await peer.says(integer(999))
         await peer.says(text(""))
@@ -175,9 +171,7 @@ async def test_receiver_answers_other_requests() -> None:
         assert await peer.hears_ad() == {"SignList": '{ "", "" }'}
         await peer.says(integer(999))
         await peer.says(text("out"))
-        await peer.says(
-            ad_bytes("SubCommand = 7", 'Filename = "out"', 'OutputDestination = "http://x"', "Result = 0")
-        )
+        await peer.says(ad_bytes("SubCommand = 7", 'Filename = "out"', 'OutputDestination = "http://x"', "Result = 0"))
         assert await peer_ends_well(peer) == OK_AD
 
     assert await against(peer, receiving(MemorySink())) == (OK, OK)

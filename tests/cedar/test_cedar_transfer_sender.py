@@ -134,9 +134,7 @@ async def test_sender_without_go_ahead_closes() -> None:
         await peer.hears(integer(1))
         await peer.hears(text("f"))
         await peer.hears(integer(300))
-        await peer.says(
-            ad_bytes("Result = -1", "TryAgain = false", "HoldReasonCode = 32", 'HoldReason = "too\nmuch"')
-        )
+        await peer.says(ad_bytes("Result = -1", "TryAgain = false", "HoldReasonCode = 32", 'HoldReason = "too\nmuch"'))
         await peer.hears_the_end()
 
     own, theirs = await against(peer, sending([file("f", b"x")]))
@@ -218,9 +216,7 @@ async def test_sender_stops_at_the_peers_limit() -> None:
         assert (ack["Result"], ack["HoldReasonCode"]) == ("-1", "33")
         await peer.says(ad_bytes("Result = 0"))
 
-    own, theirs = await against(
-        peer, sending([file("small", b"123456"), file("big", b"12345"), file("x", b"")])
-    )
+    own, theirs = await against(peer, sending([file("small", b"123456"), file("big", b"12345"), file("x", b"")]))
     assert own.hold_code == 33
     assert theirs.ok
 
@@ -230,9 +226,7 @@ async def test_sender_tells_its_own_failure_and_closes_its_items() -> None:
     failure = Ack(ok=False, hold_code=13, hold_subcode=5, reason="half gone", retry=True)
 
     async def send(stream: CedarStream) -> None:
-        own, theirs = await send_files(
-            stream, items, final=True, sandbox_bytes=1, own_failure=lambda: failure
-        )
+        own, theirs = await send_files(stream, items, final=True, sandbox_bytes=1, own_failure=lambda: failure)
         assert own == attrs.evolve(failure, files=1, bytes=1)
         assert theirs.ok
 

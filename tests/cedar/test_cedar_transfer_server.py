@@ -58,17 +58,13 @@ async def test_input_and_output() -> None:
     outputs = MemorySink()
     async with pool(outputs) as address:
         inputs = MemorySink()
-        stream = await open_transfer(
-            address, Command.FILETRANS_UPLOAD, filetransfer_session(CLAIM), TRANSFER_KEY
-        )
+        stream = await open_transfer(address, Command.FILETRANS_UPLOAD, filetransfer_session(CLAIM), TRANSFER_KEY)
         own, peer = await receive_files(stream, inputs)
         await stream.aclose()
         assert own.ok
         assert peer.ok
         assert inputs.stored == {"in.txt": (0o644, b"input" * 100_000)}
-        stream = await open_transfer(
-            address, Command.FILETRANS_DOWNLOAD, filetransfer_session(CLAIM), TRANSFER_KEY
-        )
+        stream = await open_transfer(address, Command.FILETRANS_DOWNLOAD, filetransfer_session(CLAIM), TRANSFER_KEY)
         own, peer = await send_files(stream, Items([file("out", b"output")]), final=True, sandbox_bytes=6)
         await stream.aclose()
         assert own.ok

@@ -177,9 +177,7 @@ class Peer:
                 await self.stream.get()
 
 
-async def against(
-    peer: Callable[[Peer], Awaitable[None]], ours: Callable[[CedarStream], Awaitable[Any]]
-) -> Any:
+async def against(peer: Callable[[Peer], Awaitable[None]], ours: Callable[[CedarStream], Awaitable[Any]]) -> Any:
     """Run our side against a peer; our side's stream is closed afterwards, as a caller does."""
     result: list[Any] = []
 
