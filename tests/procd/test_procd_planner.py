@@ -71,7 +71,11 @@ def test_calls_that_wait_make_room_for_more_and_never_move_forward() -> None:
     planner.ask(2, "bob", urgent=False, time_s=LONG_S, dice=0.75, now_s=0.0)
     assert planner.next_s() == 2.0
     planner.withdraw(2)
-    assert run_out(planner) == [(2.0, Batch("alice", (1,)))]
+    assert planner.next_s() == 2.0
+    planner.ask(3, "carol", urgent=False, time_s=LONG_S, dice=0.9, now_s=0.5)
+    planner.withdraw(3)
+    planner.ask(4, "alice", urgent=False, time_s=LONG_S, dice=0.0, now_s=0.5)
+    assert run_out(planner) == [(2.0, Batch("alice", (1, 4)))]
 
 
 def test_an_urgent_request_comes_early_and_takes_the_others_along() -> None:
@@ -119,6 +123,13 @@ def test_another_attempt_costs_a_token() -> None:
     assert run_out(planner) == [(1.0, Batch("bob", (9,)))]
 
 
+def test_what_had_to_be_called_without_tokens_is_not_paid_back() -> None:
+    planner = planner_with(Spread(0.0, rate_per_s=1.0, burst=2), [0.0] * 10, time_s=0.0)
+    assert len(planner.due(0.0)) == 10
+    planner.ask(10, "bob", urgent=False, time_s=LONG_S, dice=0.0, now_s=0.0)
+    assert times(planner) == [1.0]
+
+
 def test_what_the_rate_cannot_carry_in_time_is_spread_evenly_too() -> None:
     """100 calls, 15 s for them, and a rate of 2 a second: no heap at the end."""
     draw = random.Random(7)
@@ -126,7 +137,7 @@ def test_what_the_rate_cannot_carry_in_time_is_spread_evenly_too() -> None:
         planner_with(Spread(2.0, 10.0, rate_per_s=2.0, burst=8), [draw.random() for _ in range(100)], time_s=30.0)
     )
     assert max(made) <= 15.0
-    assert max(sum(second <= at_s < second + 1 for at_s in made) for second in range(15)) <= 15
+    assert max(sum(second <= at_s < second + 1 for at_s in made) for second in range(16)) <= 15
 
 
 def test_a_withdrawn_request_costs_no_call() -> None:
