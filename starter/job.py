@@ -153,10 +153,10 @@ class Job:
             event = ShadowLost(f"{step.value}: {fault}")
         finally:
             over.set()
+        if step is Step.LAUNCH and self._work.launched is not None:
+            self._nursery.start_soon(self._watch_job)  # also when it was given up meanwhile: the job runs
         if event is None or scope.cancel_called:
             return
-        if step is Step.LAUNCH and self._work.launched is not None:
-            self._nursery.start_soon(self._watch_job)
         await self._post(event)
 
     def _step(self, step: Step) -> Callable[[], Awaitable[Event]]:

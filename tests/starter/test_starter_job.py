@@ -8,12 +8,14 @@ from typing import Any, cast
 
 import pytest
 import trio
+import trio.testing
 
 from pilot.rpc import Channel, ChannelClosed, RpcRefused
-from pilot.switch import Running
+from pilot.switch import Outcome, Running, Signalled
 from starter import steps
 from starter.job import Job
-from starter.life import FamilyStopped
+from starter.launch import Launched
+from starter.life import Event, FamilyStopped, JobEnded, Step
 from starter.work import Work
 
 LOG = logging.LoggerAdapter(logging.getLogger("test"), {})
@@ -54,3 +56,47 @@ async def test_a_launch_given_up_while_the_family_is_registered_has_nothing_to_s
         await entered.wait()
         nursery.cancel_scope.cancel()
     assert await steps.stop(cast(Work, work), soft=False) == FamilyStopped(())
+
+
+async def test_a_launch_given_up_while_the_shadow_is_told_has_a_job_whose_end_is_seen(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits then for an end that nobody looks for."""
+    shot, told = trio.Event(), trio.Event()
+
+    async def start_job(work: Work) -> Event:
+        work.launched = cast(Launched, SimpleNamespace(wait=wait))
+        told.set()
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async def wait() -> Outcome:
+        await shot.wait()
+        return Signalled(9, core=False)
+
+    async def stop(_family: str, **_: Any) -> Any:
+        shot.set()
+        return SimpleNamespace(empty=True, survivors=[])
+
+    async def nothing(*_: Any) -> None: ...
+
+    work = SimpleNamespace(
+        launched=None, registered=True, suspended=False, ended=trio.Event(), family="f", usage=None, started_at_s=None,
+        account=None, procd=SimpleNamespace(stop=stop, unregister=nothing), settings=SimpleNamespace(killing_timeout=1),
+        description=SimpleNamespace(vacate_s=-1, output_on_evict=False), activation=SimpleNamespace(vacate_max_s=1),
+        shadow=SimpleNamespace(note_job_ended=nothing),
+    )  # fmt: skip
+    job = Job(cast(Work, work), cast(Channel, SimpleNamespace(send=nothing)), LOG)
+    monkeypatch.setattr(steps, "start_job", start_job)
+    with trio.fail_after(60):
+        await give_up(job, told)
+
+
+async def give_up(job: Job, told: trio.Event) -> None:
+    async with trio.open_nursery() as job._nursery:
+        job._begin(Step.LAUNCH)
+        await told.wait()
+        began_s = trio.current_time()
+        job._begin(Step.STOP_HARD)
+        assert [type(await job._told.receive()) for _ in range(2)] == [JobEnded, FamilyStopped]
+    assert trio.current_time() == began_s
