@@ -1,8 +1,8 @@
 """How long it takes to end a family of 1, 10, 100 and 1,000 processes of another account, until it is proved empty.
 
 Ours: one call of procd, with a glexec that does not linger (one call of the switch), and with one that does (its
-control socket, no call). The reference is root, who needs no switch: stop all, look again, kill, look until nobody is left;
-measured in turns with ours. Beside them the way of HTCondor 8.8: a call of the switch for each process.
+control socket, no call). The reference is root, who needs no switch: stop all, look again, kill, look until nobody is
+left; measured in turns with ours. Beside them the way of HTCondor 8.8: a call of the switch for each process.
 """
 
 from __future__ import annotations

@@ -13,17 +13,20 @@ TYPE_CHECKING = False  # the typing module costs milliseconds
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_DEAD = "ZXx"
+_STOP_S = 1.0  # then what was found is killed, and stopping goes on with the rest
 _PAUSE_S = (0.0005, 0.02)  # between looks while processes die: first and largest
 
 
 class Process:
     """One look at one process."""
 
-    def __init__(self, pid: int, parent: int, state: str, ticks: int) -> None:
+    def __init__(self, pid: int, parent: int, state: str, ticks: int, threads: int) -> None:
         self.pid = pid
         self.parent = parent
-        self.state = state
         self.ticks = ticks
+        # A first thread that has ended while others run on looks like a zombie, and is none.
+        self.dead = state in _DEAD and threads <= 1
 
 
 def look(pid: int) -> "Process | None":
@@ -34,7 +37,7 @@ def look(pid: int) -> "Process | None":
     except OSError:
         return None
     fields = data[data.rindex(b")") + 2 :].split()
-    return Process(pid, int(fields[1]), fields[0].decode(), int(fields[19]))
+    return Process(pid, int(fields[1]), fields[0].decode(), int(fields[19]), int(fields[17]))
 
 
 def _children(pid: int) -> "list[int]":
@@ -106,20 +109,41 @@ def send(process: Process, number: int) -> bool:
 
 def alive(processes: "dict[int, Process]") -> "list[Process]":
     """Those that can still run or hold anything: no zombies."""
-    return [process for process in processes.values() if process.state not in "ZXx"]
+    return [process for process in processes.values() if not process.dead]
 
 
 def stop(root: int, deadline_s: float) -> int:
-    """SIGSTOP all, looking again until none is new: a stopped process cannot fork. How many."""
+    """SIGSTOP all, again and again until none is new. How many.
+
+    Each is stopped before its children are asked for: then these cannot change any more. What forks and ends at once
+    is the root's own child by then, if an orphan: that list is read again and again.
+    """
     until_s = time.monotonic() + deadline_s
     seen = {}  # type: dict[tuple[int, int], bool]
-    while time.monotonic() < until_s:
-        fresh = [one for one in alive(below(root)) if (one.pid, one.ticks) not in seen]
-        if not fresh:
-            break
-        for process in fresh:
-            seen[process.pid, process.ticks] = send(process, signals.SIGSTOP)
+    while _stop_below(root, seen) and time.monotonic() < until_s:
+        continue
     return len(seen)
+
+
+def _stop_below(root: int, seen: "dict[tuple[int, int], bool]") -> bool:
+    """One way down. True if anybody is new, or was listed and has gone already."""
+    moved = False
+    met = set()  # type: set[int]
+    waiting = _children(root)
+    while waiting:
+        pid = waiting.pop()
+        if pid in met:
+            continue
+        met.add(pid)
+        process = look(pid)
+        if process is None:
+            moved = True
+            continue
+        if (pid, process.ticks) not in seen:
+            moved = True
+            seen[pid, process.ticks] = not process.dead and send(process, signals.SIGSTOP)
+        waiting += _children(pid)
+    return moved
 
 
 def signal_all(root: int, number: int) -> int:
@@ -139,7 +163,7 @@ def kill(root: int, reap: "Callable[[], bool]", deadline_s: float) -> int:
     until_s = time.monotonic() + deadline_s
     pause_s = _PAUSE_S[0]
     while not reap():
-        stop(root, max(0.0, until_s - time.monotonic()))
+        stop(root, min(_STOP_S, max(0.0, until_s - time.monotonic())))
         if not signal_all(root, signals.SIGKILL):
             for process in alive(below_by_scan(root)):  # whom the children files did not show
                 send(process, signals.SIGKILL)

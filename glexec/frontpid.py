@@ -30,4 +30,4 @@ class Front:
     def is_gone(self) -> bool:
         """Has it ended? For looking once, or where there is no pidfd to wait on."""
         now = family.look(self.pid)
-        return now is None or self._first is None or now.ticks != self._first.ticks or now.state in "ZX"
+        return now is None or self._first is None or now.ticks != self._first.ticks or now.dead

@@ -7,15 +7,20 @@ Answer:  {"sent": n, "denied": n, "gone": n, "left": [[pid, tick], ...], "left_c
 A farewell comes first: one signal to one process, and time until it has ended; so that ending a job softly and
 then surely is one call.
 
-Kill and stop always go to the targets and all their descendants: everybody is stopped first, /proc is read
-again until nobody new turns up (what is stopped cannot fork), and for kill all of them are killed and looked
-for until none is left or the time is over. Other signals go to the targets, and with "tree" to their
-descendants, once. A process is (pid, start tick); the tick is compared before every signal. `left` names
+Kill and stop always go to the targets and all their descendants. A chase goes down the trees by the kernel's children
+files and stops each process before it asks for its children, which cannot change any more then; it is repeated while
+it finds somebody new, because orphans of what ended meanwhile turn up below their sub-reaper. Then all of /proc is
+read as the check. For kill all of them are killed and looked for until none is left or the time is over. Other
+signals go to the targets, and with "tree" to their descendants, once.
+
+A process is (pid, start tick); the tick is compared before every signal. `left` names
 survivors (of stop: those not stopped). Nobody outside the family is touched, and never ourselves or those who
 started us.
 
 The job could attack this process, which has its uid: it is not dumpable, so it cannot be traced, and blocks
-what can be blocked. It cannot be saved from SIGKILL and SIGSTOP; the pilot then tries again.
+what can be blocked. It cannot be saved from SIGKILL and SIGSTOP; the pilot then tries again. Stopped, it does not stay:
+it has a process group of its own, and a stopped group is woken and hung up by the kernel when the last parent in the
+same session has ended (_exit(2): orphaned process groups). That is the switch's front, which the pilot can kill.
 """
 
 import os
@@ -27,6 +32,7 @@ from jobwrapper.frames import Gone, Line
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
+    from collections.abc import Callable
 else:
     import _signal
 
@@ -36,10 +42,19 @@ NAMED = 1000
 PAUSE_S = 0.001
 DEAD = b"ZXx"
 STOPPED = b"Tt"
+# Stopping comes to an end within a second, unless somebody wakes the stopped.
+STOP_S = 3.0
+# What became of one signal.
+GONE, SENT, REFUSED = range(3)
+# Processes that fork and leave at once show in one chase of a few; more are for the next look at everybody.
+CHASES = 200
+# Who starts while /proc is read is listed by the next reading; on a machine that is never quiet a few may be missed.
+READINGS = 5
 
 
 def main() -> int:
     _signal.pthread_sigmask(_signal.SIG_BLOCK, range(1, _signal.NSIG))
+    _be_hung_up()
     line = Line()
     try:
         line.hello()
@@ -49,6 +64,14 @@ def main() -> int:
         return 0
     except Gone:
         return 1
+
+
+def _be_hung_up() -> None:
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {_signal.SIGHUP})
+    try:  # noqa: SIM105 - contextlib costs an import
+        os.setpgid(0, 0)
+    except PermissionError:  # there is no front: this process leads its session
+        pass
 
 
 def _hide() -> None:
@@ -65,7 +88,7 @@ def carry_out(wanted: "dict") -> "dict":  # type: ignore[type-arg]
     number = wanted["signal"]
     if number == _signal.SIGKILL:
         # What hangs in the kernel does not stop, and does not fork either: leave time for the rest.
-        family.stop_all((monotonic() + end_s) / 2)
+        family.stop_all(min(monotonic() + STOP_S, (monotonic() + end_s) / 2))
         family.kill_all(end_s)
     elif number == _signal.SIGSTOP:
         family.stop_all(end_s)
@@ -104,13 +127,43 @@ def read_process(pid: int) -> "Process | None":
 
 
 def read_all() -> "dict[int, Process]":
-    found = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            process = read_process(int(name))
+    """Everybody; and who came while these were read, until nobody new is listed."""
+    found = {}  # type: dict[int, Process]
+    listed = set()  # type: set[int]
+    for _ in range(READINGS):
+        new = [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) not in listed]
+        if not new:
+            break
+        for pid in new:
+            process = read_process(pid)
             if process is not None:
-                found[int(name)] = process
+                found[pid] = process
+        listed.update(new)
     return found
+
+
+def read_children(pid: int) -> "list[int]":
+    """By the kernel's lists, one a thread; complete if the process is stopped. Not all kernels have them."""
+    found = []  # type: list[int]
+    try:
+        for thread in os.listdir("/proc/%d/task" % pid):
+            fd = os.open("/proc/%d/task/%s/children" % (pid, thread), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                found.extend(map(int, _read_to_end(fd).split()))
+            finally:
+                os.close(fd)
+    except OSError:
+        pass  # it has ended, or there are no such lists: the look at everybody finds its children
+    return found
+
+
+def _read_to_end(fd: int) -> bytes:
+    data = b""
+    while True:
+        piece = os.read(fd, 65536)
+        data += piece
+        if not piece:
+            return data
 
 
 class Family:
@@ -121,7 +174,9 @@ class Family:
         self.given = dict(targets)
         self.alive = {}  # type: dict[int, Process]
         self.sent = self.denied = self.rounds = 0
-        self.refusing = set()  # type: set[int]
+        self.refusing = set()  # type: set[tuple[int, int]]
+        self.met = set()  # type: set[tuple[int, int]]
+        self.mine = _ourselves()
 
     def farewell(self, wanted: "dict") -> None:  # type: ignore[type-arg]
         """Send one signal to one process, and wait until it has ended or the time is over."""
@@ -143,13 +198,12 @@ class Family:
         children = {}  # type: dict[int, list[int]]
         for pid, process in processes.items():
             children.setdefault(process.parent, []).append(pid)
-        mine = _ourselves(processes)
         waiting = [pid for pid, tick in self.members.items() if pid in processes and processes[pid].tick == tick]
         self.alive = {}
         while waiting:
             pid = waiting.pop()
             process = processes[pid]
-            if pid in self.alive or pid in mine:
+            if pid in self.alive or pid in self.mine:
                 continue
             self.alive[pid] = process
             self.members[pid] = process.tick
@@ -159,22 +213,70 @@ class Family:
     def reachable(self) -> "list[int]":
         """Who lives and has not refused a signal of ours (the switch's own processes may be among the
         targets)."""
-        return [pid for pid in self.alive if pid not in self.refusing]
+        return [pid for pid in self.alive if (pid, self.members[pid]) not in self.refusing]
 
     def stop_all(self, end_s: float) -> None:
         """Stop everybody, until a look finds only stopped processes: a fork that was under way has shown by then."""
-        stopped = set()  # type: set[tuple[int, int]]
+        new = list(self.given)
         while True:
+            self.chase(new, end_s)
             self.look()
-            new = [pid for pid in self.reachable() if (pid, self.members[pid]) not in stopped]
+            new = [pid for pid in self.reachable() if (pid, self.members[pid]) not in self.met]
             running = [pid for pid in self.reachable() if self.alive[pid].state not in STOPPED + DEAD]
             if not (new or running) or monotonic() > end_s:
                 return
             if not new:  # a stop takes effect at once, except where the machine is busy or a disk is slow
                 sleep(PAUSE_S)
-            for pid in new:
-                stopped.add((pid, self.members[pid]))
-                self.send(pid, _signal.SIGSTOP)
+                for pid in running:  # or somebody has woken it
+                    self.send(pid, _signal.SIGSTOP)
+
+    def chase(self, start: "list[int]", end_s: float) -> None:
+        """Stop these and all below them, and again all below those that we may not signal, while that finds any.
+
+        Among the latter is the sub-reaper, where the children of whatever ends meanwhile turn up.
+        """
+        for _ in range(CHASES):
+            caught = self._descend(start)
+            start = self._refused()
+            if not (caught and start) or monotonic() > end_s:
+                return
+
+    def _refused(self) -> "list[int]":
+        return [pid for pid, tick in self.given.items() if (pid, tick) in self.refusing]
+
+    def _descend(self, start: "list[int]") -> bool:
+        """Stop, then go on to the children. True if anybody is new, or was listed and has gone already."""
+        moved = False
+        seen = set(self.mine)
+        waiting = [(pid, 0) for pid in start]
+        while waiting:
+            pid, parent = waiting.pop()
+            if pid in seen or (parent and (pid, self.members.get(pid)) in self.met):
+                continue
+            seen.add(pid)
+            process = self._catch(pid, parent)
+            if process is None:
+                moved = True
+                continue
+            moved = moved or (pid, process.tick) not in self.met
+            self.met.add((pid, process.tick))
+            waiting.extend((child, pid) for child in read_children(pid))
+        return moved
+
+    def _catch(self, pid: int, parent: int) -> "Process | None":
+        """Stop a process if it is of the family: known, or listed as a child of `parent`; None if it is not."""
+
+        def is_ours(process: Process) -> bool:
+            return process.tick == self.members.get(pid) or (
+                parent != 0 and (process.parent == parent or process.parent in self.members)
+            )
+
+        number = 0 if (pid, self.members.get(pid)) in self.refusing else _signal.SIGSTOP
+        process, outcome = aim(pid, is_ours, number)
+        if process is not None:
+            self.members[pid] = process.tick
+            self._count(pid, outcome)
+        return process
 
     def kill_all(self, end_s: float) -> None:
         """Kill everybody, and look until nobody is left."""
@@ -182,6 +284,7 @@ class Family:
         while True:
             for pid in self.reachable():
                 self.send(pid, _signal.SIGKILL)
+            self.chase(self._refused(), end_s)
             self.look()
             if not self.reachable() or monotonic() > end_s:
                 return
@@ -189,14 +292,14 @@ class Family:
             pause_s = min(2 * pause_s, 0.05)
 
     def send(self, pid: int, number: int) -> None:
-        try:
-            if _send(pid, self.members[pid], number):
-                self.sent += 1
-        except PermissionError:
+        self._count(pid, aim(pid, lambda process: process.tick == self.members[pid], number)[1])
+
+    def _count(self, pid: int, outcome: int) -> None:
+        if outcome == SENT:
+            self.sent += 1
+        elif outcome == REFUSED:
             self.denied += 1
-            self.refusing.add(pid)
-        except OSError:  # gone
-            pass
+            self.refusing.add((pid, self.members[pid]))
 
     def answer(self, number: int) -> "dict":  # type: ignore[type-arg]
         left = []
@@ -214,29 +317,47 @@ class Family:
         }
 
 
-def _ourselves(processes: "dict[int, Process]") -> "set[int]":
-    mine = set()
+def _ourselves() -> "set[int]":
+    """This process and those that started it."""
+    mine = set()  # type: set[int]
     pid = os.getpid()
-    while pid in processes and pid not in mine:
+    while pid and pid not in mine:
         mine.add(pid)
-        pid = processes[pid].parent
+        process = read_process(pid)
+        pid = process.parent if process is not None else 0
     return mine
 
 
-def _send(pid: int, tick: int, number: int) -> bool:
-    """Signal (pid, tick) and nobody else; by a descriptor of the process where the kernel has them."""
-    if not hasattr(os, "pidfd_open"):
-        process = read_process(pid)
-        if process is None or process.tick != tick:
-            return False
-        os.kill(pid, number)
-        return True
-    fd = os.pidfd_open(pid)
+def aim(pid: int, is_it: "Callable[[Process], bool]", number: int) -> "tuple[Process | None, int]":
+    """Signal a process (0: nobody) if it is the right one, and nobody else: it, or None, and what became of the signal.
+
+    By a descriptor of the process where the kernel has them, so that the number cannot be reused in between.
+    """
+    fd = -1
     try:
+        if hasattr(os, "pidfd_open"):
+            fd = os.pidfd_open(pid)
         process = read_process(pid)
-        if process is None or process.tick != tick:
-            return False
-        _signal.pidfd_send_signal(fd, number)
-        return True
+        if process is None or not is_it(process):
+            return None, GONE
+        return process, _shoot(fd, pid, number)
+    except OSError:
+        return None, GONE
     finally:
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
+
+
+def _shoot(fd: int, pid: int, number: int) -> int:
+    if number == 0:
+        return GONE
+    try:
+        if fd >= 0:
+            _signal.pidfd_send_signal(fd, number)
+        else:
+            os.kill(pid, number)
+        return SENT
+    except PermissionError:
+        return REFUSED
+    except OSError:
+        return GONE

@@ -8,14 +8,20 @@ by a scan here.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import trio
 from attrs import frozen
 
-from pilot.farside import Asking, CallFailed, open_call
+from pilot.farside import Asking, CallFailed, FarSide, open_call
 
 # On top of the time that the far side may take: its answer.
 ANSWER_S = 5.0
+# The job could stop the far side, and waiting for it would be the job's gain.
+LOOK_S = 0.2
+# What is stopped does not end by itself: its front is killed, and the kernel hangs up on the rest.
+HOPELESS_S = 0.1
 
 
 @frozen
@@ -55,6 +61,7 @@ async def signal_far(
     Raises CallFailed. Cancelling does not take anything back.
     """
     grace_s = farewell[0].grace_s if farewell else 0.0
+    end_s: float | None = None
     far = await open_call(asking, "signal", deadline_s=deadline_s)
     try:
         with trio.fail_after(grace_s + limit_s + ANSWER_S):
@@ -67,17 +74,52 @@ async def signal_far(
                     "farewell": _farewell_words(farewell),
                 }
             )
-            answer = await far.receive()
+            answer = await _answer(far)
+    except CallFailed as failed:
+        end_s = HOPELESS_S if failed.code == "stopped" else None
+        raise
     except trio.TooSlowError:
         raise CallFailed("timeout", f"no answer to signal {number} within {grace_s + limit_s + ANSWER_S:g} s") from None
     finally:
-        await far.end()
+        await far.end(end_s)
     try:
         left = tuple((int(pid), int(tick)) for pid, tick in answer["left"])
         sent, denied, gone, left_count = (int(answer[word]) for word in ("sent", "denied", "gone", "left_count"))
         return Sent(sent, denied, gone, left, left_count)
     except (KeyError, TypeError, ValueError) as error:
         raise CallFailed("framing", "not the answer to a signal") from error
+
+
+async def _answer(far: FarSide) -> dict[str, Any]:
+    """The far side's answer; CallFailed("stopped") as soon as somebody at its account has stopped it."""
+    answers: list[dict[str, Any]] = []
+    failures: list[CallFailed] = []
+    async with trio.open_nursery() as nursery:
+
+        async def receive() -> None:
+            try:
+                answers.append(await far.receive())
+            except CallFailed as failed:  # raised again below: a nursery would wrap it
+                failures.append(failed)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(receive)
+        while not _is_stopped(far.hello.pid):  # noqa: ASYNC110 - another account's process tells us nothing
+            await trio.sleep(LOOK_S)
+        nursery.cancel_scope.cancel()
+    if failures:
+        raise failures[0]
+    if not answers:
+        raise CallFailed("stopped", "the far side was stopped by a process of the job's account")
+    return answers[0]
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return False  # gone or hidden: the end of file, or the deadline, tells
+    return stat.rpartition(b")")[2].split()[0] == b"T"
 
 
 def _farewell_words(farewell: tuple[Farewell, tuple[int, int]] | None) -> dict[str, object] | None:

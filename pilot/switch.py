@@ -418,6 +418,8 @@ def _spawn(
             argv,
             environment,
             file_actions=_file_actions(descriptors, always),
+            # A session of its own: see jobwrapper/send_signals.py, and a terminal's keys are not for the switch.
+            setsid=True,
             setsigmask=(),
             setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
         )

@@ -186,10 +186,11 @@ def test_the_word_is_shared_by_inheritance(tmp_path):
     word.add(fd, word.WATCHING)
     copy = os.dup(fd)
     word.add(copy, word.name_bits(b"\x000ab1f"))
-    if os.fork() == 0:
+    child = os.fork()
+    if child == 0:
         word.add(fd, word.STARTED)
         os._exit(0)
-    os.wait()
+    os.waitpid(child, 0)
     value = word.read(fd)
     assert value & word.WATCHING
     assert value & word.STARTED
