@@ -28,7 +28,6 @@ TOOL_SESSION_DURATION_S = 60
 SESSION_LEASE_S = 3_600
 # A server keeps a session longer than its client, so that the client is never surprised.
 SESSION_SLACK_S = 20
-ANONYMOUS = "unauthenticated@unmapped"
 
 # What stock draws for a resumption, in base64 44 characters.
 _NONCE_BYTES = 33

@@ -18,7 +18,6 @@ from cedar.commands import Command, condor_version_text
 from cedar.crypto import KeyPair
 from cedar.errors import PeerFault, Refused
 from cedar.security import (
-    ANONYMOUS,
     METHOD_BITS,
     SESSION_DURATION_S,
     SESSION_LEASE_S,
@@ -36,7 +35,7 @@ from cedar.security import (
     reconcile,
     words,
 )
-from cedar.sessions import MAX_SID_CHARS, Session, SessionTable, implied
+from cedar.sessions import ANONYMOUS, MAX_SID_CHARS, Session, SessionTable, implied
 
 _META_COMMANDS = (Command.AUTHENTICATE, Command.SEC_QUERY)
 

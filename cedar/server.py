@@ -14,8 +14,8 @@ from attrs import field, frozen
 from cedar import handshake, security_server, tokens
 from cedar.commands import VERSION
 from cedar.errors import PeerFault, Refused
-from cedar.security import ANONYMOUS, HANDSHAKE_DEADLINE_S, MAX_HANDSHAKE_BYTES
-from cedar.sessions import Session, SessionTable
+from cedar.security import HANDSHAKE_DEADLINE_S, MAX_HANDSHAKE_BYTES
+from cedar.sessions import ANONYMOUS, Session, SessionTable
 from cedar.stream import CedarStream
 
 # Kept connections (one a startd at a pool) count too. Each costs about 100 KiB here and a descriptor: never more than

@@ -6,6 +6,10 @@ from attrs import define, field
 
 from cedar.errors import Refused
 
+# Whom nothing is known of.
+ANONYMOUS = "unauthenticated@unmapped"
+# Their sessions last a minute; more of them at once are somebody's flood, which must not crowd out claims.
+MAX_ANONYMOUS = 1_000
 # A startd has a handful a slot; a pool of 1,000 pilots with 64 slots each stays below.
 MAX_SESSIONS = 200_000
 MAX_SID_CHARS = 4_096
@@ -59,17 +63,22 @@ class SessionTable:
     def __init__(self, *, limit: int = MAX_SESSIONS) -> None:
         self._limit = limit
         self._sessions: dict[str, Session] = {}
+        self._anonymous: dict[str, None] = {}
 
     def __len__(self) -> int:
         return len(self._sessions)
 
     def add(self, session: Session) -> None:
-        """Replaces one of the same id. Raises Refused("FULL") at the limit."""
+        """Replaces one of the same id. Raises Refused("FULL") at the limit; of strangers' the oldest makes room."""
         if session.sid not in self._sessions and len(self._sessions) >= self._limit:
             raise Refused("FULL", "too many security sessions")
         if len(session.sid) > MAX_SID_CHARS:
             raise Refused("SID", "a session id is too long")
         self._sessions[session.sid] = session
+        if session.identity == ANONYMOUS:
+            self._anonymous[session.sid] = None
+            if len(self._anonymous) > MAX_ANONYMOUS:
+                self.drop(next(iter(self._anonymous)))
 
     def get(self, sid: str, now_s: float) -> Session | None:
         """A session that is not over; counts as a use of it."""
@@ -77,7 +86,7 @@ class SessionTable:
         if session is None:
             return None
         if session.over(now_s):
-            del self._sessions[sid]
+            self.drop(sid)
             return None
         session.used_s = now_s
         return session
@@ -85,10 +94,11 @@ class SessionTable:
     def drop(self, sid: str) -> None:
         """Forget a session; an unknown one is no error."""
         self._sessions.pop(sid, None)
+        self._anonymous.pop(sid, None)
 
     def expire(self, now_s: float) -> int:
         """Forget all that are over; how many."""
         over = [sid for sid, session in self._sessions.items() if session.over(now_s)]
         for sid in over:
-            del self._sessions[sid]
+            self.drop(sid)
         return len(over)

@@ -26,6 +26,8 @@ from startd.slotads import invalidation
 COALESCE_S = 0.02
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.2, 60.0
 GOODBYE_WITHIN_S = 3.0
+# A collector that does not take an update for so long is as good as away.
+SEND_WITHIN_S = 60.0
 DEFAULT_PORT = 9618
 _HOST_PORT = re.compile(r"(\[[^\]]+\]|[^:\s<>]+)(?::(\d{1,5}))?")
 
@@ -89,7 +91,7 @@ class Advertiser:
             while True:
                 try:
                     await self._talk()
-                except (PeerFault, Refused, OSError) as fault:
+                except (PeerFault, Refused, OSError, trio.TooSlowError) as fault:
                     if not away:
                         self.log.warning("collector %s: %s; retrying", self.collector, fault)
                     away = not self.advertised.is_set() or away
@@ -108,7 +110,8 @@ class Advertiser:
         first = True
         while True:
             self._changed = trio.Event()
-            await self._send_all(self._stream, first)
+            with trio.fail_after(SEND_WITHIN_S):
+                await self._send_all(self._stream, first)
             first = False
             self.advertised.set()
             with trio.move_on_after(self.interval_s):

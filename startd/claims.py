@@ -222,6 +222,8 @@ class Claims:
         held = self.by_ticket(ticket)
         self.log.error("no starter for %s: %s", held.name if held else f"ticket {ticket}", text)
         if held is not None:
+            if held.starter is not None:  # if it was forked all the same, it sees its startd gone, and ends
+                held.starter.close()
             held.starter_forgotten()
             self.handle(held, life.StarterNotStarted(text))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hmac
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import cast
 
@@ -40,6 +40,10 @@ STARTER_ENDS_WITHIN_S = 3.0
 # The longest lease that a peer may ask for: a claim must not live for ever.
 MAX_LEASE_S = 7 * 86_400
 
+# One message each way; the longest wait of our own is for a starter to be reaped. Stock waits 45 s on a startd.
+COMMAND_WITHIN_S = 45.0
+Handler = Callable[[Request], Awaitable[None]]
+
 _HOW: Mapping[Command, How] = {
     Command.DEACTIVATE_CLAIM: "graceful",
     Command.DEACTIVATE_CLAIM_FORCIBLY: "fast",
@@ -61,7 +65,10 @@ class Commands:
     def table(self) -> dict[int, Served]:
         """What is served at which level. Proxy pushes (487, 500) are left out: a resume for them is refused before
         anything is sent, so that no user's key reaches us (wire reference 7.7, T46)."""
-        daemon = partial(Served, "DAEMON")
+
+        def daemon(handle: Handler) -> Served:
+            return Served("DAEMON", _bounded(handle))
+
         return {
             Command.REQUEST_CLAIM: daemon(self.request_claim),
             Command.ACTIVATE_CLAIM: daemon(self.activate_claim),
@@ -72,7 +79,7 @@ class Commands:
             Command.DEACTIVATE_CLAIM_JOB_DONE: daemon(self.job_done),
             Command.REACTIVATE_CLAIM_CHECK: daemon(self.reactivate_check),
             **{command: daemon(partial(self.deactivate, how=how)) for command, how in _HOW.items()},
-            Command.QUERY_STARTD_ADS: Served("READ", self.query),
+            Command.QUERY_STARTD_ADS: Served("READ", _bounded(self.query)),
         }
 
     # --- REQUEST_CLAIM -------------------------------------------------------------------------------------------
@@ -262,6 +269,18 @@ class Commands:
             if "Requirements" not in wanted or evaluate(wanted, "Requirements", ad) is True:
                 items += [1, ad]
         await request.stream.put(*items, 0)
+
+
+def _bounded(handle: Handler) -> Handler:
+    """A handler with the deadline of every command; who is slower loses its connection."""
+
+    async def bounded(request: Request) -> None:
+        with trio.move_on_after(COMMAND_WITHIN_S) as scope:
+            await handle(request)
+        if scope.cancelled_caught:
+            raise PeerFault("timeout", f"command {request.command} took more than {COMMAND_WITHIN_S:.0f} s")
+
+    return bounded
 
 
 def _own_claim_id(reader: Reader, request: Request) -> None:

@@ -130,6 +130,7 @@ class Slots:
 
     def carve(self, resources: Resources, requester: Requester) -> Held:
         """A dynamic slot: the presented claim id moves to it, the partitionable slot gets a fresh one (T8)."""
+        following = self._mint()  # first: when no session can be added, nothing has changed
         self._next_dynamic += 1
         held = Held(
             name=f"slot1_{self._next_dynamic}@{self.startd_name}",
@@ -140,7 +141,7 @@ class Slots:
         )
         self.free = self.free - resources
         self.held[held.claim_id.session_id] = held
-        self.current = self._mint()
+        self.current = following
         return held
 
     def give_back(self, held: Held, *, broken: bool) -> None:

@@ -70,13 +70,12 @@ class Spawner:
             process = _python("starter.main", ["--spawner-fd", str(theirs.fileno())], self.config, [theirs.fileno()])
         channel = Channel(trio.socket.from_stdlib_socket(ours), messages.SPAWNER)
         try:
+            await self._wait_ready(channel, process)
+            self._channel = channel
+            ready()
             while True:
                 message, _ = await channel.receive()
-                if isinstance(message, messages.SpawnerReady):
-                    self._channel = channel
-                    ready()
-                else:
-                    self.heard(message)
+                self.heard(message)
         except (ChannelClosed, RpcFault):
             self.lost()
         finally:
@@ -84,6 +83,16 @@ class Spawner:
             with trio.CancelScope(shield=True):  # it ends by itself when it sees its channel closed
                 await channel.aclose()
                 await _reap(process)
+
+    async def _wait_ready(self, channel: Channel, process: subprocess.Popen[bytes]) -> None:
+        """Until it can fork; one that takes longer than READY_WITHIN_S is killed."""
+        with trio.move_on_after(READY_WITHIN_S):
+            message, _ = await channel.receive()
+            if isinstance(message, messages.SpawnerReady):
+                return
+        self.log.warning("the spawner (pid %d) was not ready in time; see StarterLog", process.pid)
+        process.kill()
+        raise ChannelClosed("the spawner was not ready in time")
 
 
 async def run_procd(

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import attrs
 
+from starter.private import own_identity, ticks_of
+
 # Beside the directory's own entries; only its owner could have opened the directory, so only he can place it.
 _RECORD = ".sailplane-opened"
 
@@ -74,13 +76,20 @@ def _locked(directory: Path) -> Iterator[int]:
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX)
-        if path.exists() and os.path.samestat(os.fstat(fd), path.stat()):
+        if _is_at(fd, path):
             break
         os.close(fd)
     try:
         yield fd
     finally:
         os.close(fd)
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _read(record: int) -> dict[str, int]:
@@ -96,11 +105,13 @@ def _write(record: int, content: dict[str, int]) -> None:
 
 
 def _mine() -> str:
-    return str(os.getpid())
+    """A process by number and start tick: a number alone may be another's by now."""
+    return "{}-{}".format(*own_identity())
 
 
-def _alive(pid: str) -> bool:
-    return os.path.exists(f"/proc/{pid}")
+def _alive(process: str) -> bool:
+    pid, _, ticks = process.partition("-")
+    return pid.isdigit() and ticks.isdigit() and ticks_of(int(pid)) == int(ticks)
 
 
 def _enter(directory: Path, record: int) -> None:

@@ -19,6 +19,7 @@ from cedar.errors import PeerFault, Refused
 from cedar.filetransfer import TransferLimits
 from cedar.sinful import Sinful
 from pilot import credentials
+from pilot.rpc import ChannelClosed, RpcFault, RpcRefused
 from pilot.switch import Denied, Outcome, Running, Unavailable
 from starter import updates
 from starter.credential import ProxyUnusable, fetch_proxy
@@ -65,6 +66,8 @@ from starter.transfer import (
 from starter.verdict import Exited, Hold, Requeue, Verdict, hold_for_user_refused, job_exit_reason
 from starter.work import Work
 
+# procd stayed away, or said no.
+PROCD_FAULTS = (RpcRefused, RpcFault, ChannelClosed)
 # Output is offered again after a transient failure, on the same stream of the far side.
 OUTPUT_TRIES = 3
 # The end of the job's first process is known to the kernel when its family is empty; the switch needs a moment to tell.
@@ -119,7 +122,11 @@ async def fetch_credential(work: Work) -> Event:
     work.credential = credential
     path = work.credential_path
     assert path is not None
-    credentials.store_private(path, credential.pem, durable=False)
+    try:
+        credentials.store_private(path, credential.pem, durable=False)
+    except OSError as fault:
+        text = f"the job's proxy could not be stored on {work.host}: {fault.strerror}"
+        return StepFailed(Requeue(HoldCode.CORRUPTED_CREDENTIAL, text), sandbox=False)
     return CredentialStored()
 
 
@@ -182,6 +189,9 @@ async def start_job(work: Work) -> Event:
         )
     except StageFailed as fault:
         return StepFailed(_switch_verdict(work, fault.outcome, str(fault)), sandbox=True)
+    except PROCD_FAULTS as fault:
+        text = f"the job's processes could not be tracked on {work.host}: {fault}"
+        return StepFailed(Requeue(HoldCode.FAILED_TO_CREATE_PROCESS, updates.one_line(text)), sandbox=True)
     if isinstance(result, ExecFailed):
         return StepFailed(_exec_failed(work, result), sandbox=True)
     work.launched, work.started_at_s = result, trio.current_time()
@@ -248,6 +258,13 @@ async def stop(work: Work, *, soft: bool) -> Event:
     """The family is stopped until it is empty, proved by a full scan."""
     if not work.registered:
         return FamilyStopped(())
+    try:
+        return await _stop(work, soft=soft)
+    except PROCD_FAULTS:  # nobody can say that the family is gone: the slot is not used until somebody has looked
+        return FamilyStopped((work.launched.pid if work.launched else os.getpid(),))
+
+
+async def _stop(work: Work, *, soft: bool) -> Event:
     if soft and work.suspended:
         await work.procd.resume(work.family)
     soft = soft and not work.ended.is_set()

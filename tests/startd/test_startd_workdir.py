@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from startd.workdir import Unreachable, open_way
+from starter.private import ticks_of
 
 
 def mode(path: Path) -> int:
@@ -40,7 +41,7 @@ def test_only_the_last_pilot_restores(tree: Path) -> None:
     record = tree.parent / ".sailplane-opened"
     content = json.loads(record.read_text())
     with subprocess.Popen(["sleep", "60"]) as other:
-        record.write_text(json.dumps({**content, str(other.pid): 1}))
+        record.write_text(json.dumps({**content, f"{other.pid}-{ticks_of(other.pid)}": 1}))
         ours.close()
         assert mode(tree.parent) == 0o701
         other.kill()
@@ -53,7 +54,7 @@ def test_a_pilot_that_was_killed_does_not_keep_it_open(tree: Path) -> None:
     way = open_way(tree)
     record = tree.parent / ".sailplane-opened"
     content = json.loads(record.read_text())
-    record.write_text(json.dumps({**content, "4194303": 1}))
+    record.write_text(json.dumps({**content, "4194303-17": 1}))
     way.close()
     assert mode(tree.parent) == 0o700
 
