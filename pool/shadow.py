@@ -14,14 +14,14 @@ import trio
 
 from cedar import delegation
 from cedar.codec import Reader
-from cedar.commands import Syscall
+from cedar.commands import HoldCode, Syscall
 from cedar.errors import PeerFault, Refused
 from cedar.stream import CedarStream
 from pilot import logs
 from pool import shadow_state as s
 from pool.ads import ClassAd, put, text_of, value_of, whole_of
 from pool.claims import Claim, ClaimClient
-from pool.transfers import PROXY_LIFETIME_S, Transfer, proxy_signer
+from pool.transfers import PROXY_LIFETIME_S, UNUSABLE_PROXY, Transfer, proxy_signer
 
 EACCES, ENOSYS = 13, 38
 # The watchdog that a starter arms: three times what it promised (6.6).
@@ -285,6 +285,8 @@ class Shadow:
             await delegation.give(stream, sign)
         except Refused as refused:
             self._log.warning("no proxy was delegated to the starter: %s", refused.text)
+            if refused.code == UNUSABLE_PROXY:
+                self.tell(s.ProblemReported(HoldCode.CORRUPTED_CREDENTIAL, 0, s.clean(refused.text)))
 
 
 async def _refuse(request: bytes) -> bytes:

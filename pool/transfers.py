@@ -30,6 +30,8 @@ from pool.spool import Spool, SpoolTrouble, read, sync_directory, write
 
 # How long a delegated proxy may live beyond ours: never; and at most this (DELEGATE_JOB_GSI_CREDENTIALS_LIFETIME).
 PROXY_LIFETIME_S = 86400
+# Why a delegation failed: the stored proxy itself is no good any more, so no other try can help.
+UNUSABLE_PROXY = "CREDENTIAL"
 CANNOT_STORE = 12  # on the wire: the action that failed (4.5)
 EPERM, EIO, ENOSPC = 1, 5, 28
 
@@ -50,8 +52,10 @@ def proxy_signer(
 def _sign(path: Path, request: bytes, not_after: float | None) -> bytes:
     try:
         return credentials.sign_request(path.read_bytes(), request, not_after=not_after)
-    except (credentials.CredentialError, OSError) as error:
-        raise Refused("DELEGATION", f"the job's proxy cannot be delegated: {error}") from error
+    except credentials.CredentialError as error:
+        raise Refused(UNUSABLE_PROXY, f"the job's proxy cannot be delegated: {error}") from error
+    except OSError as error:
+        raise Refused("DELEGATION", f"the job's proxy cannot be read: {error}") from error
 
 
 @define(eq=False)

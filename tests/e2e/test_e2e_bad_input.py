@@ -134,3 +134,32 @@ def _start(site: Site, config: Path, environment: dict[str, str]) -> subprocess.
         timeout=60,
         check=False,
     )
+
+
+def test_a_proxy_that_is_not_the_ads_and_one_that_expired_in_the_queue_are_held() -> None:
+    """What the pool delegates is held against the job by the execution side, before anything of the job's moves."""
+    with Site.open("test") as site:
+        site.start_pool(**POOL_KNOBS)
+        jobs = Jobs(site)
+        foreign, stale = jobs.submit("alice", "exit 0"), jobs.submit("alice", "exit 0")
+        bob, alice = site.grid.user("Bob Baker"), site.grid.user("Alice Adams")
+        _exchange(site, foreign, make_proxy(bob).pem)
+        _exchange(site, stale, make_proxy(alice, lifetime_s=-60).pem)
+        site.start_startd(**STARTD_KNOBS)
+        for job, words in ((foreign, "Bob Baker"), (stale, "ended on")):
+            row = jobs.wait_for(job, "held", "completed")
+            assert (row["state"], row["hold_code"]) == ("held", 4), row
+            assert words in row["reason"]
+            assert jobs.calls(job) == [], "the site was not asked for a proxy that is not good"
+        site.stop()
+        assert site.left == []
+
+
+def _exchange(site: Site, job: str, pem: bytes) -> None:
+    """Put another proxy into the pool's spool, behind its back."""
+    (stored,) = (
+        path for path in site.layout.pool.rglob("*prox*") if path.is_file() and f"/{job.split('.')[0]}/" in f"{path}/"
+    )
+    owner = stored.stat()
+    stored.unlink()
+    write_private(stored, pem, owner=(owner.st_uid, owner.st_gid))

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -109,3 +115,35 @@ def test_everything_of_the_pilots_is_killed_at_one_stroke(site: Jobs) -> None:
     site.until("no process of alice", lambda: not site.processes("alice"))
     site.site.start_startd(**STARTD_KNOBS)
     check_done(site, job, again=True)
+
+
+def test_a_wrapper_killed_before_it_could_start_the_job_is_tried_again(site: Jobs) -> None:
+    """The kill lands between its hello and exec: nothing of the job ran, so the launch is made once more."""
+    ready = threading.Event()
+    killed: list[int] = []
+    uid = site.site.accounts["alice"].uid
+
+    def kill_first_wrapper() -> None:
+        before = set(os.listdir("/proc"))
+        ready.set()
+        deadline_s = time.monotonic() + 60.0
+        while not killed and time.monotonic() < deadline_s:
+            for name in filter(str.isdigit, set(os.listdir("/proc")) - before):
+                with contextlib.suppress(OSError):
+                    line = Path(f"/proc/{name}/cmdline").read_bytes()
+                    if line.endswith(b"\0launch\0") and os.stat(f"/proc/{name}").st_uid == uid:
+                        os.kill(int(name), signal.SIGKILL)
+                        killed.append(int(name))
+                        break
+
+    killer = threading.Thread(target=kill_first_wrapper)
+    killer.start()
+    ready.wait()
+    job = site.submit("alice", "echo once")
+    row = site.done(job)
+    killer.join()
+    assert killed
+    assert row["exit_code"] == 0
+    assert len(site.runs(job)) == 1
+    assert len(site.calls(job)) == 4, "stage-in, two launches, stage-out"
+    assert site.fetch("alice", job)["out"] == b"once\n"
