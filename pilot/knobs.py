@@ -175,6 +175,18 @@ def text(pattern: str = r"[^\x00-\x1f\x7f]*", allowed: str = "text of one line",
     return Kind("text", allowed, parse, optional)
 
 
+def pattern(*, optional: bool = False) -> Kind:
+    """A regular expression (Python's), which has to match a whole name."""
+
+    def parse(value: str) -> re.Pattern[str]:
+        try:
+            return re.compile(value)
+        except re.error:
+            raise ValueError(value) from None
+
+    return Kind("pattern", "a regular expression", parse, optional)
+
+
 def choice(*values: str) -> Kind:
     """One of a few words, in any case."""
 

@@ -31,6 +31,7 @@ from pilot.knobs import (
     knobs_of,
     number,
     path,
+    pattern,
     seconds,
     size,
     text,
@@ -202,6 +203,24 @@ class Settings:
     )
     sailplane_switch_burst: int = knob(
         "8", integer(1, 10000), "Such calls that may come at once after a pause, above the rate."
+    )
+    sailplane_full_scan_interval: float = knob(
+        "300",
+        seconds(1),
+        "Time between two full scans of the machine that check what is known of the jobs' processes.",
+    )
+    sailplane_dedicated_accounts: re.Pattern[str] | None = knob(
+        "",
+        pattern(optional=True),
+        "Accounts, by name, that serve one job at a time: whatever runs there during a job is the job's, and is killed"
+        " with it.",
+        unset="none: processes of the job's account that are no descendants are reported and left alone",
+    )
+    sailplane_cgroup: Path | None = knob(
+        "",
+        path(optional=True),
+        "The cgroup (v2) below which a group for each job is made, if this account may make groups there.",
+        unset="the parent of the daemon's own group, or this group, where that is allowed",
     )
     sailplane_wrapper_python: Path = knob(
         "/usr/bin/python3", path(), "The interpreter (3.6 or later) for what runs at the job's account."

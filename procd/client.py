@@ -15,6 +15,8 @@ import trio
 from pilot.rpc import Channel, ChannelClosed, RpcFault, RpcRefused, connect
 from procd.messages import (
     PROCD,
+    Describe,
+    Description,
     Done,
     Families,
     FamilyState,
@@ -172,6 +174,10 @@ class ProcdClient:
     async def families(self) -> tuple[FamilyState, ...]:
         """Everything that procd tracks."""
         return (await self._ask(None, List(), Families)).families
+
+    async def describe(self) -> Description:
+        """How procd works on this host, and what the host does not give."""
+        return await self._ask(None, Describe(), Description)
 
     async def keep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled: when procd goes away, wait for the next one (as long as it takes) and register

@@ -79,6 +79,7 @@ class Families:
             children, which then count as its.
         never: processes that belong to nobody, as procd itself.
         alike: whether two processes were started by the same command line, or it can't be told.
+        cookie: the family that a process's environment names, or None; asked only where uids are equal.
     """
 
     def __init__(
@@ -87,9 +88,11 @@ class Families:
         never: Collection[ProcessId] = (),
         *,
         alike: Callable[[int, int], bool] = lambda one, other: True,
+        cookie: Callable[[int], str | None] = lambda pid: None,
     ) -> None:
         self._pilot_uid = pilot_uid
         self._alike = alike
+        self._cookie = cookie
         self._never = frozenset(never)
         self._families: dict[str, Family] = {}
         self._member_of: dict[ProcessId, Family] = {}
@@ -223,19 +226,23 @@ class Families:
 
     # --- watching -------------------------------------------------------------------------------------------
 
-    def discover(self, seen: Seen) -> list[ProcessId]:
+    def discover(self, seen: Seen, told: Mapping[int, Family] | None = None) -> list[ProcessId]:
         """Find new members among processes. A parent that is not shown is unknown: then so is its child.
 
         Does no accounting: a scan in any order is welcome.
+
+        Args:
+            told: the family of a process, known to the kernel (its cgroup), for who can't be told by descent.
         """
         answers: dict[int, Family | None] = {}
         judge = self._judge(seen)
+        never = self._nobody() if told else ()
         found = []
         for process in seen.values():
             if process.id in self._member_of:
                 continue
-            family = _climb(process, seen, answers, judge)
-            if family is not None:
+            family = _climb(process, seen, answers, judge) or (told or {}).get(process.id.pid)
+            if family is not None and process.id not in never:
                 family.members[process.id] = process
                 self._member_of[process.id] = family
                 found.append(process.id)
@@ -288,19 +295,57 @@ class Families:
             # it is a starter itself: these are forked from the spawner and look like it.
             if process.uid != family.around.uid:
                 return False
-            return process.uid != self._pilot_uid or not self._alike(reaper.id.pid, process.id.pid)
+            return process.uid != self._pilot_uid or self._names(family, reaper, process)
         return family.around.uid == self._pilot_uid or process.uid != self._pilot_uid
 
+    def _names(self, family: Family, reaper: Process, process: Process) -> bool:
+        """Whether an orphan at the pilot's own account is this family's: by its cookie, else by its looks."""
+        cookie = self._cookie(process.id.pid)
+        return not self._alike(reaper.id.pid, process.id.pid) if cookie is None else cookie == family.name
+
+    def strays(self, seen: Seen) -> dict[Family, list[ProcessId]]:
+        """Who runs at a family's account, is younger than its root, and descends from nobody that we know: at, cron,
+        ssh. Of several families with one account all have them.
+
+        Args:
+            seen: every process there is, after `discover`.
+        """
+        tops = [each for each in self if each.parent is None and each.around.uid != self._pilot_uid]
+        uids = {family.around.uid for family in tops}
+        ours = self._nobody() | self._member_of.keys()
+        found: dict[Family, list[ProcessId]] = {}
+        for process in seen.values():
+            if process.uid not in uids or not process.running or process.id in ours:
+                continue
+            if any(above.id in ours for above in _ancestors(process, seen)):
+                continue  # a call of the switch, on its way
+            for family in tops:
+                if family.around.uid == process.uid and process.id.start_ticks >= family.root.start_ticks:
+                    found.setdefault(family, []).append(process.id)
+        return found
+
+    def admit(self, family: Family, processes: Iterable[Process]) -> None:
+        """Make processes members that no descent tells of: strays of an account that is the family's alone."""
+        for process in processes:
+            if process.id not in self._member_of:
+                family.members[process.id] = process
+                self._member_of[process.id] = family
+
     def refresh(
-        self, top: Family, seen: Seen, gone: Collection[ProcessId], doubtful: Collection[ProcessId] = ()
+        self,
+        top: Family,
+        seen: Seen,
+        gone: Collection[ProcessId],
+        doubtful: Collection[ProcessId] = (),
+        told: Mapping[int, Family] | None = None,
     ) -> None:
         """Take in a snapshot of all members of an outermost family and those below it.
 
         Args:
             seen: the processes, each read before its children.
-            gone: members that are not there any more; `doubtful` as in procd.account.
+            gone: members that are not there any more; `doubtful` as in procd.account, `told` as in `discover`.
         """
-        self.discover(seen)
+        self.discover(seen, told)
         leaving = set(gone)
         for family in self.within(top):
             mine = {key: seen[key.pid] for key in family.members if _is_there(key, seen)}

@@ -4,12 +4,12 @@ It reads /proc and hands everything to `procd.families`, which decides. A walk c
 scan costs by the machine's, and runs in a thread.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import trio
 
 from procd.families import MAX_CHAIN, Families, Family
-from procd.proc import ProcReader
+from procd.proc import ProcReader, ticks_now
 from procd.process import Process, ProcessId
 
 # A walk that finds somebody ended is repeated, so that parents are read after their children's end is known.
@@ -26,11 +26,22 @@ class Lookout:
 
     Args:
         families: told of everything that is seen.
+        told: numbers of processes of an outermost family that the kernel knows by itself (its cgroup).
+        after_scan: told of every process there is, after each full scan.
     """
 
-    def __init__(self, families: Families, reader: ProcReader) -> None:
+    def __init__(
+        self,
+        families: Families,
+        reader: ProcReader,
+        *,
+        told: Callable[[Family], Collection[int]] = lambda family: (),
+        after_scan: Callable[[Mapping[int, Process]], None] = lambda seen: None,
+    ) -> None:
         self._families = families
         self._reader = reader
+        self._told = told
+        self._after_scan = after_scan
         self._scanning = trio.Lock()
         self._started = 0
         self._finished = 0
@@ -39,15 +50,16 @@ class Lookout:
         """Walk a family and those around it; members and accounts are fresh afterwards."""
         top = family.top
         known = self._families.members(top)
+        told = dict.fromkeys(self._told(top), top)
         missing: set[ProcessId] = set()
         for _ in range(PASSES):
-            seen = self._walk(top, known).seen
+            seen = self._walk(top, known, told).seen
             gone = {key for key in known if key.pid not in seen or seen[key.pid].id != key}
             doubtful = gone - missing
             if not doubtful:
                 break
             missing = gone
-        self._families.refresh(top, seen, gone, doubtful)
+        self._families.refresh(top, seen, gone, doubtful, told)
 
     async def scan(self, family: Family) -> None:
         """Read every process of the machine, then walk the family.
@@ -62,8 +74,24 @@ class Lookout:
                 # Not abandoned on cancellation: it ends by itself after milliseconds.
                 seen = await trio.to_thread.run_sync(self._read_all)
                 self._families.discover(seen)
+                self._after_scan(seen)
                 self._finished = number
         self.look(family)
+
+    async def check(self) -> dict[str, list[ProcessId]]:
+        """A full scan: members that only it finds, by family, although they were there when this was called."""
+        born_before = ticks_now()
+        known = {identity for family in self._families for identity in family.members}
+        async with self._scanning:
+            seen = await trio.to_thread.run_sync(self._read_all)
+            self._families.discover(seen)
+            self._after_scan(seen)
+        missed: dict[str, list[ProcessId]] = {}
+        for family in self._families:
+            for identity in family.members.keys() - known:
+                if identity.start_ticks < born_before:
+                    missed.setdefault(family.name, []).append(identity)
+        return missed
 
     def proves_empty(self, family: Family) -> bool:
         """Whether nobody of the family runs, beyond the doubt that a single look leaves.
@@ -101,6 +129,14 @@ class Lookout:
         shares = [self._reader.pss_kb(identity.pid) for identity in running]
         return None if None in shares else sum(share for share in shares if share is not None)
 
+    def io_kb(self, family: Family) -> tuple[int, int] | None:
+        """Read from and written to storage by the living and those that they waited for; None as `pss_kb`."""
+        found = [self._reader.io_kb(identity.pid) for identity in self._families.running(family)]
+        shown = [each for each in found if each is not None]
+        if not shown:
+            return None
+        return sum(each[0] for each in shown), sum(each[1] for each in shown)
+
     def _read_all(self) -> dict[int, Process]:
         """All processes; and those that came while these were read, until nobody new is listed."""
         seen: dict[int, Process] = {}
@@ -111,12 +147,13 @@ class Lookout:
             seen.update((pid, process) for pid in new if (process := self._reader.read(pid)) is not None)
         return seen
 
-    def _walk(self, top: Family, known: Iterable[ProcessId]) -> "_Walk":
+    def _walk(self, top: Family, known: Iterable[ProcessId], told: Collection[int] = ()) -> "_Walk":
         walk = _Walk(self._reader)
         strangers = frozenset(identity.pid for identity in top.around.ancestors)
         reapers = [identity.pid for identity in self._families.reapers(top)]
         walk.descend(reapers, deeper_than=strangers, only_uid=top.around.uid)
         walk.descend([identity.pid for identity in known])
+        walk.descend(told)
         return walk
 
 

@@ -21,11 +21,13 @@ from procd.families import Families
 from procd.lookout import Lookout
 from procd.messages import FamilyState
 from procd.planner import Planner, Spread
+from procd.probe import look_around
 from procd.proc import ProcReader
 from procd.process import ProcessId
 from procd.routes import OwnRight, SwitchCalls
 from procd.server import Service
 from procd.signaller import Signaller
+from procd.trackers import FAMILY_VARIABLE, Trackers
 
 EXIT_REQUEST_FAILED, EXIT_USAGE, EXIT_TRY_LATER = 1, 100, 111
 
@@ -94,16 +96,33 @@ class Daemon:
         reader = ProcReader()
         self._always.callback(reader.close)
         own = ProcessId(os.getpid(), reader.ticks(os.getpid()) or 0)
-        self._families = Families(os.geteuid(), [own], alike=reader.alike)
-        self._lookout = Lookout(self._families, reader)
-        self._signaller = Signaller(
-            self._families, self._lookout, OwnRight(reader), self._calls, pilot_uid=os.geteuid()
+        self._families = Families(
+            os.geteuid(), [own], alike=reader.alike, cookie=lambda pid: reader.cookie(pid, FAMILY_VARIABLE)
         )
+        self._trackers = Trackers(
+            self._families,
+            look_around(reader, cgroup=settings.sailplane_cgroup),
+            logs.get("procd"),
+            dedicated=settings.sailplane_dedicated_accounts,
+            isolates=switch.isolates,
+        )
+        self._lookout = Lookout(self._families, reader, told=self._trackers.told, after_scan=self._trackers.note_scan)
+        self._signaller = Signaller(
+            self._families,
+            self._lookout,
+            OwnRight(reader),
+            self._calls,
+            pilot_uid=os.geteuid(),
+            group=self._trackers.group,
+        )
+        self._check_every_s = settings.sailplane_full_scan_interval
 
     async def run(self, log: logs.Contextual) -> bool:
         """Serve until SIGTERM, SIGINT or the lifeline's end, then stop all families; True when all are
         empty."""
-        service = Service(self._families, self._lookout, self._signaller, log)
+        service = Service(
+            self._families, self._lookout, self._signaller, self._trackers, log, check_every_s=self._check_every_s
+        )
         with self._always, trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
                 if self._calls is not None:

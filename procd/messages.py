@@ -62,6 +62,13 @@ class Usage:
     dead_user_s: float = attrs.field(default=0.0, validator=_finite)
     dead_system_s: float = attrs.field(default=0.0, validator=_finite)
     """The part of the above that no living process accounts for; what a new procd has to be told."""
+    read_kb: int | None = None
+    written_kb: int | None = None
+    """To and from storage, the largest sum that was seen; None where the kernel does not show it."""
+    memory_peak_kb: int | None = None
+    """The kernel's own peak for the family's cgroup, page cache included; None without such a group."""
+    strays: int = 0
+    """Processes of the family's account that are no descendants (at, cron, ssh), at the last full scan."""
 
 
 @attrs.frozen
@@ -153,7 +160,7 @@ class Stopped:
     """The end of a `Stop`.
 
     empty: a full scan after the last kill found nobody. survivors: at most MAX_LISTED. route: "none" (it was
-    empty), "control", "own", "switch", or several joined by "+". switch_calls: authorisations that it cost
+    empty), "control", "cgroup", "own", "switch", or several joined by "+". switch_calls: authorisations that it cost
     the site.
     """
 
@@ -163,6 +170,8 @@ class Stopped:
     switch_calls: int = 0
     text: str = ""
     """Why there are survivors, as far as known."""
+    strays: tuple[int, ...] = ()
+    """Processes of the family's account that are no descendants, left alone. At most MAX_LISTED."""
 
 
 @attrs.frozen
@@ -203,6 +212,33 @@ class Families:
 
 
 @attrs.frozen
+class Describe:
+    """Asks for a `Description`."""
+
+
+@attrs.frozen
+class Degradation:
+    """Something that the host does not give: a word for machines, a sentence for people."""
+
+    word: str = attrs.field(validator=and_(max_len(64), matches_re(r"[a-z0-9-]+")))
+    text: str = attrs.field(validator=max_len(1024))
+
+
+@attrs.frozen
+class Description:
+    """How this procd works on this host, found out at its start.
+
+    trackers: "descent", "cgroup", "events", "environment", "account". routes: "control", "cgroup", "own", "switch",
+    as far as they can ever be taken here.
+    """
+
+    trackers: tuple[str, ...]
+    routes: tuple[str, ...]
+    degraded: tuple[Degradation, ...]
+    cgroup: str | None = None
+
+
+@attrs.frozen
 class Done:
     """Yes, and nothing to add."""
 
@@ -220,5 +256,7 @@ PROCD = Protocol(
     Unregister,
     List,
     Families,
+    Describe,
+    Description,
     Done,
 )

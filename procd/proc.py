@@ -6,6 +6,7 @@ ones.
 """
 
 import os
+import time
 from collections.abc import Iterator
 
 from procd.process import Process, ProcessId
@@ -15,6 +16,8 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 # One line of at most 52 numbers of 20 digits and a name of 64 bytes (proc(5)).
 _STAT_BYTES = 2048
 _CHILDREN_BYTES = 65_536
+# More than a kernel takes at an exec by default; what a job has put behind that is not looked at.
+_ENVIRONMENT_BYTES = 4 << 20
 # proc hands out such files in pages of at least 4 KiB; a piece shorter than this was the last one
 # (fs/seq_file.c).
 _MORE_BYTES = 2048
@@ -111,30 +114,51 @@ class ProcReader:
         return None in lines or lines[0] == lines[1]
 
     def _command_line(self, pid: int) -> bytes | None:
+        return self._text(pid, "cmdline", 4096) or None
+
+    def _text(self, pid: int, name: str, limit_bytes: int) -> bytes | None:
+        """One of a process's files; None where it is not there or not for us."""
         try:
-            fd = os.open(f"{pid}/cmdline", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._root)
+            fd = os.open(f"{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._root)
         except OSError:
             return None
         try:
-            return os.read(fd, 4096) or None
+            pieces, left = [], limit_bytes
+            while left > 0 and (piece := os.read(fd, left)):
+                pieces.append(piece)
+                left -= len(piece)
+            return b"".join(pieces)
         except OSError:
             return None
         finally:
             os.close(fd)
 
+    def cookie(self, pid: int, name: bytes) -> str | None:
+        """A variable of the environment that the process began with; None where there is none, or not for us."""
+        text = b"\0" + (self._text(pid, "environ", _ENVIRONMENT_BYTES) or b"")
+        at = text.find(b"\0" + name + b"=")
+        if at < 0:
+            return None
+        value = text[at + len(name) + 2 :].partition(b"\0")[0]
+        return value.decode("ascii", "replace")
+
+    def io_kb(self, pid: int) -> tuple[int, int] | None:
+        """What it and those that it waited for have read from and written to storage; None as `pss_kb`."""
+        words = dict(line.split(b": ") for line in (self._text(pid, "io", 4096) or b"").splitlines())
+        try:
+            return int(words[b"read_bytes"]) >> 10, int(words[b"write_bytes"]) >> 10
+        except KeyError:
+            return None
+
     def pss_kb(self, pid: int) -> int | None:
         """Its share of memory; None where the kernel does not tell us (another uid's process)."""
-        try:
-            fd = os.open(f"{pid}/smaps_rollup", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._root)
-        except OSError:
-            return None
-        try:
-            lines = os.read(fd, 4096).splitlines()
-        except OSError:
-            return None
-        finally:
-            os.close(fd)
+        lines = (self._text(pid, "smaps_rollup", 4096) or b"").splitlines()
         return next((int(line.split()[1]) for line in lines if line.startswith(b"Pss:")), None)
+
+
+def ticks_now() -> int:
+    """The start tick of a process that is made now."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * TICKS_PER_S)
 
 
 def _read_all(fd: int) -> bytes:

@@ -19,11 +19,14 @@ from pilot import logs
 from pilot.farsignal import Farewell
 from pilot.rpc import Channel, Error, Peer, RpcFault, serve
 from procd.account import Cpu, Totals
+from procd.events import listen
 from procd.families import Families, Family, FamilyRefused, Surroundings
 from procd.lookout import Lookout
 from procd.messages import (
     MAX_LISTED,
     PROCD,
+    Describe,
+    Description,
     Done,
     FamilyState,
     GetUsage,
@@ -45,6 +48,7 @@ from procd.proc import TICKS_PER_S
 from procd.process import ProcessId
 from procd.routes import Control, RouteFailed
 from procd.signaller import Ending, Signaller
+from procd.trackers import Trackers
 
 # HTCondor's starter asks every 15 s; peaks between two looks are not seen, and a look costs about half a
 # millisecond.
@@ -61,10 +65,23 @@ class Service:
 
     Args:
         families, lookout, signaller: the parts that it ties together.
+        trackers: what tells of families beside descent.
         log: state changes and failures go there.
+        check_every_s: time between two full scans that check the walks.
     """
 
-    def __init__(self, families: Families, lookout: Lookout, signaller: Signaller, log: logs.Contextual) -> None:
+    def __init__(
+        self,
+        families: Families,
+        lookout: Lookout,
+        signaller: Signaller,
+        trackers: Trackers,
+        log: logs.Contextual,
+        *,
+        check_every_s: float,
+    ) -> None:
+        self._trackers = trackers
+        self._check_every_s = check_every_s
         self._families = families
         self._lookout = lookout
         self._signaller = signaller
@@ -83,7 +100,12 @@ class Service:
         """
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            for lack in self._trackers.describe().degraded:
+                self._log.info("this host: %s: %s", lack.word, lack.text)
             nursery.start_soon(self._look_now_and_then)
+            nursery.start_soon(self._check_now_and_then)
+            if self._trackers.facts.connector:
+                nursery.start_soon(listen, self._trackers.note_events, self._trackers.note_lost, self._has_families)
             await nursery.start(self._serve, path, allowed_uid)
             task_status.started()
 
@@ -109,6 +131,23 @@ class Service:
                 if family.parent is None:
                     self._lookout.look(family)
                     await trio.lowlevel.checkpoint()
+            self._trackers.note_look()
+
+    async def _check_now_and_then(self) -> None:
+        """A full scan as the check of the walks: whoever only it finds is a member from then on, and logged."""
+        while True:
+            await trio.sleep(self._check_every_s * random.uniform(0.9, 1.1))
+            tops = [family for family in self._families if family.parent is None]
+            for family in tops:
+                self._lookout.look(family)
+            if not tops:
+                continue
+            for name, missed in (await self._lookout.check()).items():
+                pids = " ".join(str(each.pid) for each in missed[:20])
+                self._log.warning("family %s: a full scan found %d that walks had missed: %s", name, len(missed), pids)
+
+    def _has_families(self) -> bool:
+        return any(True for _ in self._families)
 
     # --- requests -------------------------------------------------------------------------------------------
 
@@ -123,7 +162,7 @@ class Service:
     async def _answer(self, request: Any, fds: list[int]) -> Any:
         try:
             if isinstance(request, Register):
-                return self._register(request, fds)
+                return await self._register(request, fds)
             handle = _HANDLERS.get(type(request))
             if handle is None:
                 return Error("not-a-request", type(request).__name__)
@@ -131,7 +170,7 @@ class Service:
         except FamilyRefused as refused:
             return Error(refused.code, refused.text)
 
-    def _register(self, request: Register, fds: list[int]) -> Registered:
+    async def _register(self, request: Register, fds: list[int]) -> Registered:
         if self._closing:
             raise FamilyRefused("going-away", "procd is about to end")
         root, starter = _process_id(request.root), _process_id(request.starter)
@@ -145,18 +184,30 @@ class Service:
                 control.close()
             raise
         self._signaller.add(family, control=control, credential=request.credential, audit_id=request.audit_id)
+        self._trackers.place(family, new=request.memory is None)
+        if request.memory is not None:
+            self._trackers.carry(family, request.memory.usage)
+        self._trackers.note_look()
         self._watch(family)
         self._log.info(
             "family %s: root %d (uid %d), starter %d, %s",
             family.name, root.pid, family.around.uid, starter.pid,
             "registered" if request.memory is None else "registered again",
         )  # fmt: skip
+        if self._trackers.sweeps:
+            await trio.to_thread.run_sync(self._trackers.know_account, family.around.uid)
         return Registered(_memory(family))
 
     async def _usage(self, request: GetUsage) -> Usage:
         family = self._families.get(request.family)
         self._lookout.look(family)
-        return attrs.evolve(_usage(family.account.totals), pss_kb=self._lookout.pss_kb(family))
+        self._trackers.note_look()
+        self._trackers.note_io(family, self._lookout.io_kb(family))
+        return attrs.evolve(self._usage_of(family), pss_kb=self._lookout.pss_kb(family))
+
+    def _usage_of(self, family: Family) -> Usage:
+        """As of the last look."""
+        return self._trackers.complete(family, _usage(family.account.totals))
 
     async def _signal(self, request: Signal) -> Done:
         family = self._families.get(request.family)
@@ -179,7 +230,7 @@ class Service:
     async def _unregister(self, request: Unregister) -> Usage:
         family = self._families.get(request.family)
         self._lookout.look(family)
-        usage = _usage(family.account.totals)
+        usage = self._usage_of(family)
         self._forget(family)
         return usage
 
@@ -199,8 +250,11 @@ class Service:
             audit_id=audit_id,
             control=self._signaller.control(family) is not None,
             members=_identities(tuple(self._families.members(family))[:MAX_LISTED]),
-            usage=_usage(family.account.totals),
+            usage=self._usage_of(family),
         )
+
+    async def _describe(self, _: Describe) -> Description:
+        return self._trackers.describe()
 
     # --- ends -----------------------------------------------------------------------------------------------
 
@@ -217,7 +271,9 @@ class Service:
             family.name, "empty" if empty else f"{len(left)} survivors", route, ending.switch_calls,
             f" ({ending.failure})" if ending.failure else "",
         )  # fmt: skip
-        return Stopped(empty, left[:MAX_LISTED], route, ending.switch_calls, "" if empty else ending.failure)
+        strays = tuple(identity.pid for identity in self._trackers.strays(family))[:MAX_LISTED]
+        text = "" if empty else ending.failure
+        return Stopped(empty, left[:MAX_LISTED], route, ending.switch_calls, text, strays)
 
     async def stop_all(self, *, deadline_s: float = SHUTDOWN_S) -> bool:
         """Stop every family and take no new ones; True when all are empty. At most `deadline_s` seconds and a scan.
@@ -242,6 +298,7 @@ class Service:
         if scope is not None:
             scope.cancel()
         self._families.unregister(family)
+        self._trackers.forget(family)
         self._log.info("family %s: unregistered", family.name)
 
     # --- watching -------------------------------------------------------------------------------------------
@@ -305,6 +362,7 @@ _HANDLERS: dict[type, Callable[[Service, Any], Awaitable[Any]]] = {
     Stop: Service._stop,
     Unregister: Service._unregister,
     List: Service._list,
+    Describe: Service._describe,
 }
 
 

@@ -12,6 +12,7 @@ import trio
 
 from pilot.farsignal import Farewell
 from procd.families import Families, Family, FamilyRefused
+from procd.groups import Group, GroupFailed
 from procd.lookout import Lookout
 from procd.process import ProcessId
 from procd.routes import Control, Order, OwnRight, RouteFailed, SwitchCalls
@@ -19,6 +20,8 @@ from procd.routes import Control, Order, OwnRight, RouteFailed, SwitchCalls
 # Within this a root part has killed what can be killed (1,000 processes take 0.3 s); then another route is
 # tried.
 CONTROL_PATIENCE_S = 3.0
+# The kernel kills and freezes a group within milliseconds, but for what hangs in a system call.
+_GROUP_PATIENCE_S = 2.0
 _FIRST_PAUSE_S = 0.001
 _LONGEST_PAUSE_S = 0.1
 # Between two attempts that failed, of any route.
@@ -56,6 +59,7 @@ class Signaller:
     Args:
         pilot_uid: our own; families of this uid are signalled directly.
         switch_calls: the switch, or None when there is none.
+        group: a family's cgroup, if it has one.
     """
 
     def __init__(
@@ -66,7 +70,9 @@ class Signaller:
         switch_calls: SwitchCalls | None,
         *,
         pilot_uid: int,
+        group: Callable[[Family], Group | None] = lambda family: None,
     ) -> None:
+        self._group = group
         self._families = families
         self._lookout = lookout
         self._own = own
@@ -135,10 +141,13 @@ class Signaller:
                 return
         except RouteFailed:
             pass  # as above
-        await self._stop_all(family)
+        if not await self._freeze_group(family):
+            await self._stop_all(family)
 
     async def resume(self, family: Family) -> None:
         """SIGCONT to all; as `send`."""
+        if self._thaw_group(family):
+            return
         control = self.control(family)
         try:
             if control is not None:
@@ -148,6 +157,31 @@ class Signaller:
             pass  # as above
         if self._recipients(family, True):
             await self._send_without_control(family, signal.SIGCONT, lambda: self._recipients(family, True), tree=True)
+
+    async def _freeze_group(self, family: Family) -> bool:
+        """By its cgroup, until the kernel says that all are stopped; False when that is no way here."""
+        group = self._group(family)
+        try:
+            if group is None:
+                return False
+            group.freeze()
+        except GroupFailed:
+            return False
+        with trio.move_on_after(_GROUP_PATIENCE_S):
+            while not group.settled and group.populated:  # noqa: ASYNC110 - the kernel's file, nobody tells us
+                await trio.sleep(_FIRST_PAUSE_S)
+        return True
+
+    def _thaw_group(self, family: Family) -> bool:
+        """Whether the family was frozen by its cgroup, and is no more."""
+        group = self._group(family)
+        try:
+            if group is None or not group.frozen:
+                return False
+            group.thaw()
+        except GroupFailed as failed:
+            raise FamilyRefused("no-route", str(failed)) from None
+        return True
 
     async def _stop_all(self, family: Family) -> None:
         self._lookout.look(family)
@@ -187,11 +221,15 @@ class Signaller:
         grace_s = farewell.grace_s if farewell else 0.0
         with trio.move_on_after(grace_s + deadline_s):
             give_up_s = trio.current_time() + deadline_s
+            self._lookout.look(family)
             while True:
-                if await self._is_empty(family):
+                # A walk is cheaper than a scan, which is only needed where it finds nobody.
+                if not self._families.running(family) and await self._is_empty(family):
                     return True
                 left_s = give_up_s - trio.current_time()
-                await self._kill_once(family, ending, urgent=urgent, left_s=left_s, farewell=farewell)
+                if not await self._kill_once(family, ending, urgent=urgent, left_s=left_s, farewell=farewell):
+                    await trio.sleep(_BETWEEN_ATTEMPTS_S)
+                    self._lookout.look(family)
                 farewell = None
         return await self._is_empty(family)
 
@@ -209,10 +247,11 @@ class Signaller:
                 self._lookout.look(family)
 
     async def _is_empty(self, family: Family) -> bool:
-        """A full scan finds nobody, and then a walk that nobody can have dodged."""
+        """A full scan finds nobody, and then a walk that nobody can have dodged; nor does the kernel, in a cgroup."""
         await self._lookout.scan(family)
+        group = self._group(family)
         for _ in range(_PROOFS):
-            if self._families.running(family):
+            if self._families.running(family) or (group is not None and group.populated):
                 return False
             if self._lookout.proves_empty(family):
                 return True
@@ -222,33 +261,29 @@ class Signaller:
 
     async def _kill_once(
         self, family: Family, ending: Ending, *, urgent: bool, left_s: float, farewell: Farewell | None
-    ) -> None:
-        """One attempt by the cheapest route that is open; returns when there is reason to scan again."""
+    ) -> bool:
+        """One attempt by the cheapest route that is open, and a look; whether nobody was seen then."""
         control = self.control(family)
-        if control is not None and "control" not in ending.routes:
-            await self._kill_by_control(family, control, ending)
-            return
         try:
+            if control is not None and "control" not in ending.routes:
+                ending.used("control")
+                control.kill_all()
+                return await self._until_empty(family, CONTROL_PATIENCE_S)
+            group = self._group(family)
+            if group is not None and farewell is None and "cgroup" not in ending.routes:
+                ending.used("cgroup")
+                group.kill()
+                return await self._until_empty(family, _GROUP_PATIENCE_S)
             if family.around.uid == self._pilot_uid:
                 ending.used("own")
-                await self._kill_own(family)
-            else:
-                ending.used("switch")
-                await self._kill_by_switch(family, ending, urgent=urgent, left_s=left_s, farewell=farewell)
-        except RouteFailed as failed:
+                return await self._kill_own(family)
+            ending.used("switch")
+            return await self._kill_by_switch(family, ending, urgent=urgent, left_s=left_s, farewell=farewell)
+        except (RouteFailed, GroupFailed) as failed:
             ending.failure = str(failed)
-            await trio.sleep(_BETWEEN_ATTEMPTS_S)
+            return False
 
-    async def _kill_by_control(self, family: Family, control: Control, ending: Ending) -> None:
-        ending.used("control")
-        try:
-            control.kill_all()
-        except RouteFailed as failed:
-            ending.failure = str(failed)
-        else:
-            await self._until_empty(family, CONTROL_PATIENCE_S)
-
-    async def _kill_own(self, family: Family) -> None:
+    async def _kill_own(self, family: Family) -> bool:
         """Stop and kill, again and again without a scan in between, until a walk finds nobody."""
         refused: list[ProcessId] = []
         with trio.move_on_after(_OWN_PATIENCE_S):
@@ -260,10 +295,11 @@ class Signaller:
                 await self._until_empty(family, _BETWEEN_ATTEMPTS_S)
         if refused:
             raise RouteFailed(_not_allowed(refused))
+        return await self._until_empty(family, 0.0)
 
     async def _kill_by_switch(
         self, family: Family, ending: Ending, *, urgent: bool, left_s: float, farewell: Farewell | None
-    ) -> None:
+    ) -> bool:
         def targets() -> list[ProcessId]:
             found = self._tops(family)
             if found and family.starter_alive and family.parent is None:
@@ -281,9 +317,7 @@ class Signaller:
             on_call=ending.called,
             farewell=farewell,
         )
-        await self._until_empty(family, _LONGEST_PAUSE_S)
-        if self._families.running(family):
-            await trio.sleep(_BETWEEN_ATTEMPTS_S)
+        return await self._until_empty(family, _LONGEST_PAUSE_S)
 
     async def _freeze(self, family: Family) -> None:
         """SIGSTOP everybody, and who was born meanwhile: what is stopped can't fork."""
@@ -297,16 +331,18 @@ class Signaller:
             asked.update(new)
             await trio.lowlevel.checkpoint()
 
-    async def _until_empty(self, family: Family, patience_s: float) -> None:
-        """Look more and more rarely until nobody is left or the patience is at its end."""
+    async def _until_empty(self, family: Family, patience_s: float) -> bool:
+        """Look more and more rarely until nobody is left or the patience is at its end; whether nobody was."""
+        give_up_s = trio.current_time() + patience_s
         pause_s = _FIRST_PAUSE_S
-        with trio.move_on_after(patience_s):
-            while True:
-                self._lookout.look(family)
-                if not self._families.running(family):
-                    return
-                await trio.sleep(pause_s)
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        while True:
+            self._lookout.look(family)
+            if not self._families.running(family):
+                return True
+            if trio.current_time() >= give_up_s:
+                return False
+            await trio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     # --- the switch -----------------------------------------------------------------------------------------
 
