@@ -14,7 +14,8 @@ from pathlib import Path
 import attrs
 import trio
 
-from pilot.rpc import Channel, ChannelClosed, RpcFault
+from pilot.rpc import Channel, ChannelClosed, RpcFault, RpcRefused
+from procd.client import ProcdClient
 from starter import messages
 
 # Pauses before a new try: doubled from the first to the last, with full jitter. The last is half of what a starter's
@@ -23,6 +24,7 @@ FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 10.0
 # A process that lived so long was fine: the next pause is short again.
 HEALTHY_AFTER_S = 60.0
 READY_WITHIN_S = 30.0
+DESCRIBED_WITHIN_S = 5.0
 
 
 class NotReady(Exception):
@@ -121,6 +123,18 @@ async def run_procd(
             await _reap(process)
 
     await keep_running("procd", once, log, task_status)
+
+
+async def degradations(socket_path: Path, log: logging.LoggerAdapter[logging.Logger]) -> tuple[str, ...]:
+    """What the host does not give procd, one word each; each is logged once. Empty when procd does not say."""
+    try:
+        described = await ProcdClient(socket_path, patience_s=DESCRIBED_WITHIN_S).describe()
+    except (RpcFault, RpcRefused) as fault:
+        log.warning("procd does not say what this host gives it (%s); advertising nothing about it", fault)
+        return ()
+    for lack in described.degraded:
+        log.info("this host: %s: %s", lack.word, lack.text)
+    return tuple(lack.word for lack in described.degraded)
 
 
 async def keep_running(

@@ -41,6 +41,8 @@ class Machine:
     switch: str
     switch_isolates: bool
     needs_proxy: bool
+    degraded: tuple[str, ...] = ()
+    """What the host does not give procd, one word each."""
 
 
 @attrs.frozen
@@ -129,6 +131,8 @@ def _identity(ad: ClassAd, machine: Machine, slot: SlotState) -> None:
     ad["SlotID"] = slot.slot_id
     ad["SailplaneSwitch"] = machine.switch
     ad["SailplaneIsolated"] = machine.switch_isolates
+    # A string list, as HTCondor's own: stringListMember("hidepid", SailplaneDegraded).
+    set_str(ad, "SailplaneDegraded", ",".join(machine.degraded))
 
 
 def _sizes(ad: ClassAd, machine: Machine, slot: SlotState) -> None:

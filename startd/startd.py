@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import attrs
 import trio
 from classad2 import ClassAd
 
@@ -25,7 +26,7 @@ from startd.held import Held, Slots
 from startd.janitor import Janitor
 from startd.machine import describe, resources
 from startd.namesake import living_namesake
-from startd.processes import Spawner, owned_pids, run_procd
+from startd.processes import Spawner, degradations, owned_pids, run_procd
 from startd.slotads import Machine, private_ad, public_ad
 from starter import messages
 
@@ -144,6 +145,7 @@ class Startd:
         async with trio.open_nursery() as starting:
             starting.start_soon(nursery.start, run_procd, self._procd_socket, self.config, self.log)
             starting.start_soon(nursery.start, self._spawner.run)
+        self._machine = attrs.evolve(self._machine, degraded=await degradations(self._procd_socket, self.log))
         nursery.start_soon(self._reap)
         nursery.start_soon(self._janitor.run)
         self._janitor.look()

@@ -201,11 +201,19 @@ def program_path(job: Description, sandbox: str) -> str:
 
 
 def launch_environment(
-    job: Description, *, sandbox: str, slot: str, cpus: int, account: str, proxy_in_sandbox: bool
+    job: Description,
+    *,
+    sandbox: str,
+    slot: str,
+    cpus: int,
+    account: str,
+    proxy_in_sandbox: bool,
+    family: str | None = None,
 ) -> dict[str, str]:
     """The whole environment of the job: ours, then the job's own, which wins. Nothing of the pilot's is in it.
 
     HOME is the sandbox: a pool account's home may be missing, shared with other jobs, or left over.
+    family: for a job at the pilot's own account, so that procd tells it from other jobs there when its starter died.
     """
     environment = {
         "PATH": DEFAULT_PATH,
@@ -224,6 +232,8 @@ def launch_environment(
         **dict.fromkeys(THREAD_VARIABLES, str(cpus)),
     }
     environment.update({name: value.replace(SCRATCH_MARKER, sandbox) for name, value in job.environment.items()})
+    if family is not None:
+        environment["SAILPLANE_FAMILY"] = family
     if proxy_in_sandbox and job.proxy_name:
         environment["X509_USER_PROXY"] = posixpath.join(sandbox, job.proxy_name)
     return environment

@@ -211,6 +211,7 @@ def _launch_spec(work: Work) -> LaunchSpec:
             cpus=work.activation.cpus,
             account=work.account.name,
             proxy_in_sandbox=work.proxy_in_sandbox,
+            family=None if work.switch.isolates else work.family,
         ),
         cwd=sandbox,
         stdin=job.stdin,

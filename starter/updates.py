@@ -118,4 +118,7 @@ def _usage_ad(usage: Usage) -> ClassAd:
     ad["MemoryUsage"] = ExprTree("((ResidentSetSize + 1023) / 1024)")
     if usage.pss_kb is not None:
         ad["ProportionalSetSizeKb"] = math.ceil(usage.pss_kb)
+    if usage.read_kb is not None and usage.written_kb is not None:
+        ad["BlockReadKbytes"] = usage.read_kb
+        ad["BlockWriteKbytes"] = usage.written_kb
     return ad

@@ -137,3 +137,11 @@ def test_bare_names_are_found_in_the_other_ad_as_stock_daemons_do() -> None:
         "raise SystemExit(not matches(job, ClassAd({'OpSys': 'LINUX'})))\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=30)
+
+
+def test_what_the_host_does_not_give_is_advertised() -> None:
+    ad = pslot_ad(degraded=("hidepid", "no-connector"))
+    assert ad["SailplaneDegraded"] == "hidepid,no-connector"
+    ad["Asked"] = ExprTree('stringListMember("hidepid", SailplaneDegraded)')
+    assert ad.eval("Asked") is True
+    assert pslot_ad()["SailplaneDegraded"] == ""

@@ -123,6 +123,13 @@ def test_environment_is_ours_then_the_jobs_which_wins() -> None:
     assert environment["HOME"] == environment["TMPDIR"] == environment["_CONDOR_SCRATCH_DIR"] == "/e/d"
 
 
+def test_a_job_at_the_pilots_own_account_carries_its_familys_name() -> None:
+    job = describe(ad(Environment="SAILPLANE_FAMILY=other"))
+    given = {"sandbox": "/e/d", "slot": "s", "cpus": 1, "account": "p", "proxy_in_sandbox": False}
+    assert launch_environment(job, **given, family="act-7")["SAILPLANE_FAMILY"] == "act-7"
+    assert "SAILPLANE_FAMILY" not in launch_environment(describe(ad()), **given)
+
+
 def test_program_is_in_the_sandbox_only_if_it_was_sent() -> None:
     assert launch_arguments(describe(ad(Arguments="1")), "/e/d") == ("/e/d/run.sh", "1")
     assert launch_arguments(describe(ad(TransferExecutable=False, Cmd="/bin/true")), "/e/d") == ("/bin/true",)
