@@ -39,7 +39,7 @@ else:
 PR_SET_DUMPABLE = 4
 # An answer stays short; the rest is counted.
 NAMED = 1000
-PAUSE_S = 0.001
+PAUSE_S, LONGEST_PAUSE_S = 0.001, 0.05
 DEAD = b"ZXx"
 STOPPED = b"Tt"
 # Stopping comes to an end within a second, unless somebody wakes the stopped.
@@ -88,10 +88,10 @@ def carry_out(wanted: "dict") -> "dict":  # type: ignore[type-arg]
     number = wanted["signal"]
     if number == _signal.SIGKILL:
         # What hangs in the kernel does not stop, and does not fork either: leave time for the rest.
-        family.stop_all(min(monotonic() + STOP_S, (monotonic() + end_s) / 2))
+        family.stop_all(min(monotonic() + STOP_S, (monotonic() + end_s) / 2), look=False)
         family.kill_all(end_s)
     elif number == _signal.SIGSTOP:
-        family.stop_all(end_s)
+        family.hold_all(end_s)
     else:
         family.look()
         for pid in family.members if wanted.get("tree") else family.given:
@@ -189,7 +189,7 @@ class Family:
             if process is None or process.tick != tick or process.dead:
                 return
             sleep(pause_s)
-            pause_s = min(2 * pause_s, 0.05)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def look(self) -> None:
         """Read /proc: who of the family lives, and who is new in it."""
@@ -215,19 +215,33 @@ class Family:
         targets)."""
         return [pid for pid in self.alive if (pid, self.members[pid]) not in self.refusing]
 
-    def stop_all(self, end_s: float) -> None:
-        """Stop everybody, until a look finds only stopped processes: a fork that was under way has shown by then."""
+    def stop_all(self, end_s: float, *, look: bool = True) -> None:
+        """Signal everybody to stop, until a look finds nobody new: what has the signal can't fork, if only because
+        fork(2) starts again with a signal pending.
+
+        A look at everybody can be left out where the sub-reaper is among the targets and will be asked again.
+        """
         new = list(self.given)
-        while True:
+        while new and monotonic() < end_s:
             self.chase(new, end_s)
+            if self._refused() and not look:
+                return
             self.look()
             new = [pid for pid in self.reachable() if (pid, self.members[pid]) not in self.met]
-            running = [pid for pid in self.reachable() if self.alive[pid].state not in STOPPED + DEAD]
-            if not (new or running) or monotonic() > end_s:
+
+    def hold_all(self, end_s: float) -> None:
+        """Stop everybody, until a look finds only stopped processes."""
+        pause_s = PAUSE_S
+        while True:
+            self.stop_all(end_s)
+            running = [pid for pid in self.reachable() if self.alive[pid].state not in STOPPED]
+            if not running or monotonic() > end_s:
                 return
-            if not new:  # a stop takes effect at once, except where the machine is busy or a disk is slow
-                sleep(PAUSE_S)
-                for pid in running:  # or somebody has woken it
+            # A stop takes effect at once, except where the machine is busy or a disk is slow.
+            sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            if pause_s == LONGEST_PAUSE_S:  # or somebody wakes them
+                for pid in running:
                     self.send(pid, _signal.SIGSTOP)
 
     def chase(self, start: "list[int]", end_s: float) -> None:
@@ -281,15 +295,18 @@ class Family:
     def kill_all(self, end_s: float) -> None:
         """Kill everybody, and look until nobody is left."""
         pause_s = PAUSE_S
-        while True:
-            for pid in self.reachable():
+        for pid, tick in self.met:
+            if self.members.get(pid) == tick and (pid, tick) not in self.refusing:
                 self.send(pid, _signal.SIGKILL)
+        while True:
             self.chase(self._refused(), end_s)
             self.look()
             if not self.reachable() or monotonic() > end_s:
                 return
+            for pid in self.reachable():
+                self.send(pid, _signal.SIGKILL)
             sleep(pause_s)
-            pause_s = min(2 * pause_s, 0.05)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def send(self, pid: int, number: int) -> None:
         self._count(pid, aim(pid, lambda process: process.tick == self.members[pid], number)[1])
