@@ -12,6 +12,7 @@ import trio
 
 from pilot.farsignal import Farewell
 from procd.families import Families, Family, FamilyRefused
+from procd.groups import Group, GroupFailed
 from procd.lookout import Lookout
 from procd.process import ProcessId
 from procd.routes import Control, Order, OwnRight, RouteFailed, SwitchCalls
@@ -19,6 +20,8 @@ from procd.routes import Control, Order, OwnRight, RouteFailed, SwitchCalls
 # Within this a root part has killed what can be killed (1,000 processes take 0.3 s); then another route is
 # tried.
 CONTROL_PATIENCE_S = 3.0
+# The kernel kills and freezes a group within milliseconds, but for what hangs in a system call.
+_GROUP_PATIENCE_S = 2.0
 _FIRST_PAUSE_S = 0.001
 _LONGEST_PAUSE_S = 0.1
 # Between two attempts that failed, of any route.
@@ -56,6 +59,7 @@ class Signaller:
     Args:
         pilot_uid: our own; families of this uid are signalled directly.
         switch_calls: the switch, or None when there is none.
+        group: a family's cgroup, if it has one.
     """
 
     def __init__(
@@ -66,7 +70,9 @@ class Signaller:
         switch_calls: SwitchCalls | None,
         *,
         pilot_uid: int,
+        group: Callable[[Family], Group | None] = lambda family: None,
     ) -> None:
+        self._group = group
         self._families = families
         self._lookout = lookout
         self._own = own
@@ -135,10 +141,13 @@ class Signaller:
                 return
         except RouteFailed:
             pass  # as above
-        await self._stop_all(family)
+        if not await self._freeze_group(family):
+            await self._stop_all(family)
 
     async def resume(self, family: Family) -> None:
         """SIGCONT to all; as `send`."""
+        if self._thaw_group(family):
+            return
         control = self.control(family)
         try:
             if control is not None:
@@ -148,6 +157,31 @@ class Signaller:
             pass  # as above
         if self._recipients(family, True):
             await self._send_without_control(family, signal.SIGCONT, lambda: self._recipients(family, True), tree=True)
+
+    async def _freeze_group(self, family: Family) -> bool:
+        """By its cgroup, until the kernel says that all are stopped; False when that is no way here."""
+        group = self._group(family)
+        try:
+            if group is None:
+                return False
+            group.freeze()
+        except GroupFailed:
+            return False
+        with trio.move_on_after(_GROUP_PATIENCE_S):
+            while not group.settled and group.populated:  # noqa: ASYNC110 - the kernel's file, nobody tells us
+                await trio.sleep(_FIRST_PAUSE_S)
+        return True
+
+    def _thaw_group(self, family: Family) -> bool:
+        """Whether the family was frozen by its cgroup, and is no more."""
+        group = self._group(family)
+        try:
+            if group is None or not group.frozen:
+                return False
+            group.thaw()
+        except GroupFailed as failed:
+            raise FamilyRefused("no-route", str(failed)) from None
+        return True
 
     async def _stop_all(self, family: Family) -> None:
         self._lookout.look(family)
@@ -213,10 +247,11 @@ class Signaller:
                 self._lookout.look(family)
 
     async def _is_empty(self, family: Family) -> bool:
-        """A full scan finds nobody, and then a walk that nobody can have dodged."""
+        """A full scan finds nobody, and then a walk that nobody can have dodged; nor does the kernel, in a cgroup."""
         await self._lookout.scan(family)
+        group = self._group(family)
         for _ in range(_PROOFS):
-            if self._families.running(family):
+            if self._families.running(family) or (group is not None and group.populated):
                 return False
             if self._lookout.proves_empty(family):
                 return True
@@ -234,12 +269,17 @@ class Signaller:
                 ending.used("control")
                 control.kill_all()
                 return await self._until_empty(family, CONTROL_PATIENCE_S)
+            group = self._group(family)
+            if group is not None and farewell is None and "cgroup" not in ending.routes:
+                ending.used("cgroup")
+                group.kill()
+                return await self._until_empty(family, _GROUP_PATIENCE_S)
             if family.around.uid == self._pilot_uid:
                 ending.used("own")
                 return await self._kill_own(family)
             ending.used("switch")
             return await self._kill_by_switch(family, ending, urgent=urgent, left_s=left_s, farewell=farewell)
-        except RouteFailed as failed:
+        except (RouteFailed, GroupFailed) as failed:
             ending.failure = str(failed)
             return False
 
