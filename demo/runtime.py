@@ -142,11 +142,11 @@ def _copy(place: Path) -> None:
         shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
         compileall.compile_dir(place / name, quiet=1)
     shutil.copyfile(ROOT / "pyproject.toml", place / "pyproject.toml")
-    _open(place)
+    open_up(place)
 
 
-def _open(place: Path) -> None:
-    """Readable for all, writable for the owner."""
+def open_up(place: Path) -> None:
+    """Readable for all, writable for the owner: the original may have been cloned with a private umask."""
     for where, _names, files in os.walk(place):
         Path(where).chmod(0o755)
         for file in files:

@@ -18,6 +18,7 @@ import pytest
 import trio
 from attrs import evolve, frozen
 
+from demo import runtime
 from demo.accounts import Account
 from demo.grid import make_grid, make_proxy, write_private
 from glexec.install import Installed, install, uninstall
@@ -86,6 +87,7 @@ def whole_site(accounts: Mapping[str, Account]) -> Iterator[Site]:
     base = Path(tempfile.mkdtemp(prefix="sptest-wrapper-", dir="/var/tmp"))
     base.chmod(0o755)
     shutil.copytree(WRAPPER, base / "jobwrapper", ignore=shutil.ignore_patterns("__pycache__"))
+    runtime.open_up(base / "jobwrapper")
     for name, mode in (("execute", 0o711), ("private", 0o700)):
         (base / name).mkdir()
         (base / name).chmod(mode)

@@ -6,11 +6,12 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
 
+from demo import runtime
 from demo.accounts import Account
 from procd.proc import ProcReader, parse_stat
 from procd.process import ProcessId
@@ -36,10 +37,9 @@ def test_a_process_with_the_same_number_and_another_start_is_left_alone(reader: 
 
 
 @pytest.mark.needs_root
-def test_who_may_not_be_signalled_is_told_and_the_others_are(
-    accounts: Mapping[str, Account], reader: ProcReader
-) -> None:
+def test_who_may_not_be_signalled_is_told_and_the_others_are(accounts: Mapping[str, Account], open_dir: Path) -> None:
     """As seen from another account: root's process refuses, our own takes the signal."""
+    there = runtime.reachable(open_dir / "runtime")
     with subprocess.Popen(["sleep", "60"]) as foreign:
         code = (
             "import subprocess, sys\n"
@@ -50,8 +50,8 @@ def test_who_may_not_be_signalled_is_told_and_the_others_are(
             "print([each.pid for each in OwnRight(reader).send(ids, 9)], own.wait())\n"
         )
         done = subprocess.run(
-            [sys.executable, "-c", code, str(foreign.pid)],
-            env={"PYTHONPATH": str(world.ROOT), "PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"},
+            [str(there.python), "-c", code, str(foreign.pid)],
+            env={"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", **there.environment},
             user=accounts["pilot"].uid,
             group=accounts["pilot"].gid,
             extra_groups=[],

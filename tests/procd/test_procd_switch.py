@@ -14,6 +14,7 @@ import attrs
 import pytest
 import trio
 
+from demo import runtime
 from demo.accounts import Account
 from pilot.rpc import RpcRefused
 from pilot.settings import Settings
@@ -62,6 +63,7 @@ def site() -> Iterator[Site]:
     directory = Path(tempfile.mkdtemp(prefix="sptest-"))
     directory.chmod(0o755)
     shutil.copytree(world.ROOT / "jobwrapper", directory / "jobwrapper")
+    runtime.open_up(directory / "jobwrapper")
     switch = directory / "switch"
     switch.write_text(SWITCH.format(calls=directory / "calls"))
     switch.chmod(0o755)
