@@ -164,6 +164,7 @@ class _Walk:
         self.seen: dict[int, Process] = {}
         self.vanished = 0
         self._reader = reader
+        self._children = reader.lister()
 
     @property
     def result(self) -> set[tuple[ProcessId, bool]]:
@@ -196,7 +197,7 @@ class _Walk:
             self.seen[pid] = process
             is_stranger = process.parent in deeper_than and process.uid != only_uid and pid not in given
             if process.running and not is_stranger:
-                waiting.extend((child, True) for child in self._reader.children(process))
+                waiting.extend((child, True) for child in self._children(process))
 
     def climb(self, pid: int) -> None:
         """Read a process and all above it."""

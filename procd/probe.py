@@ -26,7 +26,7 @@ def look_around(reader: ProcReader, *, cgroup: Path | None = None) -> Facts:
     return Facts(
         proc=proc,
         hidepid=hidepid,
-        children_files=os.path.exists(f"/proc/self/task/{os.getpid()}/children"),
+        children_files=reader.children_files,
         connector=connector_works(),
         cgroup=str(found.parent) if found.parent is not None else None,
         cgroup_lack=found.lack,

@@ -7,7 +7,7 @@ ones.
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from procd.process import Process, ProcessId
 
@@ -28,10 +28,14 @@ class ProcReader:
 
     Args:
         root: where proc is mounted; tests may give a directory of their own.
+        children_files: whether the kernel has them (CONFIG_PROC_CHILDREN); None finds out.
     """
 
-    def __init__(self, root: str = "/proc") -> None:
+    def __init__(self, root: str = "/proc", *, children_files: bool | None = None) -> None:
         self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if children_files is None:
+            children_files = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
+        self.children_files = children_files
 
     def close(self) -> None:
         """Give the descriptor back."""
@@ -63,6 +67,16 @@ class ProcReader:
         """The start tick of whatever has this number now."""
         process = self.read(pid)
         return None if process is None else process.id.start_ticks
+
+    def lister(self) -> Callable[[Process], list[int]]:
+        """A function that tells a process's children, to be used for one walk: where the kernel does not tell, it has
+        read everybody, once."""
+        if self.children_files:
+            return self.children
+        children: dict[int, list[int]] = {}
+        for process in self.scan():
+            children.setdefault(process.parent, []).append(process.id.pid)
+        return lambda process: children.get(process.id.pid, [])
 
     def children(self, process: Process) -> list[int]:
         """The numbers of its children. May miss some while any of them ends, so it proves nothing

@@ -167,9 +167,7 @@ class Signaller:
             group.freeze()
         except GroupFailed:
             return False
-        with trio.move_on_after(_GROUP_PATIENCE_S):
-            while not group.settled and group.populated:  # noqa: ASYNC110 - the kernel's file, nobody tells us
-                await trio.sleep(_FIRST_PAUSE_S)
+        await _until(lambda: group.settled or not group.populated)
         return True
 
     def _thaw_group(self, family: Family) -> bool:
@@ -273,7 +271,8 @@ class Signaller:
             if group is not None and farewell is None and "cgroup" not in ending.routes:
                 ending.used("cgroup")
                 group.kill()
-                return await self._until_empty(family, _GROUP_PATIENCE_S)
+                await _until(lambda: not group.populated)
+                return await self._until_empty(family, 0)
             if family.around.uid == self._pilot_uid:
                 ending.used("own")
                 return await self._kill_own(family)
@@ -382,6 +381,13 @@ class Signaller:
         report = await self._switch_calls.ask(order, targets, urgent=urgent, on_call=on_call)
         if report.failure is not None:
             raise RouteFailed(report.failure)
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    """Poll what a group's files say, which are short, for as long as the kernel may need."""
+    with trio.move_on_after(_GROUP_PATIENCE_S):
+        while not condition():  # noqa: ASYNC110 - nobody tells us
+            await trio.sleep(_FIRST_PAUSE_S)
 
 
 def _not_allowed(refused: list[ProcessId]) -> str:

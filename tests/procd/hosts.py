@@ -1,0 +1,100 @@
+"""Hosts that give more or less than this one: delegated cgroups, a /proc that hides. Root makes them, others live in
+them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import attrs
+import pytest
+
+from demo.accounts import Account
+from tests.procd import world
+
+
+def reachable() -> bool:
+    """Whether other accounts reach this checkout and its interpreter."""
+    places = (world.ROOT, Path(sys.executable).resolve().parent)
+    return all(each.stat().st_mode & 0o001 for place in places for each in (place, *place.parents))
+
+
+def hiding(mount: str, account: Account, command: list[str]) -> subprocess.CompletedProcess[bytes]:
+    """Run a command at an account, in a mount namespace with another /proc.
+
+    A new instance: remounting the one that is there would change it for the whole machine.
+    """
+    if tuple(map(int, platform.release().split(".")[:2])) < (5, 8):
+        pytest.skip("before 5.8 all instances of proc share their options")
+    switch = f"setpriv --reuid {account.uid} --regid {account.gid} --clear-groups"
+    script = f"mount {mount} /proc && exec {switch} {shlex.join(command)}"
+    return subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script], cwd=world.ROOT, capture_output=True, timeout=60, check=False
+    )
+
+
+@attrs.frozen
+class Delegated:
+    """A cgroup that an account may divide, and the group in it for its processes."""
+
+    path: Path
+
+    @property
+    def main(self) -> Path:
+        return self.path / "main"
+
+
+@contextmanager
+def delegated(account: Account | None) -> Iterator[Delegated]:
+    """A group as a batch system would make it; None: one that nobody else may divide. Skips without cgroup.kill."""
+    mount = _mount()
+    if mount is None:
+        pytest.skip("no cgroup v2 on this host")
+    path = mount / f"sptest-{secrets.token_hex(4)}"
+    try:
+        (path / "main").mkdir(parents=True)
+    except OSError as error:
+        pytest.skip(f"no cgroup can be made here: {error.strerror}")
+    try:
+        if not (path / "cgroup.kill").exists():
+            pytest.skip("this kernel has no cgroup.kill")
+        if account is not None:
+            for place in (path, path / "main"):
+                for name in (".", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads"):
+                    os.chown(place / name, account.uid, account.gid)
+        yield Delegated(path)
+    finally:
+        (path / "cgroup.kill").write_text("1")
+        _remove(path)
+
+
+def _mount() -> Path | None:
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        if after.startswith("cgroup2 "):
+            return Path(before.split()[4])
+    return None
+
+
+def _remove(path: Path) -> None:
+    end_s = time.monotonic() + world.DEADLINE_S
+    for group in sorted((each for each in path.rglob("*") if each.is_dir()), reverse=True):
+        _rmdir(group, end_s)
+    _rmdir(path, end_s)
+
+
+def _rmdir(group: Path, end_s: float) -> None:
+    while True:
+        try:
+            group.rmdir()
+            return
+        except OSError:
+            assert time.monotonic() < end_s, f"{group} stays populated"

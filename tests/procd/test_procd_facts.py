@@ -1,0 +1,120 @@
+"""What a host lacks, in words; and what a host is found to give, also in places that hide."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from demo.accounts import Account
+from procd.facts import Facts, lacks, sees_jobs
+from procd.probe import mount_options
+from tests.procd import world
+from tests.procd.hosts import Delegated, delegated, hiding, reachable
+
+WHOLE = Facts(cgroup="/sys/fs/cgroup/x")
+
+
+def words(facts: Facts, *, isolates: bool = True) -> list[str]:
+    return [lack.word for lack in lacks(facts, isolates=isolates)]
+
+
+def test_a_host_that_gives_everything_lacks_nothing() -> None:
+    assert words(WHOLE) == []
+    assert sees_jobs(WHOLE, isolates=True)
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        (Facts(proc="own", hidepid="2", cgroup="/x"), ["hidepid"]),
+        (Facts(proc="masked", cgroup="/x", children_files=False), ["proc-masked"]),
+        (Facts(proc="foreign", cgroup="/x"), ["proc-foreign"]),
+        (Facts(cgroup="/x", children_files=False, connector=False), ["no-children-files", "no-connector"]),
+        (Facts(cgroup_lack="none"), ["no-cgroup"]),
+        (Facts(cgroup_lack="too-old"), ["cgroup-without-kill"]),
+        (Facts(cgroup_lack="not-delegated", hybrid=True), ["cgroup-not-delegated"]),
+        (Facts(cgroup="/x", hybrid=True), ["hybrid-cgroup"]),
+    ],
+)
+def test_each_lack_has_a_word(facts: Facts, expected: list[str]) -> None:
+    assert words(facts) == expected
+
+
+def test_hidden_processes_of_others_do_no_harm_where_jobs_run_at_our_account() -> None:
+    facts = Facts(proc="own", hidepid="2", cgroup="/x")
+    assert words(facts, isolates=False) == []
+    assert sees_jobs(facts, isolates=False)
+    assert not sees_jobs(facts, isolates=True)
+
+
+def test_options_are_those_of_the_mount_on_top() -> None:
+    table = (
+        "1 2 0:5 / /proc rw,nosuid - proc proc rw\n"
+        "3 2 0:6 / /proc rw shared:1 - proc proc rw,gid=7,hidepid=invisible\n"
+        "broken\n4 2 0:7 / /proc/x rw - proc proc rw,hidepid=1"
+    )
+    assert mount_options(table, "/proc") == {"rw": "", "gid": "7", "hidepid": "invisible"}
+    assert mount_options("", "/proc") == {}
+
+
+LOOK = """
+import os, sys
+from pathlib import Path
+from procd.probe import look_around
+from procd.proc import ProcReader
+facts = look_around(ProcReader())
+print(facts.proc, facts.hidepid or "-", facts.cgroup, facts.cgroup_lack or "-")
+"""
+
+
+@pytest.mark.needs_root
+@pytest.mark.skipif(not reachable(), reason="other accounts can't reach this checkout or its interpreter")
+@pytest.mark.parametrize(
+    ("mount", "expected"),
+    [
+        ("-t proc -o hidepid=2 proc", "own 2"),
+        ("-t proc -o hidepid=1 proc", "own 1"),
+        ("-t proc -o hidepid=2,gid={gid} proc", "whole -"),
+        ("-t proc proc", "whole -"),
+        ("-t tmpfs none", "masked -"),
+    ],
+)
+def test_a_proc_that_hides_is_found_out(accounts: Mapping[str, Account], mount: str, expected: str) -> None:
+    pilot = accounts["pilot"]
+    done = hiding(mount.format(gid=pilot.gid), pilot, [sys.executable, "-c", LOOK])
+    assert done.stdout.decode().split()[:2] == expected.split(), done.stderr.decode()
+
+
+@pytest.mark.needs_root
+@pytest.mark.skipif(not reachable(), reason="other accounts can't reach this checkout or its interpreter")
+def test_a_delegated_cgroup_is_found(accounts: Mapping[str, Account]) -> None:
+    """The batch system puts the pilot into a group beside which it may make others."""
+    with delegated(accounts["pilot"]) as place:
+        inside = _look_inside(place, accounts["pilot"])
+        assert inside[2:] == [str(place.path), "-"]
+    with delegated(None) as place:
+        assert _look_inside(place, accounts["pilot"])[2:] == ["None", "not-delegated"]
+
+
+def _look_inside(place: Delegated, account: Account) -> list[str]:
+    enter = (
+        f"import os; open({str(place.main / 'cgroup.procs')!r}, 'w').write('0');"
+        f"os.setgroups([]); os.setresgid(*[{account.gid}] * 3); os.setresuid(*[{account.uid}] * 3)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", enter + "\n" + LOOK], cwd=world.ROOT, capture_output=True, timeout=30, check=True
+    )
+    return done.stdout.decode().split()
+
+
+def test_this_host_is_looked_at_in_no_time() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK], cwd=world.ROOT, capture_output=True, timeout=30, check=True, env=os.environ
+    )
+    assert done.stdout.split()[0] in (b"whole", b"own", b"foreign", b"masked")
+    assert Path("/proc/self").exists()
