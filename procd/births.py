@@ -16,7 +16,7 @@ class Births:
         self._unseen: dict[str, int] = {}
 
     def learn(self, family: str, pids: Iterable[int]) -> None:
-        """These are members, and run: somebody has looked."""
+        """These are members: somebody has looked. Zombies too, whose birth may not have been told yet."""
         for pid in pids:
             self._family_of[pid] = family
             self._unlooked.discard(pid)

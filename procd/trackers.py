@@ -140,7 +140,7 @@ class Trackers:
     def note_look(self) -> None:
         """Members may be new: events of their children are theirs from now on."""
         for family in self._families:
-            self._births.learn(family.name, (key.pid for key, each in family.members.items() if each.running))
+            self._births.learn(family.name, (identity.pid for identity in family.members))
 
     def note_events(self, events: list[Event]) -> None:
         """A lot, in the kernel's order."""

@@ -119,7 +119,7 @@ def test_no_datagram_makes_the_parser_stumble(datagram: bytes) -> None:
 
 
 @needs_events
-async def test_children_that_nobody_saw_are_counted(tmp_path: Path) -> None:
+async def test_children_that_nobody_saw_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     program = "import os\nfor _ in range(50): os.waitpid(os.posix_spawn('/bin/true', ['true'], {}), 0)\nsignal.pause()"
     with world.job(held(program)) as job:
         async with world.procd(tmp_path / "s") as client:
@@ -128,8 +128,11 @@ async def test_children_that_nobody_saw_are_counted(tmp_path: Path) -> None:
             os.kill(job.pid, signal.SIGUSR1)
 
             async def seen() -> bool:
+                if "doing without" in caplog.text:
+                    pytest.skip("this machine forks so wildly just now that events are lost")
                 return (await client.usage("job")).processes_seen >= 51
 
+            caplog.set_level(logging.INFO)
             await world.until(seen, "51 processes")
             assert (await client.usage("job")).processes_seen == 51
 
@@ -312,12 +315,13 @@ def test_orphans_of_dead_starters_are_told_apart_by_their_cookies() -> None:
     assert members == {"a": {31, 33}, "b": {30}}, "33 has none: whoever comes first, as before"
 
 
-def test_a_cookie_is_read_from_the_environment() -> None:
+async def test_a_cookie_is_read_from_the_environment() -> None:
     reader = ProcReader()
     environment = {"AA": "x" * 100_000, "XSAILPLANE_FAMILY": "no", "SAILPLANE_FAMILY": "act-7"}
-    child = subprocess.Popen(["/bin/sleep", "60"], env=environment)
+    child = subprocess.Popen(["/bin/sleep", "60"], env=environment)  # noqa: ASYNC220 - it starts at once
     try:
-        assert reader.cookie(child.pid, b"SAILPLANE_FAMILY") == "act-7"
+        # Popen returns in the middle of the exec, before the new environment is there.
+        await world.until(lambda: reader.cookie(child.pid, b"SAILPLANE_FAMILY") == "act-7", "the cookie")
         assert reader.cookie(child.pid, b"FAMILY") is None
     finally:
         child.kill()
