@@ -171,10 +171,10 @@ async def _all(tmp_path: Path, place: Delegated, seeds: list[int], cpu_s: float,
 
 
 async def test_usage_of_ten_trees_is_true(tmp_path: Path, place: Delegated) -> None:
-    """Short ones: /proc tells user and system time in ticks, and rounds each down."""
+    """Short ones: /proc tells a process's user and system time, and those it waited for, in ticks, each rounded down."""
     started_s = time.monotonic()
     measured = await _all(tmp_path, place, list(range(10)), 0.2, at_once=10)
-    assert [each for each in measured if not each.agrees(spare_s=2 / TICKS_PER_S)] == []
+    assert [each for each in measured if not each.agrees(spare_s=4 / TICKS_PER_S)] == []
     assert time.monotonic() - started_s < 100
 
 
@@ -183,7 +183,7 @@ async def test_usage_of_ten_trees_is_true(tmp_path: Path, place: Delegated) -> N
 async def test_usage_of_fifty_trees_is_true(tmp_path: Path, place: Delegated, record_property: object) -> None:
     """Long enough that 2 % are more than the rounding."""
     measured = await _all(
-        tmp_path, place, [random.SystemRandom().randrange(1 << 30) for _ in range(50)], 2.0, at_once=2
+        tmp_path, place, [random.SystemRandom().randrange(1 << 30) for _ in range(50)], 3.0, at_once=2
     )
     worst_cpu = max(abs(each.cpu_s / each.true_cpu_s - 1) for each in measured)
     worst_rss = max(abs(each.rss_kb / each.true_rss_kb - 1) for each in measured)
