@@ -12,6 +12,7 @@ Frame: u32 length (big endian), then that many bytes of ASCII JSON. File names a
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import struct
@@ -19,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from attrs import frozen
+from attrs import evolve, frozen
 
 from pilot.switch import (
     Broken,
     Call,
+    CannotCall,
     Denied,
     Exited,
     Misused,
@@ -68,22 +70,25 @@ class CallFailed(Exception):
 @frozen
 class Hello:
     """Who is at the far side. pid, uid and gid are the kernel's; `name` is what it calls itself, for
-    people."""
+    people; so is its start tick, for hosts that hide it from us (0: it does not say)."""
 
     pid: int
     uid: int
     gid: int
     name: str
+    ticks: int = 0
 
 
 @frozen
 class Asking:
-    """What every call of one job has in common."""
+    """What every call of one job has in common. `place` and `uid` as in pilot.switch.Call."""
 
     switch: Switch
     settings: SwitchSettings
     audit_id: str
     credential: Path | None
+    place: Path | None = None
+    uid: int | None = None
 
 
 class FarSide:
@@ -231,13 +236,33 @@ def text_of(value: Any, limit: int = 300) -> str:
     return "".join(c if c.isprintable() else "?" for c in str(value)[:limit])
 
 
-def start_ticks(pid: int) -> int:
-    """The start tick of a process: with its pid, its name. CallFailed("closed") when it is gone."""
+def start_ticks(pid: int, told: int = 0) -> int:
+    """The start tick of a process: with its pid, its name. CallFailed("closed") when it is gone.
+
+    told: its own word, taken where /proc hides it from us although it is there.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
+        if told and _is_there(pid):
+            return told
         raise CallFailed("closed", f"process {pid} is gone") from None
     return int(stat.rpartition(b")")[2].split()[19])
+
+
+def named(hello: Hello, switch: Switch) -> Hello:
+    """A sub-uid has no entry in the system's list of accounts: then it is named by switch and number."""
+    if switch.name == "userns" and hello.name == str(hello.uid):
+        return evolve(hello, name=f"{switch.name}-{hello.uid}")
+    return hello
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.close(os.pidfd_open(pid))
+    except OSError:
+        return False
+    return True
 
 
 async def _attempt(asking: Asking, verb: str, deadline_s: float, control: bool) -> FarSide | Outcome:
@@ -245,9 +270,20 @@ async def _attempt(asking: Asking, verb: str, deadline_s: float, control: bool) 
     near.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     with far:
         argv = wrapper_argv(asking.settings, verb)
-        call = Call(argv, asking.audit_id, asking.credential, stdin=far.fileno(), control=control)
+        call = Call(
+            argv,
+            asking.audit_id,
+            asking.credential,
+            stdin=far.fileno(),
+            control=control,
+            place=asking.place,
+            uid=asking.uid,
+        )
         try:
             running = await asking.switch.start(call)
+        except CannotCall as refusal:
+            near.close()
+            return refusal.outcome
         except OSError as error:
             near.close()
             return Misused(f"cannot start {asking.switch.name}: {error.strerror}")
@@ -257,7 +293,7 @@ async def _attempt(asking: Asking, verb: str, deadline_s: float, control: bool) 
             hello = await _receive_hello(near)
             near.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
             running.authorised = True
-            return FarSide(running, stream, near, hello)
+            return FarSide(running, stream, near, named(hello, asking.switch))
     except CallFailed:
         pass  # no hello: the end of the call says why
     except BaseException:
@@ -300,8 +336,14 @@ def _hello(words: dict[str, Any], sender: tuple[int, int, int] | None) -> Hello:
     if sender is None or words.get("hello") != PROTOCOL:
         raise CallFailed("framing", "not a hello")
     pid, uid, gid = sender
-    name = words.get("name")
-    return Hello(pid, uid, gid, name if isinstance(name, str) and _ACCOUNT.match(name) else str(uid))
+    name, ticks = words.get("name"), words.get("ticks")
+    return Hello(
+        pid,
+        uid,
+        gid,
+        name if isinstance(name, str) and _ACCOUNT.match(name) else str(uid),
+        ticks if isinstance(ticks, int) and 0 < ticks < 1 << 62 else 0,
+    )
 
 
 async def _receive_with_credentials(near: socket.socket, count: int) -> tuple[bytes, tuple[int, int, int] | None]:

@@ -162,8 +162,9 @@ class Settings:
     glexec_retry_delay: float = knob("5", seconds(0), "Unit of the random delay between two such calls.")
     sailplane_switch: str = knob(
         "glexec",
-        choice("glexec", "none"),
-        "How a job gets its user's account; 'none' runs it at the daemon's own account and isolates nothing.",
+        choice("glexec", "userns", "none"),
+        "How a job gets an account of its own: 'glexec' its user's; 'userns' one of the daemon's sub-uids (package"
+        " uidmap); 'none' runs it at the daemon's own account and isolates nothing.",
     )
     sailplane_switch_deadline: float = knob(
         "60", seconds(1), "Time that one call of the switch may take until the far side answers."

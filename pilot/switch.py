@@ -92,6 +92,8 @@ class Call:
     `stdin` and `stdout` are descriptors of the caller, who keeps them (stdout None: /dev/null).
     `credential` is the job's proxy; with none, the switch is asked on the pilot's own behalf.
     `control` asks for a control socket; whether anybody answers on it is up to the switch.
+    For a switch that gives away accounts itself: `place` is the pilot's directory around the job's sandbox, and
+    names the job; `uid` is the account of a job that runs, whose processes are to be signalled by the host's pids.
     """
 
     argv: tuple[str, ...]
@@ -100,6 +102,16 @@ class Call:
     stdin: int
     stdout: int | None = None
     control: bool = False
+    place: Path | None = None
+    uid: int | None = None
+
+
+class CannotCall(Exception):
+    """A call could not even be started; `outcome` says why."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(str(outcome))
+        self.outcome = outcome
 
 
 class SwitchSettings(Protocol):
@@ -341,7 +353,7 @@ class GlexecSwitch:
     async def start(self, call: Call) -> Running:
         """Start the call; OSError when the command itself cannot be executed."""
         environment = glexec_environment(call, self._pilot_proxy)
-        return _spawn((self._command, *call.argv), environment, call, control=call.control, classify=classify)
+        return spawn((self._command, *call.argv), environment, call, control=call.control, classify=classify)
 
 
 class NoneSwitch:
@@ -353,13 +365,17 @@ class NoneSwitch:
 
     async def start(self, call: Call) -> Running:
         """Start the call; OSError when its program cannot be executed."""
-        return _spawn(call.argv, {"PATH": SWITCH_PATH}, call, control=False, classify=classify_plain)
+        return spawn(call.argv, {"PATH": SWITCH_PATH}, call, control=False, classify=classify_plain)
 
 
 def make_switch(settings: SwitchSettings) -> Switch:
     """The switch that the settings name; ValueError when they do not say enough."""
     if settings.sailplane_switch == "none":
         return NoneSwitch()
+    if settings.sailplane_switch == "userns":
+        from pilot.userns import UsernsSwitch  # which imports from here
+
+        return UsernsSwitch()
     if not settings.glexec:
         raise ValueError("SAILPLANE_SWITCH is glexec, but GLEXEC names no command")
     return GlexecSwitch(settings.glexec, settings.sailplane_pilot_proxy)
@@ -397,14 +413,16 @@ def compile_wrapper(settings: SwitchSettings) -> None:
     )
 
 
-def _spawn(
+def spawn(
     argv: tuple[str, ...],
     environment: Mapping[str, str],
     call: Call,
     *,
     control: bool,
     classify: Callable[..., Outcome],
+    more: Mapping[int, int] | None = None,
 ) -> Running:
+    """For switches: start their own process. `more`: further descriptors, target to source, above CONTROL_FD."""
     with ExitStack() as always, ExitStack() as on_failure:
         errors, errors_far = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         on_failure.callback(os.close, errors)
@@ -413,6 +431,7 @@ def _spawn(
         descriptors = {0: call.stdin, 1: _null(always) if call.stdout is None else call.stdout, 2: errors_far}
         if far is not None:
             descriptors[CONTROL_FD] = far.fileno()
+        descriptors.update(more or {})
         pid = os.posix_spawn(
             argv[0],
             argv,
@@ -447,7 +466,7 @@ def _file_actions(descriptors: Mapping[int, int], always: ExitStack) -> list[tup
     """Exactly these descriptors in the child; sources are first moved out of the targets' way."""
     actions: list[tuple[int, int, int] | tuple[int, int]] = []
     for target, source in descriptors.items():
-        moved = fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, CONTROL_FD + 1)
+        moved = fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, max(CONTROL_FD, *descriptors) + 1)
         always.callback(os.close, moved)
         actions.append((os.POSIX_SPAWN_DUP2, moved, target))
     for name in os.listdir("/proc/self/fd"):

@@ -7,6 +7,7 @@ switch: a call of the identity switch; an authorisation at the site. Which one i
 import json
 import os
 import random
+import select
 import signal
 import socket
 from collections.abc import Callable, Iterable, Sequence
@@ -51,6 +52,15 @@ class Control:
     def alive(self) -> bool:
         """False once the far end was found to be gone."""
         return self._socket is not None
+
+    @property
+    def gone(self) -> bool:
+        """Whether the far end has ended."""
+        if self._socket is None:
+            return True
+        poller = select.poll()
+        poller.register(self._socket, 0)  # an end is told in any case, and what waits to be read is not ours
+        return bool(poller.poll(0))
 
     def signal(self, number: int, to: str) -> None:
         """One signal to the root or to all; RouteFailed when nobody listens."""
@@ -268,7 +278,7 @@ class SwitchCalls:
         credential = Path(order.credential) if order.credential else None
         left_s = max(request.give_up_s for request in requests) - trio.current_time()
         sent = await signal_far(
-            Asking(_Telling(self._switch, on_attempt), self._settings, order.audit_id, credential),
+            Asking(_Telling(self._switch, on_attempt), self._settings, order.audit_id, credential, uid=order.uid),
             order.number,
             targets[:MAX_TARGETS],
             tree=order.tree,

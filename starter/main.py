@@ -109,6 +109,7 @@ async def _clean_up(settings: Settings, private_dir: Path) -> int:
         settings=settings,
         audit_id=note.audit_id,
         credential=private_dir / PROXY if note.has_proxy else None,
+        place=note.place.root,
     )
     try:
         if note.place.path.exists():

@@ -83,4 +83,5 @@ class Work:
             settings=self.settings,
             audit_id=self.description.global_job_id,
             credential=self.credential_path,
+            place=self.place.root,
         )

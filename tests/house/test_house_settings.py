@@ -77,7 +77,7 @@ def test_an_unknown_name_is_warned_about_with_the_nearest(tmp_path: Path) -> Non
         ("START", "TARGET.x ==", "ClassAd expression"),
         ("UPDATE_INTERVAL", "3 weeks", "seconds"),
         ("UPDATE_INTERVAL", "-3", "seconds"),
-        ("SAILPLANE_SWITCH", "sudo", "glexec or none"),
+        ("SAILPLANE_SWITCH", "sudo", "glexec or userns or none"),
         ("EXECUTE", "work", "absolute path"),
         ("SAILPLANE_MAX_OUTPUT_BYTES", "1 X", "bytes"),
         ("SAILPLANE_POOL_OWNER_FROM_PROXY", "maybe", "True or False"),

@@ -1,0 +1,138 @@
+"""A site whose pilot is an ordinary account with sub-uids: each job at one of its own, without glexec."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from demo.site import Site
+from pilot.leases import parse_ranges
+from tests.e2e.conftest import POOL_KNOBS, STARTD_KNOBS
+from tests.e2e.e2e_jobs import Jobs
+
+pytestmark = [
+    pytest.mark.needs_root,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(shutil.which("newuidmap") is None, reason="newuidmap (package uidmap) is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def jobs() -> Iterator[Jobs]:
+    with Site.open("test", linger=True) as site:
+        site.start_pool(**POOL_KNOBS)
+        site.start_startd(**STARTD_KNOBS, SAILPLANE_SWITCH="userns")
+        yield Jobs(site)
+        site.stop()
+        assert site.left == []
+        assert processes_at(sub_uids(site)) == []
+        assert site.switch_log() == []
+
+
+def sub_uids(site: Site) -> range:
+    """Of the pilot's account."""
+    pilot = site.accounts["pilot"]
+    first, count = parse_ranges(Path("/etc/subuid").read_text(), [pilot.name], pilot.uid)[0]
+    return range(first, first + count)
+
+
+def processes_at(uids: range) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and entry.stat().st_uid in uids:
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def nothing_left(jobs: Jobs) -> None:
+    jobs.until("no process at a sub-uid", lambda: not processes_at(sub_uids(jobs.site)))
+    jobs.until("no sandbox", lambda: not jobs.sandboxes())
+
+
+def test_each_job_has_a_sub_uid_of_its_own_also_without_a_proxy(jobs: Jobs) -> None:
+    script = (
+        "id -u; id -g; id -G; echo $USER; echo $HOME; pwd; awk '/^Cap(Eff|Prm)|^NoNew/ {print $2}' /proc/self/status"
+    )
+    ids = [jobs.submit("alice", script), jobs.submit("bob", script, x509userproxy="")]
+    uids = set()
+    for role, job in zip(("alice", "bob"), ids, strict=True):
+        jobs.done(job)
+        uid, gid, groups, user, home, cwd, permitted, effective, no_new = jobs.fetch(role, job)["out"].decode().split()
+        assert int(uid) in sub_uids(jobs.site)
+        assert (gid, groups, user, home) == (uid, gid, f"userns-{uid}", cwd)
+        assert (int(permitted, 16), int(effective, 16), no_new) == (0, 0, "1")
+        uids.add(uid)
+    assert len(uids) == 2
+    nothing_left(jobs)
+
+
+def test_exit_codes_and_signals_are_exact(jobs: Jobs) -> None:
+    codes, signals = (0, 1, 127, 201, 202, 203, 204, 255), (1, 9, 11, 15)
+    exits = jobs.submit_many("alice", [f"exit {code}" for code in codes])
+    kills = jobs.submit_many("bob", [f"kill -{number} $$; sleep 60" for number in signals])
+    assert [jobs.done(job)["exit_code"] for job in exits] == list(codes)
+    assert [jobs.done(job)["exit_signal"] for job in kills] == list(signals)
+
+
+def test_files_come_and_go(jobs: Jobs) -> None:
+    jobs.site.put(jobs.user("alice"), "given.txt", b"given")
+    job = jobs.submit("alice", "mkdir d; cp given.txt d/made; chmod 700 d", transfer_input_files="given.txt",
+                      transfer_output_files="d/made")  # fmt: skip
+    jobs.done(job)
+    assert jobs.fetch("alice", job)["made"] == b"given"
+    nothing_left(jobs)
+
+
+def test_the_pilot_pid_1_and_another_job_are_out_of_reach(jobs: Jobs) -> None:
+    victim = jobs.submit("alice", "echo secret >mine.txt; sleep 300")
+    jobs.wait_for(victim, "running")
+    jobs.until("the victim's sleep", lambda: len(processes_at(sub_uids(jobs.site))) >= 2)
+    pilot = jobs.site.layout.pilot
+    others = " ".join(map(str, [*processes_at(sub_uids(jobs.site)), *jobs.pids_of("python")]))
+    script = f"""
+cat {jobs.site.layout.pilot_proxy} {pilot}/tokens.d/startd.token {pilot}/log/StartLog 2>/dev/null
+cat {jobs.site.layout.execute}/*/s/*/mine.txt /proc/1/environ /proc/1/maps 2>/dev/null
+ls /proc/1/fd {pilot}/run {jobs.site.layout.execute} /var/tmp/sailplane-userns-* 2>/dev/null
+for pid in {others}; do [ $pid -gt 9 ] && kill -0 $pid 2>/dev/null && echo reached $pid; done
+kill -9 1 2>/dev/null && echo killed 1; kill -STOP 1 2>/dev/null && echo stopped 1
+echo end
+"""
+    assert jobs.output("bob", script).split() == ["end"]
+    assert jobs.rows()[victim]["state"] == "running"
+    jobs.remove("alice", victim)
+    nothing_left(jobs)
+
+
+def test_a_removed_job_is_gone_with_all_that_it_daemonised(jobs: Jobs) -> None:
+    script = """
+trap '' TERM HUP INT
+for i in 1 2 3; do setsid sh -c 'trap "" TERM; (setsid sleep 300 &) ; sleep 300' & done
+touch started; while :; do sleep 1; done
+"""
+    job = jobs.submit("alice", script)
+    jobs.wait_for(job, "running")
+    jobs.until("its tree", lambda: len(processes_at(sub_uids(jobs.site))) >= 8)
+    jobs.remove("alice", job)
+    nothing_left(jobs)
+
+
+def test_what_a_job_leaves_in_the_background_ends_with_it(jobs: Jobs) -> None:
+    jobs.done(jobs.submit("bob", "(setsid sleep 300 >/dev/null 2>&1 &) ; exit 0"))
+    nothing_left(jobs)
+
+
+def test_a_killed_starter_leaves_nothing(jobs: Jobs) -> None:
+    job = jobs.submit("alice", "echo x >file; chmod 000 file; sleep 300")
+    jobs.wait_for(job, "running")
+    jobs.until("its sleep", lambda: len(processes_at(sub_uids(jobs.site))) >= 2)
+    (starter,) = jobs.starters()
+    jobs.kill(starter)
+    jobs.wait_for(job, "idle", "running")
+    jobs.remove("alice", job)
+    nothing_left(jobs)
