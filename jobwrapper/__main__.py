@@ -14,6 +14,7 @@ VERBS = {
     "launch": "launch",
     "stage-out": "stage_out",
     "signal": "send_signals",
+    "peek": "peek",
 }
 
 

@@ -184,8 +184,10 @@ class Claims:
 
     # --- starters ------------------------------------------------------------------------------------------------
 
-    def new_activation(self, held: Held, activation: to_starter.Activation, shadow: socket.socket, job_id: str) -> None:
-        """Hand ``shadow`` (the activation's connection) to a starter.
+    def new_activation(
+        self, held: Held, activation: to_starter.Activation, shadow: socket.socket, job_id: str, job_user: str = ""
+    ) -> None:
+        """Hand ``shadow`` (the activation's connection) to a starter; ``job_user`` owns the job.
 
         Raises:
             life.WrongState: nothing has changed; the caller still owns ``shadow``.
@@ -200,7 +202,7 @@ class Claims:
             raise
         # The task that this has started looks for them at its first step, which is not before our next checkpoint.
         self._pending[self._next_ticket] = (activation, shadow, theirs)
-        held.ticket, held.job_id = self._next_ticket, job_id
+        held.ticket, held.job_id, held.job_user = self._next_ticket, job_id, job_user
         held.starter = Channel(trio.socket.from_stdlib_socket(ours), to_starter.STARTER)
         self.nursery.start_soon(self._listen, held, held.starter)
 
@@ -224,7 +226,7 @@ class Claims:
         if held is not None:
             if held.starter is not None:  # if it was forked all the same, it sees its startd gone, and ends
                 held.starter.close()
-            held.starter_forgotten()
+            held.starter_forgotten(self.slots.sessions)
             self.handle(held, life.StarterNotStarted(text))
 
     def starter_ended(self, pid: int, wait_status: int) -> bool:
@@ -236,7 +238,7 @@ class Claims:
         if code not in (0, EXIT_LOST_SHADOW):
             self.log.warning("starter %d of %s ended with status %d", pid, held.name, code)
         broken = held.starter_broken or code == EXIT_UNKILLABLE
-        held.starter_forgotten()
+        held.starter_forgotten(self.slots.sessions)
         self.handle(held, life.StarterGone(wait_status, broken))
         return True
 

@@ -5,7 +5,6 @@ Whoever comes on a claim's session knows its secret. The claim id in the payload
 
 from __future__ import annotations
 
-import hmac
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
@@ -25,6 +24,7 @@ from cedar.sinful import Sinful
 from startd.claim import Continue, Deactivated, How, Released, State, Suspend, WrongState
 from startd.claims import Claims
 from startd.held import Held, Requester
+from startd.jobcommands import JobCommands, check_claim_id
 from startd.resources import DoesNotFit, requested
 from starter.messages import Activation
 
@@ -69,6 +69,7 @@ class Commands:
         def daemon(handle: Handler) -> Served:
             return Served("DAEMON", _bounded(handle))
 
+        job = JobCommands(self.claims, trio.current_time, self.log)
         return {
             Command.REQUEST_CLAIM: daemon(self.request_claim),
             Command.ACTIVATE_CLAIM: daemon(self.activate_claim),
@@ -79,6 +80,9 @@ class Commands:
             Command.DEACTIVATE_CLAIM_JOB_DONE: daemon(self.job_done),
             Command.REACTIVATE_CLAIM_CHECK: daemon(self.reactivate_check),
             **{command: daemon(partial(self.deactivate, how=how)) for command, how in _HOW.items()},
+            **{command: daemon(handle) for command, handle in job.on_claim().items()},
+            # A level that nobody without a session gets; a claim's session has it, and is not admitted.
+            **{command: Served("DAEMON", _bounded(handle), job.admits) for command, handle in job.on_owner().items()},
             Command.QUERY_STARTD_ADS: Served("READ", _bounded(self.query)),
         }
 
@@ -150,7 +154,7 @@ class Commands:
         await request.stream.put(int(Reply.OK))
         sock, state = request.stream.export()
         try:
-            self.claims.new_activation(held, self._activation(held, ad, state), sock, _job_id(ad))
+            self.claims.new_activation(held, self._activation(held, ad, state), sock, _job_id(ad), _job_user(ad))
         except WrongState as fault:
             sock.close()  # changed in the moment of the answer: the shadow sees its socket end and tries again
             self.log.warning("activation of %s came too late: %s", held.name, fault)
@@ -289,10 +293,7 @@ def _own_claim_id(reader: Reader, request: Request) -> None:
     Raises:
         PeerFault: it does not.
     """
-    told = reader.string().encode("utf-8", "surrogateescape")
-    session_id = told.rpartition(b"#")[0]
-    if not hmac.compare_digest(session_id, request.session.sid.encode("utf-8", "surrogateescape")):
-        raise PeerFault("claim", "the claim id in the message is not that of its session")
+    check_claim_id(reader.string(), request.session)
 
 
 def _both_match(slot: ClassAd, job: ClassAd) -> bool:
@@ -306,7 +307,7 @@ def _requester(ad: ClassAd, address: str, alive_s: int) -> Requester:
         raise PeerFault("classad", "the attribute JobLeaseDuration is not a number")
     return Requester(
         address=Sinful.parse(address) if address else None,
-        user=cast(str, get_str(ad, "User", get_str(ad, "Owner", ""))),
+        user=_job_user(ad),
         lease_s=min(max(float(lease_s), 1.0), MAX_LEASE_S),
         alive_interval_s=interval_s,
     )
@@ -314,6 +315,10 @@ def _requester(ad: ClassAd, address: str, alive_s: int) -> Requester:
 
 def _job_id(ad: ClassAd) -> str:
     return f"{get_int(ad, 'ClusterId', 0)}.{get_int(ad, 'ProcId', 0)}"
+
+
+def _job_user(ad: ClassAd) -> str:
+    return cast(str, get_str(ad, "User", get_str(ad, "Owner", "")))
 
 
 def _start_ad(start: bool) -> ClassAd:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 
 import attrs
 import trio
@@ -18,6 +19,8 @@ from startd.slotads import SlotState
 
 # The session of a finished claim stays known for so long, so that a last command in flight is understood (wire 2.6).
 SESSION_AFTERLIFE_S = 600.0
+# Jobs of a claim of which it is remembered that they have ended: a peer that asks does so within minutes.
+REMEMBERED_JOBS = 16
 
 
 @attrs.frozen
@@ -51,8 +54,11 @@ class Held:
     starter_pid: int | None = None
     starter_broken: bool = False
     job_id: str = ""
+    job_user: str = ""
+    owner_sids: list[str] = attrs.field(factory=list)
     job_account_uid: int | None = None
     usage: dict[str, object] = attrs.field(factory=dict)
+    past_jobs: deque[str] = attrs.field(factory=lambda: deque(maxlen=REMEMBERED_JOBS))
 
     def lease_over(self, now_s: float) -> bool:
         """Nothing heard for a whole lease."""
@@ -62,11 +68,15 @@ class Held:
         """At least every third of a lease (wire reference 3.5)."""
         return self.requester.address is not None and now_s - self.alive_sent_s > self.requester.lease_s / 3
 
-    def starter_forgotten(self) -> None:
-        """The activation is over."""
+    def starter_forgotten(self, sessions: SessionTable) -> None:
+        """The activation is over, and with it what its job's owner was let in by."""
+        for sid in self.owner_sids:
+            sessions.drop(sid)
+        if self.job_id:
+            self.past_jobs.append(self.job_id)
         self.ticket = self.starter_pid = self.job_account_uid = None
-        self.starter, self.starter_broken, self.job_id = None, False, ""
-        self.usage = {}
+        self.starter, self.starter_broken, self.job_id, self.job_user = None, False, "", ""
+        self.usage, self.owner_sids = {}, []
 
     def note_change(self) -> None:
         """Wake whoever waits for this claim's state; tell the time of it."""

@@ -7,6 +7,7 @@ proxy's clock, orphans. All end with ``run``.
 from __future__ import annotations
 
 import logging
+import os
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -45,6 +46,7 @@ from starter.messages import (
     Deactivate,
     Ended,
     JobUpdate,
+    PassedCommand,
     Progress,
     SlotBroken,
     SuspendJob,
@@ -53,6 +55,7 @@ from starter.messages import (
 from starter.orphans import reap_orphans
 from starter.shadow import ShadowRefused
 from starter.verdict import Hold, words
+from starter.visits import Visits
 from starter.work import Work
 
 # Events come from a handful of tasks that wait for one another; a startd that floods its own starter has to wait too.
@@ -73,6 +76,7 @@ class Job:
         self._channel = channel
         self._log = log
         self._life = Life()
+        self._visits = Visits(work, lambda: self._life.state, log)
         self._tell, self._told = trio.open_memory_channel[Event](MAX_WAITING_EVENTS)
         self._step_scope = trio.CancelScope()
         self._step_over = trio.Event()
@@ -201,7 +205,12 @@ class Job:
     async def _watch_startd(self) -> None:
         try:
             while True:
-                message, _ = await self._channel.receive()
+                message, fds = await self._channel.receive()
+                if isinstance(message, PassedCommand) and len(fds) == 1:
+                    self._nursery.start_soon(self._visits.serve, message, fds[0])
+                    continue
+                for fd in fds:
+                    os.close(fd)
                 await self._post(_asked(message))
         except (ChannelClosed, RpcFault):
             await self._post(StartdLost())

@@ -115,6 +115,20 @@ class ContinueJob:
 
 
 @attrs.frozen
+class PassedCommand:
+    """startd -> starter: a command of the job's owner. Descriptor: its connection, ready for the answer.
+
+    ``identity`` is the session's; ``request`` is the ad that came with it (new ClassAd text); ``stream_state`` as in
+    Activation.
+    """
+
+    command: int
+    identity: str
+    request: str
+    stream_state: dict[str, Any] = attrs.field(repr=False)
+
+
+@attrs.frozen
 class Progress:
     """starter -> startd: the job's state as in ``starter.life.State``, for the slot ad; ``uid`` once it is known."""
 
@@ -154,4 +168,6 @@ class Ended:
 
 
 SPAWNER = Protocol(StartStarter, CleanUp, SpawnerReady, StarterStarted, StarterFailed, StarterEnded)
-STARTER = Protocol(Deactivate, SuspendJob, ContinueJob, Progress, JobUpdate, UserRefused, SlotBroken, Ended)
+STARTER = Protocol(
+    Deactivate, SuspendJob, ContinueJob, PassedCommand, Progress, JobUpdate, UserRefused, SlotBroken, Ended
+)  # fmt: skip

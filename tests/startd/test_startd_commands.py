@@ -2,121 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import cast
-
 import pytest
 import trio
-from attrs import define
-from classad2 import ClassAd
 
-from cedar.claims import EXECUTE_SIDE, ClaimId
 from cedar.classads import parse_old
-from cedar.client import Negotiate, Resume, connect
-from cedar.codec import Item, Reader
+from cedar.client import Negotiate, connect
 from cedar.commands import Command
 from cedar.errors import PeerFault, Refused
-from cedar.server import Server, ServerPolicy
-from cedar.sessions import SessionTable
-from cedar.sinful import Sinful
-from pilot.settings import load
-from startd.claims import Claims
-from startd.commands import Commands
-from startd.held import Held, Slots
-from startd.processes import Spawner
-from startd.resources import Resources
-from startd.slotads import Machine, public_ad
-from starter.messages import Activation
+from tests.startd.startdport import JOB, TOTAL, guessed, port, state
 
-LOG = logging.LoggerAdapter(logging.getLogger("test"), {})
-TOTAL = Resources(4, 4000, 100_000)
-JOB = parse_old('RequestCpus = 1\nRequestMemory = 128\nRequestDisk = 1024\nRequirements = true\nUser = "alice@x"\n')
 ON_A_CLAIM = (
     Command.ALIVE, Command.RELEASE_CLAIM, Command.SUSPEND_CLAIM, Command.CONTINUE_CLAIM, Command.DEACTIVATE_CLAIM,
     Command.DEACTIVATE_CLAIM_FORCIBLY, Command.DEACTIVATE_CLAIM_JOB_DONE, Command.REACTIVATE_CLAIM_CHECK,
 )  # fmt: skip
-
-
-class FakeSpawner:
-    """Takes every request for a starter, and starts none."""
-
-    async def start(self, ticket: int, activation: Activation, fds: tuple[int, int]) -> None:
-        return
-
-
-@define
-class Port:
-    """A startd's port, with nothing behind its claims."""
-
-    address: Sinful
-    claims: Claims
-
-    @property
-    def slots(self) -> Slots:
-        return self.claims.slots
-
-    async def say(self, command: Command, session_of: ClaimId, *items: Item, answer: bool = True) -> Reader | None:
-        stream = await connect(
-            self.address, command, Resume(session_of.session(EXECUTE_SIDE)), subsystem="SCHEDD", deadline_s=5.0
-        )
-        async with stream:
-            await stream.put(*items)
-            with trio.fail_after(5):
-                return await stream.get() if answer else None
-
-    async def claim(self) -> Held:
-        """One claim, asked for as a schedd does."""
-        presented = self.slots.current
-        reader = await self.say(Command.REQUEST_CLAIM, presented, presented.text, JOB, "", 10)
-        assert reader is not None
-        assert reader.int() == 1
-        return self.slots.held[presented.session_id]
-
-
-@asynccontextmanager
-async def port() -> AsyncIterator[Port]:
-    async with trio.open_nursery() as nursery:
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        address = Sinful("127.0.0.1", listeners[0].socket.getsockname()[1], {"noUDP": ""})
-        slots = Slots("node", str(address), 1, SessionTable(), TOTAL, free=TOTAL)
-        claims = Claims(
-            settings=load(None, {}), slots=slots, spawner=cast(Spawner, FakeSpawner()), nursery=nursery, log=LOG,
-            changed=lambda: None, destroyed=lambda name: None,
-        )  # fmt: skip
-        machine = Machine(
-            name="node", fqdn="node.example", address=str(address), arch="X86_64", os="LINUX", os_version="Debian12",
-            uid_domain="example", start_time=1, total=TOTAL, start="true", rank="0.0", switch="none",
-            switch_isolates=False, needs_proxy=False,
-        )  # fmt: skip
-
-        def pslot_ad() -> ClassAd:
-            state = slots.state(refused_users=(), draining=False, trouble="", entered_at=1)
-            return public_ad(machine, state, now=int(time.time()), sequence=1)
-
-        def dslot_ad(held: Held) -> ClassAd:
-            return public_ad(machine, held.slot_state(1, False), now=int(time.time()), sequence=1)
-
-        commands = Commands(
-            claims=claims, procd_socket="/nowhere", slot_ads=lambda: [pslot_ad()], pslot_ad=pslot_ad,
-            dslot_ad=dslot_ad, log=LOG,
-        )  # fmt: skip
-        policy = ServerPolicy(None, "x", (), lambda identity, scopes, level: level == "READ")
-        await nursery.start(Server(commands.table(), slots.sessions, policy).serve, listeners)
-        yield Port(address, claims)
-        nursery.cancel_scope.cancel()
-
-
-def guessed(claim: ClaimId) -> ClaimId:
-    """The public part of an id, which ads show, with another secret."""
-    return ClaimId.parse(f"{claim.session_id}#{claim.info}{'0' * 64}")
-
-
-def state(port: Port) -> object:
-    slots = port.slots
-    return slots.current.text, slots.free, {sid: held.life.state for sid, held in slots.held.items()}
 
 
 @pytest.mark.parametrize("command", [*ON_A_CLAIM, Command.ACTIVATE_CLAIM])
