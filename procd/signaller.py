@@ -229,6 +229,7 @@ class Signaller:
                     await trio.sleep(_BETWEEN_ATTEMPTS_S)
                     self._lookout.look(family)
                 farewell = None
+        ending.failure = ending.failure or "the last attempt did not come to an end in time"
         return await self._is_empty(family)
 
     def _needs_switch(self, family: Family) -> bool:
