@@ -20,7 +20,7 @@ import trio
 
 from pilot.switch import Call, GlexecSwitch, Running
 from procd.client import ProcdClient
-from starter.orphans import become_subreaper
+from starter.orphans import become_subreaper, reap_orphans
 from tests.procd import world
 
 
@@ -48,6 +48,7 @@ async def listens(running: Running) -> int | None:
 
 def wait_as_spawner() -> NoReturn:
     """The starter's parent in real life: gets the trees of starters that died."""
+    os.closerange(0, 2)  # whoever speaks with the starter hears of its end
     while True:
         with suppress(ChildProcessError):
             os.wait()
@@ -69,10 +70,14 @@ async def steer(*arguments: str) -> None:
         control_fd=await listens(running),
     )
     print(json.dumps({"pid": os.getpid()}), flush=True)
-    for line in sys.stdin:
-        asked = json.loads(line)
-        answer = await getattr(client, asked["method"])("job", **asked["arguments"])
-        print(json.dumps(None if answer is None else attrs.asdict(answer)), flush=True)
+    async with trio.open_nursery() as nursery:
+        # The first process of a namespace ends only when its zombies are reaped.
+        nursery.start_soon(reap_orphans)
+        async for line in trio.wrap_file(sys.stdin):
+            asked = json.loads(line)
+            answer = await getattr(client, asked["method"])("job", **asked["arguments"])
+            print(json.dumps(None if answer is None else attrs.asdict(answer)), flush=True)
+        nursery.cancel_scope.cancel()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,124 @@
+"""None outlives its job: trees that hide, bombs that fork, jobs that attack whoever ends them; by every route."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.glexec.conftest import Site
+from tests.procd import escapes, world
+from tests.procd.stage import Stage, stage
+from tests.procd.test_procd_glexec import site  # noqa: F401 - a fixture
+
+pytestmark = pytest.mark.needs_root
+
+SWITCHES = ("linger", "become", "none")
+ENDS = ("rm", "normal end", "starter killed", "startd killed")
+# All pairs of switch and end turn up within twelve seeds.
+QUICK = 15
+SEEDS = [*range(QUICK), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(QUICK, 100))]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_no_tree_outlives_its_job(request: pytest.FixtureRequest, tmp_path: Path, seed: int) -> None:
+    switch, end = SWITCHES[seed % 3], ENDS[(seed // 3) % 4]
+    arguments = (str(seed), str(random.Random(seed).choice((2, 3, 4))), "leave" if end == "normal end" else "stay")
+    if switch == "none":
+        await end_at_own_account(tmp_path, arguments, end)
+        return
+    with stage(
+        request.getfixturevalue("site"), linger=switch == "linger", program=escapes.TREE, arguments=arguments
+    ) as on:
+        await begun(on, end)
+        await end_it(on, end)
+        await world.until(lambda: not on.alive(), f"nobody of {on.alive()} is left")
+
+
+async def begun(on: Stage, end: str) -> None:
+    """Some of the tree is there; the rest is on its way, or has been."""
+    if end != "normal end":
+        await world.until(lambda: len(on.alive()) >= 3, "a tree")
+
+
+async def end_it(on: Stage, end: str) -> None:
+    if end == "starter killed":
+        os.kill(on.starter.pid, signal.SIGKILL)
+    elif end == "startd killed":
+        on.hang_up()
+    else:
+        stopped = on.starter.ask("stop", deadline_s=30)
+        assert stopped["empty"], stopped
+        assert on.alive() == {}
+
+
+async def end_at_own_account(tmp_path: Path, arguments: tuple[str, ...], end: str) -> None:
+    go = tmp_path / "go"
+    with world.job(escapes.TREE, str(go), *arguments) as job:
+        async with world.procd(tmp_path / "s") as client:
+            await world.register(client, job)
+            go.touch()
+            if end != "normal end":
+                await world.until(lambda: len(job.alive()) >= 3, "a tree")
+            if end == "starter killed":
+                os.kill(job.starter_pid, signal.SIGKILL)
+                await world.until(lambda: job.alive() == [], "the family's end")
+            elif end != "startd killed":
+                assert (await client.stop("job", deadline_s=30)).empty
+        assert job.alive() == []
+
+
+# --- bombs --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("processes", [0, pytest.param(40, marks=pytest.mark.slow)], ids=["many", "few"])
+@pytest.mark.parametrize("linger", [True, False], ids=["linger", "become"])
+@pytest.mark.parametrize("bomb", ["BOMB", "HOPPERS"])
+async def test_a_fork_bomb_loses(site: Site, linger: bool, bomb: str, processes: int) -> None:  # noqa: F811
+    """The account may have 120 processes; "few": whoever kills may have fewer than these."""
+    program = getattr(escapes, bomb)
+    with stage(site, linger=linger, program=program, arguments=("120",), processes=processes) as on:
+        await forking()
+        stopped = on.starter.ask("stop", deadline_s=40)
+        assert stopped["empty"], stopped
+        assert on.alive() == {}
+
+
+async def forking() -> None:
+    """Until some hundreds of processes were made; nobody can count a bomb's own."""
+    begun = forks()
+    await world.until(lambda: forks() - begun > 500, "a bomb")
+
+
+def forks() -> int:
+    text = Path("/proc/stat").read_text()
+    return int(next(line for line in text.splitlines() if line.startswith("processes ")).split()[1])
+
+
+# --- attacks ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["kill", "stop"])
+async def test_a_root_part_ends_a_job_that_attacks(site: Site, number: int) -> None:  # noqa: F811
+    with stage(site, linger=True, program=escapes.ATTACK, arguments=("120", str(int(number)))) as on:
+        stopped = on.starter.ask("stop", deadline_s=20)
+        assert (stopped["empty"], stopped["route"]) == (True, "control")
+        assert on.alive() == {}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["kill", "stop"])
+async def test_without_one_it_is_tried_again_and_told(site: Site, number: int) -> None:  # noqa: F811
+    """At the job's account the killer can be beaten. Then that is said, in time."""
+    with stage(site, linger=False, program=escapes.ATTACK, arguments=("120", str(int(number)))) as on:
+        begun_s = time.monotonic()
+        stopped = on.starter.ask("stop", deadline_s=3)
+        assert time.monotonic() - begun_s < 20
+        assert stopped["switch_calls"] >= 1
+        if stopped["empty"]:
+            return
+        assert stopped["survivors"]
+        assert stopped["text"]
