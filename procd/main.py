@@ -1,6 +1,5 @@
-"""The command `sailplane-procd`: the daemon, and `ctl`, which shows what a running one knows. Wiring only."""
+"""The command `sailplane-procd`: the daemon. Wiring only; for `ctl`, which asks a running one, see `procd.ctl`."""
 
-import json
 import os
 import signal
 import sys
@@ -8,18 +7,15 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import attrs
 import click
 import trio
 
 from pilot import logs
-from pilot.rpc import RpcFault, RpcRefused
 from pilot.settings import Settings, SettingsError, load
 from pilot.switch import make_switch
-from procd.client import ProcdClient
+from procd.ctl import Group, ctl
 from procd.families import Families
 from procd.lookout import Lookout
-from procd.messages import FamilyState
 from procd.planner import Planner, Spread
 from procd.probe import look_around
 from procd.proc import ProcReader
@@ -29,10 +25,10 @@ from procd.server import Service
 from procd.signaller import Signaller
 from procd.trackers import FAMILY_VARIABLE, Trackers
 
-EXIT_REQUEST_FAILED, EXIT_USAGE, EXIT_TRY_LATER = 1, 100, 111
+EXIT_REQUEST_FAILED, EXIT_USAGE = 1, 100
 
 
-@click.group(name="sailplane-procd", invoke_without_command=True)
+@click.group(name="sailplane-procd", cls=Group, invoke_without_command=True)
 @click.option("--socket", "path", type=click.Path(path_type=Path), help="Where to serve; 0600, own account only.")
 @click.option("--lifeline-fd", type=int, help="End of file on this descriptor stops all families, then procd.")
 @click.option("--config", type=click.Path(path_type=Path), help="Configuration file in HTCondor's language.")
@@ -184,55 +180,4 @@ async def _end_of_file(fd: int) -> None:
             return
 
 
-# --- ctl ----------------------------------------------------------------------------------------------------
-
-
-@main.command()
-@click.option("--socket", "path", type=click.Path(path_type=Path), required=True, help="The daemon's socket.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
-@click.argument("what", type=click.Choice(["tree", "dump"]), default="tree")
-def ctl(path: Path, as_json: bool, what: str) -> None:
-    """Show the families of a running procd: `tree` with their usage, `dump` with their processes as well."""
-    try:
-        families = trio.run(_ask, path)
-    except (RpcFault, RpcRefused) as failed:
-        click.echo(f"sailplane-procd: no answer at {path}: {failed.text}", err=True)
-        sys.exit(EXIT_TRY_LATER)
-    if as_json:
-        click.echo(json.dumps({"families": [attrs.asdict(family) for family in families]}))
-    else:
-        _show(families, with_members=what == "dump")
-
-
-async def _ask(path: Path) -> tuple[FamilyState, ...]:
-    client = await ProcdClient.connect(path, patience_s=2.0)
-    return await client.families()
-
-
-def _show(families: tuple[FamilyState, ...], *, with_members: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("family", "uid", "root", "starter", "processes", "user s", "system s", "RSS MB", "control")
-    depths: dict[str, int] = {}
-    for family in families:
-        depth = depths[family.family] = depths.get(family.parent, -1) + 1 if family.parent else 0
-        table.add_row("  " * depth + family.family, *_row(family))
-        if with_members:
-            pids = " ".join(str(member.pid) for member in family.members)
-            table.add_row("  " * depth + "  " + pids)
-    Console().print(table)
-
-
-def _row(family: FamilyState) -> tuple[str, ...]:
-    usage = family.usage
-    return (
-        str(family.uid),
-        str(family.root.pid),
-        str(family.starter.pid) + ("" if family.starter_alive else " gone"),
-        str(usage.processes),
-        f"{usage.user_s:.2f}",
-        f"{usage.system_s:.2f}",
-        f"{usage.rss_kb / 1024:.1f}",
-        "yes" if family.control else "no",
-    )
+main.add_command(ctl)
