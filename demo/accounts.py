@@ -13,6 +13,7 @@ import os
 import pwd
 import re
 import secrets
+import shutil
 import signal
 import subprocess
 import time
@@ -100,6 +101,7 @@ def remove(name: str) -> None:
     if not entry.pw_gecos.startswith(COMMENT):
         raise AccountError(f"account {name} was not made by Sailplane; leaving it")
     _delete(name, entry.pw_uid)
+    shutil.rmtree(f"/var/tmp/sailplane-userns-{entry.pw_uid}", ignore_errors=True)  # its table of sub-uids
     with suppress(KeyError):
         grp.getgrnam(name)
         _run("groupdel", name)

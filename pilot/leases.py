@@ -24,6 +24,8 @@ from attrs import frozen
 # Of a lease: the path of a sandbox, and two numbers.
 _LEASE_BYTES = 16384
 _TABLE = "table"
+# Of a lease that cannot be read: no gid, and nobody's path.
+_BROKEN = (-1, "")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -137,7 +139,7 @@ class Leases:
         fd, table = self._lock_table()
         try:
             kept = _look(fd, uid)
-            if kept is None:
+            if kept is None or kept == _BROKEN:
                 raise LeaseFault(f"no job has the account {uid}", passing=False)
             return Lease(uid, kept[0], _lock(fd, uid))
         finally:
@@ -190,14 +192,25 @@ def _look(directory: int, uid: int) -> tuple[int, str | None] | None:
     except FileNotFoundError:
         return None
     try:
-        words = json.loads(os.read(fd, _LEASE_BYTES))
-        gid, root = int(words["gid"]), words["root"]
-        if _is_there(root) or not _unused(fd):
+        gid, root = _parse(os.read(fd, _LEASE_BYTES))
+        if gid == _BROKEN[0] or _is_there(root) or not _unused(fd):
             return gid, root
         os.unlink(str(uid), dir_fd=directory)
         return None
     finally:
         os.close(fd)
+
+
+def _parse(content: bytes) -> tuple[int, str | None]:
+    """What a lease says. A broken one (a host that lost power) may be anybody's: it stays until somebody looks."""
+    try:
+        words = json.loads(content)
+        gid, root = words["gid"], words["root"]
+        if isinstance(gid, int) and (root is None or isinstance(root, str)):
+            return gid, root
+    except (ValueError, KeyError, TypeError):
+        pass
+    return _BROKEN
 
 
 def _unused(fd: int) -> bool:

@@ -156,7 +156,7 @@ def _become(command: list[str], uid: int, gid: int) -> NoReturn:
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
         _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        os.execve(command[0], command, dict(os.environ))
+        os.execve(command[0], command, {"PATH": os.environ["PATH"]})  # Python itself may add a locale
     except OSError as error:
         _fail(MISUSED, f"cannot run {command[0]} at the job's account: {error.strerror}")
     finally:
