@@ -106,6 +106,7 @@ class ProcdClient:
         credential: str | None,
         audit_id: str,
         control_fd: int | None,
+        uid: int | None = None,
     ) -> None:
         """Have a tree tracked; when this returns its root may run.
 
@@ -118,12 +119,13 @@ class ProcdClient:
             audit_id: GLEXEC_ID of such calls.
             control_fd: near end of the control socket of a lingering switch. procd gets a duplicate, and only
                 ever writes to it: what the far side says there stays the caller's.
+            uid: the root's account; needed only where /proc does not show other accounts' processes.
 
         Raises:
-            RpcRefused: "already-registered", "no-such-process".
+            RpcRefused: "already-registered", "no-such-process", "hidden".
         """
         starter = Identity(starter_pid, _ticks_of(starter_pid) if starter_ticks is None else starter_ticks)
-        request = Register(family, Identity(root_pid, root_ticks), starter, credential, audit_id)
+        request = Register(family, Identity(root_pid, root_ticks), starter, credential, audit_id, uid=uid)
         registration = _Registration(request, os.dup(control_fd) if control_fd is not None else None)
         try:
             registration.memory = (await self._register(registration, request)).memory

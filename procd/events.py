@@ -127,6 +127,7 @@ def connector_works() -> bool:
 
 
 async def listen(
+    began: Callable[[], None],
     tell: Callable[[list[Event]], None],
     lost: Callable[[str], None],
     wanted: Callable[[], bool],
@@ -134,6 +135,7 @@ async def listen(
     """Until cancelled: hand over lots of events while they are wanted.
 
     Args:
+        began: events come from now on.
         tell: gets each lot, in the kernel's order.
         lost: some were missed, and for a while there are none; gets the reason.
         wanted: whether anybody wants to know, asked between lots.
@@ -141,16 +143,19 @@ async def listen(
     while True:
         if wanted():
             try:
-                await _listen_once(tell, wanted)
+                await _listen_once(began, tell, wanted)
             except (Overrun, OSError) as why:
                 lost(str(why))
                 await trio.sleep(QUIET_S)
         await trio.sleep(BETWEEN_LOTS_S)
 
 
-async def _listen_once(tell: Callable[[list[Event]], None], wanted: Callable[[], bool]) -> None:
+async def _listen_once(
+    began: Callable[[], None], tell: Callable[[list[Event]], None], wanted: Callable[[], bool]
+) -> None:
     connector = Connector()
     try:
+        began()
         while wanted():
             with trio.move_on_after(1.0):
                 await trio.lowlevel.wait_readable(connector.socket)

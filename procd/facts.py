@@ -89,7 +89,7 @@ def _proc_lack(facts: Facts, isolates: bool) -> Lack | None:
 def _instead(facts: Facts) -> str:
     if facts.cgroup is not None:
         return "families are known by their cgroup only"
-    return "CPU is known when a job has ended, memory not at all, and the job's account is asked who is left"
+    return "only jobs behind a lingering switch can be run; their CPU is known at their end, their memory not at all"
 
 
 def sees_jobs(facts: Facts, *, isolates: bool) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 import attrs
 
 from procd.account import Account, Totals
-from procd.process import Process, ProcessId
+from procd.process import HIDDEN, Process, ProcessId
 
 # More links than any switch has (glexec, sudo, its monitor, the root part), and than a pilot nests.
 MAX_CHAIN = 64
@@ -35,7 +35,8 @@ class Surroundings:
     """What is around a root at registration and can't be found out later; `survey` finds it.
 
     chain: between starter and root, nearest to the root first. exempt: the children that they had
-    before. ancestors: processes of the pilot's account above the starter, nearest first.
+    before. ancestors: processes of the pilot's account above the starter, nearest first. hidden: the host does not
+    show us the family's processes.
     """
 
     uid: int
@@ -43,6 +44,7 @@ class Surroundings:
     exempt: tuple[ProcessId, ...] = ()
     ancestors: tuple[ProcessId, ...] = ()
     totals: Totals = attrs.field(factory=Totals)
+    hidden: bool = False
 
 
 @attrs.define(eq=False)
@@ -362,6 +364,8 @@ class Families:
         """The process outside that waits for the root, while all that it waits for is the family's."""
         if family.parent is not None:
             return None
+        if family.around.hidden:  # all that is ever seen of the family is what its starter was credited with
+            return seen[family.starter.pid] if _is_there(family.starter, seen) else None
         chain = family.around.chain
         identity = chain[0] if chain else family.starter
         root_counts = family.root in family.members or family.account.holds(family.root)
@@ -426,6 +430,7 @@ def survey(root: ProcessId, starter: ProcessId, seen: Seen, pilot_uid: int) -> S
         chain=tuple(chain),
         exempt=tuple(exempt),
         ancestors=tuple(_while_uid(above, pilot_uid)),
+        hidden=seen[root.pid].state == HIDDEN,
     )
 
 

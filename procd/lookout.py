@@ -4,13 +4,15 @@ It reads /proc and hands everything to `procd.families`, which decides. A walk c
 scan costs by the machine's, and runs in a thread.
 """
 
+import os
+import select
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 import trio
 
 from procd.families import MAX_CHAIN, Families, Family
 from procd.proc import ProcReader, ticks_now
-from procd.process import Process, ProcessId
+from procd.process import HIDDEN, Process, ProcessId
 
 # A walk that finds somebody ended is repeated, so that parents are read after their children's end is known.
 # In a family where processes end all the time this never settles; the rest is left to the next walk.
@@ -28,6 +30,7 @@ class Lookout:
         families: told of everything that is seen.
         told: numbers of processes of an outermost family that the kernel knows by itself (its cgroup).
         after_scan: told of every process there is, after each full scan.
+        sees_jobs: whether /proc shows the jobs' processes; otherwise roots are known by descriptors only.
     """
 
     def __init__(
@@ -37,7 +40,10 @@ class Lookout:
         *,
         told: Callable[[Family], Collection[int]] = lambda family: (),
         after_scan: Callable[[Mapping[int, Process]], None] = lambda seen: None,
+        sees_jobs: bool = True,
     ) -> None:
+        self._sees_jobs = sees_jobs
+        self._hidden: dict[ProcessId, _Hidden] = {}
         self._families = families
         self._reader = reader
         self._told = told
@@ -115,10 +121,33 @@ class Lookout:
         for pid in (root.pid, starter.pid):
             walk.climb(pid)
         walk.descend([starter.pid])
+        self._add_hidden(walk.seen)
         return walk.seen
+
+    def vouch(self, root: ProcessId, starter: ProcessId, uid: int) -> None:
+        """Take a starter's word for a root that this host does not show us, while it lives."""
+        if self._sees_jobs or root in self._hidden or self._reader.read(root.pid) is not None:
+            return
+        try:
+            self._hidden[root] = _Hidden(root, starter, uid)
+        except OSError:
+            return  # there is none; registration says so
+
+    def forget(self, family: Family) -> None:
+        """Give back what is held for a family."""
+        hidden = self._hidden.pop(family.root, None)
+        if hidden is not None:
+            os.close(hidden.pidfd)
+
+    def _add_hidden(self, seen: dict[int, Process]) -> None:
+        for root, hidden in self._hidden.items():
+            if root.pid not in seen and hidden.lives:
+                seen[root.pid] = hidden.process
 
     def is_there(self, identity: ProcessId) -> bool:
         """Whether this very process exists, if only as a zombie."""
+        if identity in self._hidden:
+            return self._hidden[identity].lives
         return self._reader.ticks(identity.pid) == identity.start_ticks
 
     def pss_kb(self, family: Family) -> int | None:
@@ -154,7 +183,22 @@ class Lookout:
         walk.descend(reapers, deeper_than=strangers, only_uid=top.around.uid)
         walk.descend([identity.pid for identity in known])
         walk.descend(told)
+        self._add_hidden(walk.seen)
         return walk
+
+
+class _Hidden:
+    """A process that /proc does not show us, by a descriptor of it. OSError when there is none."""
+
+    def __init__(self, root: ProcessId, starter: ProcessId, uid: int) -> None:
+        self.pidfd = os.pidfd_open(root.pid)
+        self.process = Process(root, starter.pid, HIDDEN, uid, 1, 0, 0, 0, 0, 0, 0)
+
+    @property
+    def lives(self) -> bool:
+        poller = select.poll()
+        poller.register(self.pidfd, select.POLLIN)
+        return not poller.poll(0)
 
 
 class _Walk:

@@ -14,6 +14,7 @@ from pilot import logs
 from pilot.settings import Settings, SettingsError, load
 from pilot.switch import make_switch
 from procd.ctl import Group, ctl
+from procd.facts import sees_jobs
 from procd.families import Families
 from procd.lookout import Lookout
 from procd.planner import Planner, Spread
@@ -102,7 +103,13 @@ class Daemon:
             dedicated=settings.sailplane_dedicated_accounts,
             isolates=switch.isolates,
         )
-        self._lookout = Lookout(self._families, reader, told=self._trackers.told, after_scan=self._trackers.note_scan)
+        self._lookout = Lookout(
+            self._families,
+            reader,
+            told=self._trackers.told,
+            after_scan=self._trackers.note_scan,
+            sees_jobs=sees_jobs(self._trackers.facts, isolates=switch.isolates),
+        )
         self._signaller = Signaller(
             self._families,
             self._lookout,

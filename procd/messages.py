@@ -2,7 +2,9 @@
 
 A refusal is `pilot.rpc.Error` with one of these codes: "unknown-family", "already-registered",
 "no-such-process" (the root or the starter is not there, or is another process by now), "no-route" (nobody
-would let us signal it), "no-socket" (the descriptor is no socket), "going-away" (procd is about to end).
+would let us signal it), "no-socket" (the descriptor is no socket), "hidden" (this host shows us nothing
+of the job's processes, and there is neither a cgroup nor a control socket to end them surely), "going-away" (procd is
+about to end).
 """
 
 import math
@@ -85,6 +87,8 @@ class Memory:
     exempt: tuple[Identity, ...] = attrs.field(default=(), validator=_FEW)
     ancestors: tuple[Identity, ...] = attrs.field(default=(), validator=_FEW)
     usage: Usage = attrs.field(factory=Usage)
+    hidden: bool = False
+    """The host does not show the family's processes."""
 
 
 @attrs.frozen
@@ -100,6 +104,8 @@ class Register:
     credential: str | None = attrs.field(validator=attrs.validators.optional(max_len(4096)))
     audit_id: str = attrs.field(validator=max_len(1024))
     memory: Memory | None = None
+    uid: int | None = attrs.field(default=None, validator=attrs.validators.optional(and_(ge(0), le(1 << 32))))
+    """The root's account, for hosts that do not show us other accounts' processes."""
 
 
 @attrs.frozen

@@ -10,6 +10,10 @@ class ProcessId(NamedTuple):
     start_ticks: int
 
 
+# The state of a process that /proc does not show us and that lives all the same; its numbers are all 0.
+HIDDEN = "?"
+
+
 class Process(NamedTuple):
     """One line of /proc/PID/stat, as far as families need it. A tuple: a scan makes thousands."""
 

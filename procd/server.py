@@ -105,7 +105,10 @@ class Service:
             nursery.start_soon(self._look_now_and_then)
             nursery.start_soon(self._check_now_and_then)
             if self._trackers.facts.connector:
-                nursery.start_soon(listen, self._trackers.note_events, self._trackers.note_lost, self._has_families)
+                trackers = self._trackers
+                nursery.start_soon(
+                    listen, trackers.note_listening, trackers.note_events, trackers.note_lost, self._has_families
+                )
             await nursery.start(self._serve, path, allowed_uid)
             task_status.started()
 
@@ -177,14 +180,19 @@ class Service:
         control = _control(fds)
         try:
             around = None if request.memory is None else _surroundings(request.memory)
+            if request.uid is not None:
+                self._lookout.vouch(root, starter, request.uid)
             seen = self._lookout.survey(root, starter)
             family = self._families.register(request.family, root, starter, seen, around)
+            self._trackers.place(family, new=request.memory is None)
+            if family.around.hidden and control is None and self._trackers.group(family) is None:
+                self._forget(family)
+                raise FamilyRefused("hidden", "this host hides the job's processes, and gives no other way to end them")
         except FamilyRefused:
             if control is not None:
                 control.close()
             raise
         self._signaller.add(family, control=control, credential=request.credential, audit_id=request.audit_id)
-        self._trackers.place(family, new=request.memory is None)
         if request.memory is not None:
             self._trackers.carry(family, request.memory.usage)
         self._trackers.note_look()
@@ -299,6 +307,7 @@ class Service:
             scope.cancel()
         self._families.unregister(family)
         self._trackers.forget(family)
+        self._lookout.forget(family)
         self._log.info("family %s: unregistered", family.name)
 
     # --- watching -------------------------------------------------------------------------------------------
@@ -420,6 +429,7 @@ def _memory(family: Family) -> Memory:
         chain=_identities(around.chain),
         exempt=_identities(around.exempt),
         ancestors=_identities(around.ancestors),
+        hidden=around.hidden,
         usage=_usage(family.account.totals),
     )
 
@@ -431,4 +441,5 @@ def _surroundings(memory: Memory) -> Surroundings:
         exempt=tuple(map(_process_id, memory.exempt)),
         ancestors=tuple(map(_process_id, memory.ancestors)),
         totals=_totals(memory.usage),
+        hidden=memory.hidden,
     )

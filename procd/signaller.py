@@ -249,6 +249,8 @@ class Signaller:
         """A full scan finds nobody, and then a walk that nobody can have dodged; nor does the kernel, in a cgroup."""
         await self._lookout.scan(family)
         group = self._group(family)
+        if family.around.hidden:
+            return await self._is_over(family, group)
         for _ in range(_PROOFS):
             if self._families.running(family) or (group is not None and group.populated):
                 return False
@@ -257,6 +259,19 @@ class Signaller:
             self._lookout.look(family)
             await trio.sleep(_FIRST_PAUSE_S)
         return False
+
+    async def _is_over(self, family: Family, group: Group | None) -> bool:
+        """The proof where /proc hides: an empty cgroup, or the end of a switch's root part, which stays until nobody
+        is left below it."""
+        control = self._controls.get(family.name)
+        if self._families.running(family):
+            return False
+        if group is not None:
+            return not group.populated
+        if control is None:
+            return False
+        await _until(lambda: control.gone)
+        return control.gone
 
     async def _kill_once(
         self, family: Family, ending: Ending, *, urgent: bool, left_s: float, farewell: Farewell | None
@@ -385,7 +400,7 @@ class Signaller:
 
 
 async def _until(condition: Callable[[], bool]) -> None:
-    """Poll what a group's files say, which are short, for as long as the kernel may need."""
+    """Poll what the kernel says for as long as it may need."""
     with trio.move_on_after(_GROUP_PATIENCE_S):
         while not condition():  # noqa: ASYNC110 - nobody tells us
             await trio.sleep(_FIRST_PAUSE_S)

@@ -127,8 +127,10 @@ class Trackers:
         inside = self._families.within(family)
         unseen = sum(self._births.unseen(each.name) for each in inside)
         read_kb, written_kb = self._io_kb.get(family.name, (None, None))
+        hidden = len(self.told(family)) if family.around.hidden else 0
         return attrs.evolve(
             _with_counted(usage, counted, self._before.get(family.name, NO_CPU)),
+            processes=max(usage.processes, hidden),
             processes_seen=usage.processes_seen + unseen,
             read_kb=read_kb,
             written_kb=written_kb,
@@ -141,6 +143,11 @@ class Trackers:
         """Members may be new: events of their children are theirs from now on."""
         for family in self._families:
             self._births.learn(family.name, (identity.pid for identity in family.members))
+
+    def note_listening(self) -> None:
+        """Events come from now on; what was forked before is not known by them."""
+        self.note_look()
+        self._log.info("process events: listening")
 
     def note_events(self, events: list[Event]) -> None:
         """A lot, in the kernel's order."""

@@ -200,7 +200,7 @@ async def _hand_over(
     check_owner(place, hello.uid)
     await _settle_control(far.running)
     try:
-        ticks = start_ticks(hello.pid)
+        ticks = start_ticks(hello.pid, hello.ticks)
     except CallFailed:
         return Broken("the wrapper died after its hello")
     await _within(limits.register_s, "register the family", register, hello.pid, ticks, far.running)

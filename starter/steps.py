@@ -201,23 +201,28 @@ async def start_job(work: Work) -> Event:
 
 def _launch_spec(work: Work) -> LaunchSpec:
     job, sandbox = work.description, str(work.place.path)
-    assert work.account is not None
     return LaunchSpec(
         argv=launch_arguments(job, sandbox),
-        environment=launch_environment(
-            job,
-            sandbox=sandbox,
-            slot=work.activation.slot,
-            cpus=work.activation.cpus,
-            account=work.account.name,
-            proxy_in_sandbox=work.proxy_in_sandbox,
-            family=None if work.switch.isolates else work.family,
-        ),
+        environment=job_environment(work),
         cwd=sandbox,
         stdin=job.stdin,
         stdout=job.stdout,
         stderr=job.stderr,
         rlimits={"core": (job.core_limit_bytes, job.core_limit_bytes)},
+    )
+
+
+def job_environment(work: Work) -> dict[str, str]:
+    """What the job runs with, and what its owner's sessions get, too."""
+    assert work.account is not None
+    return launch_environment(
+        work.description,
+        sandbox=str(work.place.path),
+        slot=work.activation.slot,
+        cpus=work.activation.cpus,
+        account=work.account.name,
+        proxy_in_sandbox=work.proxy_in_sandbox,
+        family=None if work.switch.isolates else work.family,
     )
 
 
@@ -236,6 +241,7 @@ def _registering(work: Work) -> Register:
             credential=str(work.credential_path) if work.credential_path else None,
             audit_id=work.description.global_job_id,
             control_fd=running.control.fileno() if running.control else None,
+            uid=work.account.uid if work.account else None,
         )
         work.registered = True  # not before: cancelled in the call, there is no family, and no job has been sent
 
@@ -276,12 +282,25 @@ async def _stop(work: Work, *, soft: bool) -> Event:
         soft=work.description.kill_signal if soft else 0,
         grace_s=_grace_s(work),
     )
+    left = await _stop_guests(work)
     if stopped.empty and work.launched is not None:
         with trio.move_on_after(END_KNOWN_WITHIN_S):
             await work.ended.wait()
     if stopped.empty:
         work.usage = await work.procd.unregister(work.family)
-    return FamilyStopped(tuple(stopped.survivors))
+    return FamilyStopped((*stopped.survivors, *left))
+
+
+async def _stop_guests(work: Work) -> list[int]:
+    """Sessions of the job's owner end with the job, and hard."""
+    left: list[int] = []
+    for family in sorted(work.guests.families):
+        try:
+            stopped = await work.procd.stop(family, urgent=True, deadline_s=work.settings.killing_timeout)
+        except RpcRefused:  # it ended by itself meanwhile
+            continue
+        left += stopped.survivors
+    return left
 
 
 def _grace_s(work: Work) -> float:

@@ -27,14 +27,14 @@ def reachable() -> bool:
     return all(each.stat().st_mode & 0o001 for place in places for each in (place, *place.parents))
 
 
-def hiding(mount: str, account: Account, command: list[str]) -> subprocess.CompletedProcess[bytes]:
-    """Run a command at an account, in a mount namespace with another /proc.
+def hiding(mount: str, account: Account | None, command: list[str]) -> subprocess.CompletedProcess[bytes]:
+    """Run a command at an account (None: root), in a mount namespace with another /proc.
 
     A new instance: remounting the one that is there would change it for the whole machine.
     """
     if tuple(map(int, platform.release().split(".")[:2])) < (5, 8):
         pytest.skip("before 5.8 all instances of proc share their options")
-    switch = f"setpriv --reuid {account.uid} --regid {account.gid} --clear-groups"
+    switch = f"setpriv --reuid {account.uid} --regid {account.gid} --clear-groups" if account else ""
     script = f"mount {mount} /proc && exec {switch} {shlex.join(command)}"
     return subprocess.run(
         ["unshare", "--mount", "sh", "-c", script], cwd=world.ROOT, capture_output=True, timeout=60, check=False

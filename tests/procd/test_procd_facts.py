@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -110,6 +113,43 @@ def _look_inside(place: Delegated, account: Account) -> list[str]:
         [sys.executable, "-c", enter + "\n" + LOOK], cwd=world.ROOT, capture_output=True, timeout=30, check=True
     )
     return done.stdout.decode().split()
+
+
+@pytest.mark.needs_root
+@pytest.mark.skipif(not reachable(), reason="other accounts can't reach this checkout or its interpreter")
+def test_a_job_that_proc_hides_is_followed_and_ended_by_its_cgroup(
+    accounts: Mapping[str, Account], open_dir: Path
+) -> None:
+    pilot, alice = accounts["pilot"], accounts["alice"]
+    with delegated(pilot) as place:
+        said = _hidden(open_dir, pilot, alice, cgroup=str(place.path), group=str(place.main))
+    assert said["words"][0] == "hidepid"
+    stopped, usage = said["stopped"], said["usage"]
+    assert (stopped["empty"], stopped["route"], stopped["switch_calls"]) == (True, "cgroup", 0)
+    assert 0.2 <= usage["user_s"] + usage["system_s"] < 1.0
+    assert usage["processes"] == 0
+
+
+@pytest.mark.needs_root
+@pytest.mark.skipif(not reachable(), reason="other accounts can't reach this checkout or its interpreter")
+def test_a_job_that_could_not_be_ended_surely_is_not_begun(accounts: Mapping[str, Account], open_dir: Path) -> None:
+    said = _hidden(open_dir, accounts["pilot"], accounts["alice"], cgroup="/nonexistent", group="")
+    assert said["refused"] == "hidden"
+
+
+def _hidden(directory: Path, pilot: Account, job: Account, *, cgroup: str, group: str) -> dict[str, Any]:
+    marker = f"sptest-hidden-{os.urandom(4).hex()}"
+    module = [sys.executable, "-m", "tests.procd.hiddenstand", str(directory / "s"), str(pilot.uid), str(job.uid)]
+    try:
+        done = hiding("-t proc -o hidepid=2 proc", None, [*module, cgroup, group, marker])
+        assert done.returncode == 0, done.stderr.decode()
+        left = [pid for pid in world.marked(marker) if world.uid_of(pid) == job.uid]
+        answer: dict[str, Any] = json.loads(done.stdout)
+        assert left == [] or "refused" in answer
+        return answer
+    finally:
+        for pid in world.marked(marker):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_this_host_is_looked_at_in_no_time() -> None:

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -121,10 +120,11 @@ def test_no_datagram_makes_the_parser_stumble(datagram: bytes) -> None:
 @needs_events
 async def test_children_that_nobody_saw_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     program = "import os\nfor _ in range(50): os.waitpid(os.posix_spawn('/bin/true', ['true'], {}), 0)\nsignal.pause()"
+    caplog.set_level(logging.INFO)
     with world.job(held(program)) as job:
         async with world.procd(tmp_path / "s") as client:
             await world.register(client, job)
-            await trio.sleep(0.2)  # the connector begins to listen a moment after the first family
+            await world.until(lambda: "listening" in caplog.text, "process events")
             os.kill(job.pid, signal.SIGUSR1)
 
             async def seen() -> bool:
@@ -132,7 +132,6 @@ async def test_children_that_nobody_saw_are_counted(tmp_path: Path, caplog: pyte
                     pytest.skip("this machine forks so wildly just now that events are lost")
                 return (await client.usage("job")).processes_seen >= 51
 
-            caplog.set_level(logging.INFO)
             await world.until(seen, "51 processes")
             assert (await client.usage("job")).processes_seen == 51
 

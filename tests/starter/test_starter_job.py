@@ -49,7 +49,9 @@ async def test_a_launch_given_up_while_the_family_is_registered_has_nothing_to_s
 
     procd = SimpleNamespace(register=register)
     description = SimpleNamespace(global_job_id="id")
-    work = SimpleNamespace(procd=procd, family="f", registered=False, credential_path=None, description=description)
+    work = SimpleNamespace(
+        procd=procd, family="f", registered=False, credential_path=None, description=description, account=None
+    )
     async with trio.open_nursery() as nursery:
         running = cast(Running, SimpleNamespace(control=None))
         nursery.start_soon(steps._registering(cast(Work, work)), 1, 2, running)
