@@ -128,7 +128,10 @@ class ProcReader:
         return None in lines or lines[0] == lines[1]
 
     def _command_line(self, pid: int) -> bytes | None:
-        return self._text(pid, "cmdline", 4096) or None
+        """Where its first thread has ended, any other one's: they share it."""
+        threads = (path.removesuffix("children") for path in self._threads(pid))
+        texts = (self._text(pid, f"{path.partition('/')[2]}cmdline", 4096) for path in threads)
+        return self._text(pid, "cmdline", 4096) or next(filter(None, texts), None)
 
     def _text(self, pid: int, name: str, limit_bytes: int) -> bytes | None:
         """One of a process's files; None where it is not there or not for us."""

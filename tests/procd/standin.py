@@ -34,8 +34,14 @@ async def run_job(front: str, credential: str, command: list[str]) -> tuple[Runn
         """By its marker and uid: the front and sudo carry the command line too."""
         return [pid for pid in world.marked(command[-1]) if world.uid_of(pid) not in (None, 0, os.geteuid())]
 
-    await world.until(lambda: payload() != [], f"the payload: {running.errors()}")
-    return running, min(payload(), key=world.ticks)
+    found: list[int] = []
+
+    def there() -> bool:
+        found.extend(payload())
+        return found != []
+
+    await world.until(there, f"the payload: {running.errors()}")
+    return running, min(found, key=world.ticks)
 
 
 async def listens(running: Running) -> int | None:

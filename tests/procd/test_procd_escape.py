@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
+from procd.proc import ProcReader
 from tests.glexec.conftest import Site
 from tests.procd import escapes, world
 from tests.procd.stage import Stage, stage
@@ -122,3 +124,28 @@ async def test_without_one_it_is_tried_again_and_told(site: Site, number: int) -
             return
         assert stopped["survivors"]
         assert stopped["text"]
+
+
+# --- what was found by these tests --------------------------------------------------------------------------
+
+
+def test_a_process_without_its_first_thread_still_has_a_command_line() -> None:
+    """Without one it looked like a starter: these are known by their command line."""
+    program = (
+        "import threading, time\nthreading.Thread(target=lambda: time.sleep(30)).start()\n"
+        "print('up', flush=True)\n__import__('ct' + 'ypes').CDLL(None).pthread_exit(None)"
+    )
+    reader = ProcReader()
+    with subprocess.Popen([world.PYTHON, "-IS", "-c", program], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout
+            process.stdout.readline()
+            end_s = time.monotonic() + world.DEADLINE_S
+            while (seen := reader.read(process.pid)) is None or seen.state != "Z":
+                assert time.monotonic() < end_s
+                time.sleep(0.002)
+            assert seen.running
+            assert not reader.alike(process.pid, os.getpid())
+        finally:
+            process.kill()
+            reader.close()
