@@ -40,6 +40,11 @@ MAX_LOT = 200
 QUIET_S = 30.0
 
 
+# PID_NS_INIT_INO of linux/nsfs.h. The kernel numbers processes as this namespace does, whoever listens; in a container
+# it does not begin to send, but what another listener made it send comes there, too.
+_FIRST_PID_NAMESPACE = 0xEFFFFFFC
+
+
 class Event(NamedTuple):
     """A fork (`parent` is set) or an end of a process; threads are left out."""
 
@@ -55,6 +60,8 @@ class Connector:
     """An open socket that listens. OSError when the kernel does not let us."""
 
     def __init__(self) -> None:
+        if _pid_namespace() != _FIRST_PID_NAMESPACE:
+            raise PermissionError("process events have the numbers of another PID namespace")
         self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, _NETLINK_CONNECTOR)
         try:
             self.socket.bind((0, _CN_IDX_PROC))
@@ -115,6 +122,11 @@ def parse(datagram: bytes) -> Event | None:
     if what == _EXIT and first == second:
         return Event(second)
     return None
+
+
+def _pid_namespace() -> int:
+    """The number of our PID namespace. OSError when /proc does not tell."""
+    return os.stat("/proc/self/ns/pid").st_ino
 
 
 def connector_works() -> bool:

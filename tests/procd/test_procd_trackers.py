@@ -100,6 +100,20 @@ def test_the_kernel_tells_of_births_and_ends() -> None:
 
 
 @needs_events
+@pytest.mark.needs_root
+def test_events_with_the_numbers_of_another_namespace_are_not_wanted() -> None:
+    """In a container the events of a listener outside arrive, too."""
+    connector = Connector()
+    try:
+        program = "from procd.events import connector_works; print(connector_works())"
+        inside = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", program]
+        done = subprocess.run(inside, cwd=world.ROOT, capture_output=True, text=True, check=False)
+    finally:
+        connector.close()
+    assert done.stdout == "False\n", done.stderr
+
+
+@needs_events
 def test_too_many_events_are_an_overrun() -> None:
     connector = Connector()
     try:
