@@ -70,7 +70,7 @@ async def test_orphans_that_a_snapshot_never_saw_with_their_parent_are_members(t
     with world.job(world.HIDE, "3", "3") as job:
         async with world.procd(tmp_path / "s") as client:
             await world.register(client, job)
-            await grown(job, 2)
+            await grown(job, 8)  # what this seed's tree has in the end
             [family] = await client.families()
             usage = await client.usage("job")
             [family] = await client.families()

@@ -62,7 +62,7 @@ def test_two_places_have_nothing_in_common(tmp_path: Path) -> None:
 
 
 def test_a_place_does_not_depend_on_the_umask(tmp_path: Path) -> None:
-    old = os.umask(0o777)
+    old = os.umask(0o077)
     try:
         place = make_place(tmp_path)
         open_window(place)
