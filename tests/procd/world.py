@@ -150,6 +150,8 @@ def uid_of(pid: int) -> int | None:
 def _has(pid: int, marker: str) -> bool:
     try:
         line = Path(f"/proc/{pid}/cmdline").read_bytes()
+        if not line:  # its first thread has ended, and any other one knows
+            line = b"".join(path.read_bytes() for path in Path(f"/proc/{pid}/task").glob("*/cmdline"))
     except OSError:
         return False
     # The stand-ins carry the job's command line too.
