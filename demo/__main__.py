@@ -45,17 +45,24 @@ _TROUBLE = (SiteError, AccountError, RuntimeMissingError, LeftoverError, Install
     metavar="FILE",
     help="Write what was found to FILE (- is standard output).",
 )
+@click.option(
+    "--switch/--no-switch",
+    default=True,
+    show_default=True,
+    help="As an ordinary user: give each job a sub-uid, where the host lets us.",
+)
 @click.option("--keep", is_flag=True, help="Leave the directory with the logs; ./dev clean removes it.")
-def main(linger: str, json_path: Path | None, keep: bool) -> None:
+def main(linger: str, json_path: Path | None, switch: bool, keep: bool) -> None:
     """Two users submit jobs to a pool; each job runs under its user's account.
 
-    As root: accounts, sudo and glexec, all thrown away afterwards. As an ordinary user: one account, no isolation.
+    As root: accounts, sudo and glexec, all thrown away afterwards. As an ordinary user: one account, and a sub-uid
+    of it for each job where /etc/subuid and the package uidmap allow it; no isolation elsewhere.
     Exit status: 0 all as promised, 1 not, 130 interrupted.
     """
     console = _console(to_stderr=json_path == Path("-"))
     interrupts.listen()
     try:
-        text, problems = _demo(console, linger == "yes", keep)
+        text, problems = _demo(console, linger == "yes", keep, switch)
     except interrupts.Interrupted:
         console.print("interrupted; nothing is left")
         sys.exit(_EXIT_INTERRUPTED)
@@ -80,17 +87,17 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text)
 
 
-def _demo(console: Console, linger: bool, keep: bool) -> tuple[str, list[str]]:
+def _demo(console: Console, linger: bool, keep: bool, switch: bool) -> tuple[str, list[str]]:
     """The JSON and the problems of a whole demo."""
     for what in leftovers.remove_abandoned():
         console.print(f"removed {what}", markup=False)
-    with Site.open("demo", linger=linger, keep=keep) as site:
+    with Site.open("demo", linger=linger, keep=keep, switch=switch) as site:
         _introduce(console, site, keep)
         site.start_pool()
         site.start_startd()
         pilot_uid = Path(f"/proc/{site.startd.pid}").stat().st_uid if site.startd else -1
         jobs, problems = errand.collect(site, _run(console, site), pilot_uid)
-    problems += report.faults(jobs, switched=bool(site.isolated))
+    problems += report.faults(jobs, switched=site.isolated, sub_uids=site.userns.wrapper is not None)
     problems += [f"left behind: {what}" for what in site.left]
     for problem in problems:
         console.print(f"problem: {problem}", style="red", markup=False)
@@ -104,12 +111,18 @@ def _introduce(console: Console, site: Site, keep: bool) -> None:
         console.print("Each job runs under its user's account, by sudo and glexec.")
         for role, account in site.accounts.items():
             console.print(f"  {role:6} {account.name} (uid {account.uid})")
+    elif site.userns.wrapper is not None:
+        console.print(
+            f"Not root: pool and pilot run at the one account {_own_name()}, and each job at a sub-uid of it, in a user"
+            " namespace: no job reaches another one or the pilot. The two owners are told apart by their proxies.",
+        )
     else:
         console.print(
             f"Not root: pool, pilot and all jobs run at the one account {_own_name()}. NOTHING IS ISOLATED: a job could"
             " read and stop everything of this account. The two owners are told apart by the proxies they delegated.",
             style="yellow",
         )
+        console.print(f"No sub-uids for the jobs: {site.userns.why}", markup=False)
     if keep:
         console.print(f"logs will stay in {site.layout.root}", markup=False)
 
@@ -152,6 +165,8 @@ def _wait(site: Site, live: Live, seen: watch.Sightings) -> None:
 
 def _jobs_table(site: Site, rows: list[JobRow]) -> Table:
     own = None if site.isolated else f"{_own_name()} ({os.getuid()})"
+    if own is not None and site.userns.wrapper is not None:
+        own = f"a sub-uid of {own}"
     return watch.table(rows, site.switch_log(), unswitched=own)
 
 

@@ -97,7 +97,7 @@ def _report(
         owner=row.owner,
         dn=str(calls[0]["dn"]) if calls and "dn" in calls[0] else errand.user.dn,
         uid=uid,
-        account=None if uid is None else pwd.getpwuid(uid).pw_name,
+        account=None if uid is None else _account(uid),
         pilot_uid=pilot_uid,
         exit_status=report.exit_status(row.exit_status),
         outputs=report.digests(outputs),
@@ -109,6 +109,14 @@ def _report(
     if site.isolated and mapped != {uid}:
         wrong.append(f"job {job} says that it ran as uid {uid}, the site's root log says {sorted(mapped)}")
     return made, wrong
+
+
+def _account(uid: int) -> str:
+    """Its name; a sub-uid has none but ours."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"userns-{uid}"
 
 
 def _wrong_results(errands: Sequence[Errand]) -> list[str]:

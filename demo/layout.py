@@ -5,6 +5,7 @@ DIR/                    0711, the maker's (root's, if root made it)
   grid/certificates     the throw-away CA's certificates directory
   glexec/               the installed switch: root-owned copies, configuration, root log
   runtime/              copied packages, where the checkout is out of reach
+  jobwrapper/           a copy of the wrapper, where sub-uids cannot reach the checkout
   logs/                 what daemons print
   pool/                 the pool's account: configuration, state, spool, log
   pilot/                the pilot's account: configuration, token, proxy, run, log, execute
@@ -47,6 +48,11 @@ class Layout:
     def runtime(self) -> Path:
         """Copied packages; not there when the checkout can be reached."""
         return self.root / "runtime"
+
+    @property
+    def wrapper(self) -> Path:
+        """Copied wrapper; not there when the checkout can be reached."""
+        return self.root / "jobwrapper"
 
     @property
     def logs(self) -> Path:
@@ -129,8 +135,13 @@ def pool_values(layout: Layout, *, owner_from_proxy: bool) -> dict[str, object]:
     }
 
 
-def startd_values(layout: Layout, *, collector: str, switch: Path | None) -> dict[str, object]:
-    """The startd's configuration; `switch` is the installed glexec, None runs without a switch."""
+def startd_values(
+    layout: Layout, *, collector: str, switch: Path | None, wrapper: Path | None = None
+) -> dict[str, object]:
+    """The startd's configuration; `switch` is the installed glexec, else `wrapper` is what sub-uids run.
+
+    With neither there is no switch.
+    """
     return {
         **common(layout),
         "LOCAL_DIR": layout.pilot,
@@ -141,5 +152,13 @@ def startd_values(layout: Layout, *, collector: str, switch: Path | None) -> dic
         "MEMORY": 4096,
         "DISK": 4 << 20,
         "SAILPLANE_PILOT_PROXY": layout.pilot_proxy,
-        **({"SAILPLANE_SWITCH": "none"} if switch is None else {"SAILPLANE_SWITCH": "glexec", "GLEXEC": switch}),
+        **_switch_values(switch, wrapper),
     }
+
+
+def _switch_values(switch: Path | None, wrapper: Path | None) -> dict[str, object]:
+    if switch is not None:
+        return {"SAILPLANE_SWITCH": "glexec", "GLEXEC": switch}
+    if wrapper is not None:
+        return {"SAILPLANE_SWITCH": "userns", "SAILPLANE_WRAPPER_DIR": wrapper}
+    return {"SAILPLANE_SWITCH": "none"}

@@ -69,14 +69,16 @@ def said_uid(output: bytes | None) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def faults(jobs: Sequence[JobReport], *, switched: bool) -> list[str]:
-    """What of the demo's promises the jobs do not keep, in words."""
+def faults(jobs: Sequence[JobReport], *, switched: bool, sub_uids: bool = False) -> list[str]:
+    """What of the demo's promises the jobs do not keep, in words; `sub_uids`: each job has an account of its own."""
     found = [f"job {job.id} of {job.owner} has exit status {job.exit_status}" for job in jobs if job.exit_status != 0]
     uids: dict[str, set[int | None]] = {}
     for job in jobs:
         uids.setdefault(job.owner, set()).add(job.uid)
     if len(uids) != 2:
         found.append(f"{len(uids)} owners instead of two: {', '.join(sorted(uids))}")
+    if sub_uids:
+        return found + [f"job {job.id} ran as {job.uid}" for job in jobs if job.uid in (None, job.pilot_uid)]
     found += [f"jobs of {owner} ran as {found_uids}" for owner, found_uids in uids.items() if len(found_uids) != 1]
     return found + (_switch_faults(jobs, uids) if switched else [])
 

@@ -8,9 +8,10 @@ Used by the demo, the end-to-end tests and the benchmarks:
         site.sailplane(site.users["alice"], "submit", "job.sub")
 
 As root, pool, pilot and both users have accounts of their own, and jobs are switched by sudo and
-glexec. As an ordinary user everything runs at that account, without a switch: nothing is
-isolated, and the users are told apart by the proxies that they delegate. Leaving the block
-stops everything in order, collects what was wrongly left in `left`, and removes all that was made.
+glexec. As an ordinary user everything runs at that account, but the jobs, each at a sub-uid of it;
+where that cannot be (`userns.why`) nothing is isolated. The users are told apart by the proxies
+that they delegate. Leaving the block stops everything in order, collects what was wrongly left in
+`left`, and removes all that was made.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Any
 
 import attrs
 
-from demo import accounts, daemons, interrupts, layout, leftovers, runtime
+from demo import accounts, daemons, interrupts, layout, leftovers, runtime, userns
 from demo.accounts import Account
 from demo.daemons import Daemon, SiteError
 from demo.grid import Grid, make_grid, make_proxy, write_private
@@ -72,6 +73,7 @@ class Site:
     users: Mapping[str, User]
     installed: Installed | None
     marker: leftovers.Marker
+    userns: userns.Found
     pool: Daemon | None = None
     startd: Daemon | None = None
     left: list[str] = attrs.Factory(list)
@@ -79,7 +81,13 @@ class Site:
     @classmethod
     @contextmanager
     def open(
-        cls, kind: str = "test", *, linger: bool = True, base: Path | None = None, keep: bool = False
+        cls,
+        kind: str = "test",
+        *,
+        linger: bool = True,
+        base: Path | None = None,
+        keep: bool = False,
+        switch: bool = True,
     ) -> Iterator[Site]:
         """Make a site and remove it afterwards; no daemon is started.
 
@@ -88,6 +96,7 @@ class Site:
             linger: the site's glexec stays as the job's parent, and takes signals for it.
             base: a directory that other accounts can pass through; None takes the first that is.
             keep: leave the directory with the logs behind (`./dev clean` removes it).
+            switch: False runs an ordinary user's jobs at that user's account, also where sub-uids are there.
 
         Raises:
             SiteError, accounts.AccountError, runtime.RuntimeMissingError: with what is missing.
@@ -99,12 +108,12 @@ class Site:
                 marker = leftovers.Marker.mine()
                 marker.write(directory)
                 undo.callback(_take_down, directory, keep=keep)
-            site = cls._make(directory, kind, linger, marker)
+            site = cls._make(directory, kind, linger, marker, switch)
             undo.callback(site.stop)
             yield site
 
     @classmethod
-    def _make(cls, directory: Path, kind: str, linger: bool, marker: leftovers.Marker) -> Site:
+    def _make(cls, directory: Path, kind: str, linger: bool, marker: leftovers.Marker, switch: bool) -> Site:
         where = layout.Layout(directory)
         people: dict[str, Account] = {}
         if os.geteuid() == 0:
@@ -123,13 +132,14 @@ class Site:
         _private(where.pilot_proxy, make_proxy(pilot).pem, people.get("pilot"))
         installed = _install(where, marker, grid, linger, people, users, pilot.identity) if people else None
         running = runtime.reachable(where.runtime) if people else runtime.in_place()
-        site = cls(where, linger, grid, running, people, users, installed, marker)
+        sub_uids = userns.look(where.wrapper) if switch and not people else userns.Found(None, "not asked for")
+        site = cls(where, linger, grid, running, people, users, installed, marker, sub_uids)
         _readable(where.user_config, layout.text(layout.common(where)))
         return site
 
     @property
     def isolated(self) -> bool:
-        """Whether jobs run at accounts of their own."""
+        """Whether jobs run at their users' accounts."""
         return self.installed is not None
 
     def start_pool(self, **knobs: object) -> Daemon:
@@ -145,7 +155,7 @@ class Site:
         token.unlink(missing_ok=True)  # a restarted startd gets the pool's present one
         _private(token, self.layout.startd_token.read_bytes(), self.accounts.get("pilot"))
         switch = self.installed.front if self.installed else None
-        values = layout.startd_values(self.layout, collector=address, switch=switch)
+        values = layout.startd_values(self.layout, collector=address, switch=switch, wrapper=self.userns.wrapper)
         self.startd = self._start("startd", self.layout.pilot, values | knobs, wait=wait)
         return self.startd
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import shutil
 import signal
 import subprocess
 from collections.abc import Mapping
@@ -83,7 +84,7 @@ def test_two_users_jobs_run_under_two_accounts(open_dir: Path, linger: str) -> N
 
 
 def check_ordinary(open_dir: Path, account: Account | None) -> None:
-    words = finish(start(open_dir, "--json", str(open_dir / "report.json"), account=account))
+    words = finish(start(open_dir, "--no-switch", "--json", str(open_dir / "report.json"), account=account))
     assert (open_dir / "report.json").exists(), words
     assert "NOTHING IS ISOLATED" in words
     document = json.loads((open_dir / "report.json").read_text())
@@ -100,6 +101,21 @@ def test_an_ordinary_user_is_told_that_nothing_is_isolated(open_dir: Path) -> No
 @pytest.mark.needs_root
 def test_another_account_is_told_that_nothing_is_isolated(open_dir: Path, accounts: Mapping[str, Account]) -> None:
     check_ordinary(open_dir, accounts["alice"])
+
+
+@pytest.mark.needs_root
+@pytest.mark.skipif(shutil.which("newuidmap") is None, reason="newuidmap (package uidmap) is not installed")
+def test_another_account_gives_each_job_a_sub_uid(open_dir: Path, accounts: Mapping[str, Account]) -> None:
+    words = finish(start(open_dir, "--json", str(open_dir / "report.json"), account=accounts["alice"]))
+    assert "at a sub-uid of it" in words
+    document = json.loads((open_dir / "report.json").read_text())
+    assert document["ok"], words
+    check_jobs(document, calls=None)
+    uids = {job["uid"] for job in document["jobs"]}
+    assert len(uids) > 1
+    assert accounts["alice"].uid not in uids
+    assert {job["account"] for job in document["jobs"]} == {f"userns-{uid}" for uid in uids}
+    assert_nothing_left(open_dir, made_accounts())
 
 
 @pytest.mark.needs_root
