@@ -34,6 +34,8 @@ def main() -> int:
         line.hello()
         wanted = line.receive()
         report = _receive_descriptor(line)
+        if wanted.get("connection"):
+            wanted["connection"] = _receive_descriptor(line)
     except Gone:
         return 1
     step = "prepare"
@@ -74,7 +76,11 @@ def _own_session(wanted: "dict") -> None:  # type: ignore[type-arg]
 def _stdio(wanted: "dict") -> None:  # type: ignore[type-arg]
     os.umask(wanted["umask"])
     given = _open(wanted["stdin"], os.O_RDONLY) if wanted["stdin"] is not None else os.open(os.devnull, os.O_RDONLY)
-    out = _open(wanted["stdout"], _OUT)
+    if wanted.get("connection"):  # a server of one connection: in and out are that
+        given = out = wanted["connection"]
+        os.set_blocking(given, True)
+    else:
+        out = _open(wanted["stdout"], _OUT)
     err = out if wanted["stderr"] == wanted["stdout"] else _open(wanted["stderr"], _OUT)
     for fd, target in ((given, 0), (out, 1), (err, 2)):
         os.dup2(fd, target)  # inheritable

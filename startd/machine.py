@@ -15,6 +15,7 @@ from pilot.settings import Settings
 from pilot.switch import Switch
 from startd.resources import Resources
 from startd.slotads import Machine
+from starter import sshprograms
 
 # HTCondor's names of architectures.
 _ARCH = {"x86_64": "X86_64", "aarch64": "aarch64", "ppc64le": "ppc64le"}
@@ -46,6 +47,7 @@ def describe(settings: Settings, switch: Switch, address: str, total: Resources)
         switch=switch.name,
         switch_isolates=switch.isolates,
         needs_proxy=switch.needs_credential,
+        has_sshd=sshprograms.available(),
     )
 
 

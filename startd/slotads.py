@@ -41,6 +41,7 @@ class Machine:
     switch: str
     switch_isolates: bool
     needs_proxy: bool
+    has_sshd: bool = False
     degraded: tuple[str, ...] = ()
     """What the host does not give procd, one word each."""
 
@@ -163,6 +164,7 @@ def _policy(ad: ClassAd, machine: Machine, slot: SlotState) -> None:
     ad["Requirements"] = ExprTree("Start && WithinResourceLimits")
     ad["HasFileTransfer"] = True
     ad["HasReconnect"] = False
+    ad["HasSshd"] = machine.has_sshd
     ad["CondorScratchDir"] = _SCRATCH_MARKER
 
 

@@ -221,6 +221,7 @@ class Job:
         outcome = await launched.wait()
         if self._work.started_at_s is not None:
             self._work.duration_s = trio.current_time() - self._work.started_at_s
+        await self._work.guests.wait_none()
         await self._post(_job_ended(outcome))
         self._work.ended.set()
         with suppress(PeerFault):  # a lost shadow is reported by the task that reads
@@ -273,11 +274,13 @@ class Job:
 
     async def _suspend(self) -> None:
         self._work.suspended = True
-        await self._work.procd.suspend(self._work.family)
+        for family in (self._work.family, *self._work.guests.families):
+            await self._work.procd.suspend(family)
         await self._update()
 
     async def _resume(self) -> None:
-        await self._work.procd.resume(self._work.family)
+        for family in (self._work.family, *self._work.guests.families):
+            await self._work.procd.resume(family)
         self._work.suspended = False
         await self._update()
 

@@ -54,7 +54,7 @@ class LaunchSpec:
     """What to run. The environment is the whole one; `cwd` is the sandbox; stream names are relative to it.
 
     `rlimits`: name (as in RLIMIT_<NAME>, any case) -> (soft, hard), -1 for unlimited; never above what there
-    is.
+    is. `connection`: a descriptor of the caller's that becomes standard input and output instead of files.
     """
 
     argv: tuple[str, ...]
@@ -66,6 +66,7 @@ class LaunchSpec:
     umask: int = 0o022
     rlimits: Mapping[str, tuple[int, int]] = field(factory=dict)
     nice: int = 0
+    connection: int | None = None
 
 
 @frozen
@@ -271,9 +272,12 @@ async def _send_job(far: FarSide, spec: LaunchSpec, report: int) -> None:
             "umask": spec.umask,
             "rlimits": {name: list(pair) for name, pair in spec.rlimits.items()},
             "nice": spec.nice,
+            "connection": spec.connection is not None,
         }
     )
     await far.send_descriptor(report)
+    if spec.connection is not None:
+        await far.send_descriptor(spec.connection)
 
 
 async def _read_report(report: int, limit_s: float) -> bytes:

@@ -21,6 +21,25 @@ from starter.shadow import Shadow
 from starter.transfer import Route
 
 
+@attrs.define(eq=False)
+class Guests:
+    """Sessions of the job's owner: families at procd. While there is one the activation goes on (T43)."""
+
+    families: set[str] = attrs.field(factory=set)
+    _left: trio.Event = attrs.field(factory=trio.Event)
+
+    def leave(self, family: str) -> None:
+        """Nothing of this one is left."""
+        self.families.discard(family)
+        self._left.set()
+        self._left = trio.Event()
+
+    async def wait_none(self) -> None:
+        """Until all have left."""
+        while self.families:
+            await self._left.wait()
+
+
 @attrs.define
 class Work:
     """Given at the start, filled by the steps in their order."""
@@ -49,6 +68,7 @@ class Work:
     duration_s: float | None = None
     usage: Usage | None = None
     ended: trio.Event = attrs.field(factory=trio.Event)
+    guests: Guests = attrs.field(factory=Guests)
 
     @property
     def description(self) -> Description:

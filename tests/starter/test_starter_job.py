@@ -16,7 +16,7 @@ from starter import steps
 from starter.job import Job
 from starter.launch import Launched
 from starter.life import Event, FamilyStopped, JobEnded, Step
-from starter.work import Work
+from starter.work import Guests, Work
 
 LOG = logging.LoggerAdapter(logging.getLogger("test"), {})
 
@@ -84,7 +84,8 @@ async def test_a_launch_given_up_while_the_shadow_is_told_has_a_job_whose_end_is
 
     work = SimpleNamespace(
         launched=None, registered=True, suspended=False, ended=trio.Event(), family="f", usage=None, started_at_s=None,
-        account=None, procd=SimpleNamespace(stop=stop, unregister=nothing), settings=SimpleNamespace(killing_timeout=1),
+        account=None, guests=Guests(),
+        procd=SimpleNamespace(stop=stop, unregister=nothing), settings=SimpleNamespace(killing_timeout=1),
         description=SimpleNamespace(vacate_s=-1, output_on_evict=False), activation=SimpleNamespace(vacate_max_s=1),
         shadow=SimpleNamespace(note_job_ended=nothing),
     )  # fmt: skip

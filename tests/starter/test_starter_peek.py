@@ -100,7 +100,7 @@ class Job:
         work = SimpleNamespace(
             description=describe(JOB), job_ad=JOB, place=place, settings=settings, host="slot", context=lambda: context
         )
-        self.visits = Visits(cast(Work, work), lambda: self.state, LOG, peek_every_s=0.0)
+        self.visits = Visits(cast(Work, work), lambda: self.state, LOG, pause_s=0.0)
 
     @asynccontextmanager
     async def ask(
@@ -239,7 +239,7 @@ async def test_nonsense_instead_of_a_connection_harms_nobody(job: Job) -> None:
 
 
 async def test_one_look_at_a_time_with_a_pause_between(job: Job) -> None:
-    job.visits.peek_every_s = 0.3
+    job.visits.pause_s = 0.3
     began_s = trio.current_time()
     async with trio.open_nursery() as nursery:
         for _ in range(3):
