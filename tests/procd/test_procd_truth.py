@@ -171,7 +171,7 @@ async def _all(tmp_path: Path, place: Delegated, seeds: list[int], cpu_s: float,
 
 
 async def test_usage_of_ten_trees_is_true(tmp_path: Path, place: Delegated) -> None:
-    """Short ones: /proc tells a process's user and system time, and those it waited for, in ticks, each rounded down."""
+    """Short ones: /proc tells CPU in ticks, rounded down: user and system, its own and that of waited-for children."""
     started_s = time.monotonic()
     measured = await _all(tmp_path, place, list(range(10)), 0.2, at_once=10)
     assert [each for each in measured if not each.agrees(spare_s=4 / TICKS_PER_S)] == []
