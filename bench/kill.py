@@ -20,7 +20,7 @@ from demo.grid import write_private
 from demo.site import Site
 
 SIZES = (1, 10, 100, 1000)
-RUNS = 5
+RUNS = 7
 # One call after the other takes a minute and a half for 1,000.
 ONE_BY_ONE = 100
 

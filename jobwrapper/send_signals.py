@@ -297,18 +297,22 @@ class Family:
     def kill_all(self, end_s: float) -> None:
         """Kill everybody, and look until nobody is left."""
         pause_s = PAUSE_S
-        for pid, tick in self.met:
-            if self.members.get(pid) == tick and (pid, tick) not in self.refusing:
-                self.send(pid, _signal.SIGKILL)
+        killed = set()  # type: set[tuple[int, int]]
+        new = [(pid, tick) for pid, tick in self.met if self.members.get(pid) == tick]
         while True:
+            for pid, tick in new:
+                if (pid, tick) not in self.refusing:
+                    self.send(pid, _signal.SIGKILL)
+            killed.update(new)
             self.chase(self._refused(), end_s)
             self.look()
-            if not self.reachable() or monotonic() > end_s:
+            left = self.reachable()
+            if not left or monotonic() > end_s:
                 return
-            for pid in self.reachable():
-                self.send(pid, _signal.SIGKILL)
-            sleep(pause_s)
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            new = [(pid, self.members[pid]) for pid in left if (pid, self.members[pid]) not in killed]
+            if not new:  # once is enough, but dying takes its time
+                sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def send(self, pid: int, number: int) -> None:
         self._count(pid, aim(pid, lambda process: process.tick == self.members[pid], number)[1])
