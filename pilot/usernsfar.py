@@ -136,13 +136,7 @@ def _enter(uid: int, gid: int, newuidmap: str, newgidmap: str) -> None:
 
 
 def _map(tool: str, target: str, own: int, sub: int) -> int:
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.execve(tool, [tool, target, "0", str(own), "1", str(sub), str(sub), "1"], {})
-        finally:
-            os._exit(1)
-    return pid
+    return os.posix_spawn(tool, [tool, target, "0", str(own), "1", str(sub), str(sub), "1"], {})
 
 
 def _become(command: list[str], uid: int, gid: int) -> NoReturn:
