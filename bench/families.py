@@ -176,6 +176,7 @@ def starting(site: Site) -> Iterator[Starter]:
         "_CONDOR_SAILPLANE_SWITCH": "glexec",
         "_CONDOR_GLEXEC": str(site.installed.front),
         "_CONDOR_SAILPLANE_KILL_JITTER": "0",
+        "_CONDOR_SAILPLANE_SWITCH_RATE": "0",  # spreading has figures of its own
     }
     procd = daemons.start(
         "procd",
