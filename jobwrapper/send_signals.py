@@ -46,6 +46,10 @@ DEAD = b"ZXx"
 STOPPED = b"Tt"
 # Stopping comes to an end within a second, unless somebody wakes the stopped.
 STOP_S = 3.0
+# Enough for any family that is no bomb.
+MOST_HANDLES = 16384
+# Then a look tells what is still there; what hangs in the kernel may stay for long.
+LONGEST_WAIT_S = 0.2
 # What became of one signal.
 GONE, SENT, REFUSED = range(3)
 # Processes that fork and leave at once show in one chase of a few; more are for the next look at everybody.
@@ -178,6 +182,8 @@ class Family:
         self.sent = self.denied = self.rounds = 0
         self.refusing = set()  # type: set[tuple[int, int]]
         self.met = set()  # type: set[tuple[int, int]]
+        self.handles = {}  # type: dict[tuple[int, int], int]
+        self.room = _room()
         self.mine = _ourselves()
 
     def farewell(self, wanted: "dict") -> None:  # type: ignore[type-arg]
@@ -288,11 +294,20 @@ class Family:
             )
 
         number = 0 if (pid, self.members.get(pid)) in self.refusing else _signal.SIGSTOP
-        process, outcome = aim(pid, is_ours, number)
+        process, outcome, handle = aim(pid, is_ours, number, keep=len(self.handles) < self.room)
         if process is not None:
             self.members[pid] = process.tick
             self._count(pid, outcome)
+            if handle >= 0:
+                self._keep((pid, process.tick), handle)
         return process
+
+    def _keep(self, key: "tuple[int, int]", handle: int) -> None:
+        """For the next signal, and to see its end."""
+        if key in self.handles:
+            os.close(handle)
+        else:
+            self.handles[key] = handle
 
     def kill_all(self, end_s: float) -> None:
         """Kill everybody, and look until nobody is left."""
@@ -305,6 +320,7 @@ class Family:
                     self.send(pid, _signal.SIGKILL)
             killed.update(new)
             self.chase(self._refused(), end_s)
+            self.wait(new, min(LONGEST_WAIT_S, end_s - monotonic()))
             self.look()
             left = self.reachable()
             if not left or monotonic() > end_s:
@@ -315,7 +331,29 @@ class Family:
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def send(self, pid: int, number: int) -> None:
-        self._count(pid, aim(pid, lambda process: process.tick == self.members[pid], number)[1])
+        """Signal a member, by its handle if there is one: that can't be anybody else's."""
+        tick = self.members[pid]
+        handle = self.handles.get((pid, tick))
+        if handle is None:
+            outcome = aim(pid, lambda process: process.tick == tick, number)[1]
+        else:
+            outcome = _shoot(handle, pid, number)
+        self._count(pid, outcome)
+
+    def wait(self, keys: "list[tuple[int, int]]", limit_s: float) -> None:
+        """Until those of them that have handles have ended, or the time is over."""
+        import select
+
+        poll, left = select.poll(), 0
+        for key in keys:
+            if key in self.handles and key not in self.refusing:
+                poll.register(self.handles[key], select.POLLIN)
+                left += 1
+        end_s = monotonic() + limit_s
+        while left and monotonic() < end_s:
+            for handle, _event in poll.poll(max(1, int((end_s - monotonic()) * 1000))):
+                poll.unregister(handle)
+                left -= 1
 
     def _count(self, pid: int, outcome: int) -> None:
         if outcome == SENT:
@@ -351,10 +389,23 @@ def _ourselves() -> "set[int]":
     return mine
 
 
-def aim(pid: int, is_it: "Callable[[Process], bool]", number: int) -> "tuple[Process | None, int]":
-    """Signal a process (0: nobody) if it is the right one, and nobody else: it, or None, and what became of the signal.
+def _room() -> int:
+    """How many descriptors of processes may be held open: as many as we get, less some for our own use."""
+    import resource
 
-    By a descriptor of the process where the kernel has them, so that the number cannot be reused in between.
+    _now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_HANDLES if most == resource.RLIM_INFINITY else min(most, MOST_HANDLES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most - 32
+
+
+def aim(
+    pid: int, is_it: "Callable[[Process], bool]", number: int, *, keep: bool = False
+) -> "tuple[Process | None, int, int]":
+    """Signal a process (0: nobody) if it is the right one, and nobody else.
+
+    By a descriptor of the process where the kernel has them, so that the number cannot be reused in between. Gives the
+    process, or None; what became of the signal; with `keep` the descriptor, else -1.
     """
     fd = -1
     try:
@@ -362,10 +413,12 @@ def aim(pid: int, is_it: "Callable[[Process], bool]", number: int) -> "tuple[Pro
             fd = os.pidfd_open(pid)
         process = read_process(pid)
         if process is None or not is_it(process):
-            return None, GONE
-        return process, _shoot(fd, pid, number)
+            return None, GONE, -1
+        outcome = _shoot(fd, pid, number)
+        kept, fd = (fd, -1) if keep else (-1, fd)
+        return process, outcome, kept
     except OSError:
-        return None, GONE
+        return None, GONE, -1
     finally:
         if fd >= 0:
             os.close(fd)
