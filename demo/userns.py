@@ -8,7 +8,7 @@ from pathlib import Path
 import attrs
 import trio
 
-from demo import runtime
+from demo import interrupts, runtime
 from pilot.settings import Settings
 from pilot.userns import UsernsSwitch
 from startd.validate import Unusable, validate
@@ -31,7 +31,8 @@ def look(copy: Path) -> Found:
         wrapper = copy
     settings = attrs.evolve(Settings(), sailplane_wrapper_dir=wrapper)
     try:
-        trio.run(validate, settings, UsernsSwitch())
+        with interrupts.held():
+            trio.run(validate, settings, UsernsSwitch())
     except Unusable as unusable:
         return Found(None, str(unusable))
     return Found(wrapper)

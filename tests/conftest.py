@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,17 +19,33 @@ for _name in [name for name in os.environ if name.upper().startswith("_CONDOR_")
     del os.environ[_name]
 
 from demo import accounts as demo_accounts  # noqa: E402  (after the environment is set)
+from demo import runtime  # noqa: E402
 
+_NOBODY = 65534
 _NOT_ROOT = "needs root: makes accounts and switches between them"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what needs root when we are not, and say so."""
-    if os.geteuid() == 0:
-        return
+    """Leave out what needs root when we are not, or user namespaces where there are none, and say so."""
     for item in items:
-        if item.get_closest_marker("needs_root"):
+        if item.get_closest_marker("needs_root") and os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason=_NOT_ROOT))
+        elif (marker := item.get_closest_marker("needs_userns")) and (lack := _userns_lack(**marker.kwargs)):
+            item.add_marker(pytest.mark.skip(reason=lack))
+
+
+@functools.cache
+def _userns_lack(*, in_place: bool = False) -> str:
+    """Why no other account can run jobs at sub-uids here (from this very checkout); "" when one can."""
+    if shutil.which("newuidmap") is None:
+        return "newuidmap (package uidmap) is not installed"
+    interpreter = Path(sys.executable).resolve()
+    if in_place and not all(runtime.traversable(place) for place in (interpreter, runtime.ROOT / "x")):
+        return "other accounts can't reach this checkout or its interpreter"
+    done = subprocess.run(
+        ["unshare", "--user", "true"], user=_NOBODY, group=_NOBODY, extra_groups=[], cwd="/", capture_output=True
+    )
+    return f"an ordinary account can make no user namespace here: {done.stderr.decode()}" if done.returncode else ""
 
 
 @pytest.fixture(scope="session")

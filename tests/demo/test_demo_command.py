@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pwd
-import shutil
 import signal
 import subprocess
 from collections.abc import Mapping
@@ -104,7 +103,7 @@ def test_another_account_is_told_that_nothing_is_isolated(open_dir: Path, accoun
 
 
 @pytest.mark.needs_root
-@pytest.mark.skipif(shutil.which("newuidmap") is None, reason="newuidmap (package uidmap) is not installed")
+@pytest.mark.needs_userns
 def test_another_account_gives_each_job_a_sub_uid(open_dir: Path, accounts: Mapping[str, Account]) -> None:
     words = finish(start(open_dir, "--json", str(open_dir / "report.json"), account=accounts["alice"]))
     assert "at a sub-uid of it" in words

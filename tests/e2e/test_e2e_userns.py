@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from tests.e2e.e2e_jobs import Jobs
 pytestmark = [
     pytest.mark.needs_root,
     pytest.mark.timeout(300),
-    pytest.mark.skipif(shutil.which("newuidmap") is None, reason="newuidmap (package uidmap) is not installed"),
+    pytest.mark.needs_userns,
 ]
 
 

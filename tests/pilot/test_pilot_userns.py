@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 from collections.abc import Mapping
@@ -22,8 +21,7 @@ from pilot.userns import Host, UsernsSwitch, classify_userns, hint, obstacle
 from tests.jobwrapper.accounts_at_work import as_account
 from tests.jobwrapper.farsides import Settings
 
-needs_tools = pytest.mark.skipif(shutil.which("newuidmap") is None, reason="newuidmap (uidmap) is not installed")
-
+needs_userns = pytest.mark.needs_userns(in_place=True)
 
 # -- deciding ----
 
@@ -147,7 +145,7 @@ async def _identity(home: Path) -> tuple[list[str], list[str], list[str]]:
 
 
 @pytest.mark.needs_root
-@needs_tools
+@needs_userns
 def test_a_job_keeps_its_sub_uid_and_another_job_has_another(accounts: Mapping[str, Account], home: Path) -> None:
     first, again, other = as_account(accounts["pilot"], _identity, home)
     assert first == again
@@ -163,7 +161,7 @@ async def _ends(home: Path) -> list[Outcome]:
 
 
 @pytest.mark.needs_root
-@needs_tools
+@needs_userns
 def test_ends_are_exact(accounts: Mapping[str, Account], home: Path) -> None:
     codes: list[Outcome] = [Exited(0), Exited(7), Exited(203), Exited(255), Signalled(9), Signalled(15), Signalled(11)]
     assert as_account(accounts["pilot"], _ends, home) == [end for end in codes for _ in range(2)]
@@ -178,7 +176,7 @@ async def _not_there(home: Path) -> Outcome:
 
 
 @pytest.mark.needs_root
-@needs_tools
+@needs_userns
 def test_a_command_that_cannot_run_is_misuse(accounts: Mapping[str, Account], home: Path) -> None:
     outcome = as_account(accounts["pilot"], _not_there, home)
     assert isinstance(outcome, Misused)
@@ -209,7 +207,7 @@ async def _attack(home: Path) -> tuple[str, list[str]]:
 
 
 @pytest.mark.needs_root
-@needs_tools
+@needs_userns
 def test_the_pilot_and_pid_1_are_out_of_reach(accounts: Mapping[str, Account], home: Path) -> None:
     own, beside = as_account(accounts["pilot"], _attack, home)
     assert own.split() == ["end"]
@@ -261,7 +259,7 @@ async def _two_jobs(home: Path) -> tuple[str, bool]:
 
 
 @pytest.mark.needs_root
-@needs_tools
+@needs_userns
 def test_two_jobs_cannot_touch_each_other(accounts: Mapping[str, Account], home: Path) -> None:
     assert as_account(accounts["pilot"], _two_jobs, home) == ("end\n", True)
 
@@ -309,7 +307,7 @@ def _child_of(pid: int) -> int:
 
 
 @pytest.mark.needs_root
-@needs_tools
+@needs_userns
 @pytest.mark.parametrize("how", ["kill-all", "end of file", "root", "pid 1", "the switch's process"])
 def test_a_daemonised_tree_dies_by_every_way(accounts: Mapping[str, Account], home: Path, how: str) -> None:
     outcome, (told,) = as_account(accounts["pilot"], _tree, home, how)
@@ -339,15 +337,15 @@ async def _orders(home: Path) -> str:
 
 
 def _all_stopped(uid: int) -> bool:
-    pids = at(uid)
     try:
-        return bool(pids) and all(b") T " in Path(f"/proc/{pid}/stat").read_bytes() for pid in pids)
+        states = {Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1] for pid in at(uid)}
     except OSError:
         return False
+    return b"T" in states and states <= {b"T", b"Z"}  # a sleep may end when its parent can't reap it any more
 
 
 @pytest.mark.needs_root
-@needs_tools
+@needs_userns
 def test_orders_and_signals_reach_the_job(accounts: Mapping[str, Account], home: Path) -> None:
     assert as_account(accounts["pilot"], _orders, home) == f"got {Exited(3)}"
 
@@ -375,7 +373,7 @@ def _ticks(pid: int) -> int:
 
 
 @pytest.mark.needs_root
-@needs_tools
+@needs_userns
 def test_the_hello_shows_the_sub_uid_and_a_signal_by_the_switch_arrives(
     accounts: Mapping[str, Account], home: Path
 ) -> None:
@@ -400,7 +398,7 @@ async def _two_pilots(home: Path) -> list[int]:
 
 
 @pytest.mark.needs_root
-@needs_tools
+@needs_userns
 def test_two_pilots_of_one_account_never_share_a_sub_uid(accounts: Mapping[str, Account], home: Path) -> None:
     assert len(set(as_account(accounts["pilot"], _two_pilots, home))) == 8
 
@@ -440,6 +438,6 @@ async def _cleaned(home: Path) -> list[str]:
 
 
 @pytest.mark.needs_root
-@needs_tools
+@needs_userns
 def test_another_namespace_with_the_same_map_cleans_up(accounts: Mapping[str, Account], home: Path) -> None:
     assert as_account(accounts["pilot"], _cleaned, home) == ["left"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+from demo import runtime
 from demo.accounts import Account
 from pilot.settings import Settings
 from pilot.switch import Exited, Misused, Outcome, Signalled, Switch, Unavailable
@@ -21,7 +22,7 @@ from tests.jobwrapper.accounts_at_work import as_account
 from tests.jobwrapper.farsides import WRAPPER
 from tests.startd.test_startd_slots import slots
 
-needs_tools = pytest.mark.skipif(shutil.which("newuidmap") is None, reason="newuidmap (uidmap) is not installed")
+needs_userns = pytest.mark.needs_userns(in_place=True)
 
 
 def test_the_wrappers_usage_means_that_it_works() -> None:
@@ -61,11 +62,11 @@ async def _validated(directory: Path, wrapper: Path, switch: Switch | None) -> s
 
 
 @pytest.mark.needs_root
-@needs_tools
+@needs_userns
 def test_validation_at_an_ordinary_account(accounts: Mapping[str, Account], open_dir: Path) -> None:
     wrapper = open_dir / "wrapper"
     shutil.copytree(WRAPPER, wrapper)
-    wrapper.chmod(0o755)
+    runtime.open_up(wrapper)
     pilot = accounts["pilot"]
     assert "sub-uid" in as_account(pilot, _validated, open_dir, wrapper, None)
     wrapper.chmod(0o700)
