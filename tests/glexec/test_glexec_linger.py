@@ -346,6 +346,8 @@ def test_a_front_that_dies_early_starts_nothing(site):
 def test_the_root_parts_death_ends_the_payload(site):
     with steered(site, "/bin/sleep", "100") as call:
         hello = call.hear()
+        comm = Path("/proc", str(hello["pid"]), "comm")
+        wait_for(lambda: comm.read_text() == "sleep\n", "the payload")  # before, 202 is right: nothing was started
         os.kill(hello["root_pid"], signal.SIGKILL)
         assert call.process.wait(PATIENCE_S) == -signal.SIGKILL
         wait_for(lambda: site.no_process_of(site.alice), "an end of the payload")
