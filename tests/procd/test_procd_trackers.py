@@ -21,7 +21,7 @@ from procd.client import ProcdClient
 from procd.events import MAX_LOT, Connector, Event, Overrun, connector_works, parse
 from procd.families import Families
 from procd.lookout import Lookout
-from procd.proc import ProcReader
+from procd.proc import ProcReader, ticks_now
 from procd.process import Process, ProcessId
 from tests.procd import world
 from tests.procd.hosts import Delegated, delegated
@@ -371,6 +371,7 @@ async def test_the_check_names_who_walks_have_missed(tmp_path: Path) -> None:
         members = set(family.members)
         missed = next(identity for identity in members if identity != root)
         del family.members[missed], families._member_of[missed]
+        await world.until(lambda: ticks_now() > missed.start_ticks, "a clock tick after its birth")
         assert await lookout.check() == {"job": [missed]}
         assert await lookout.check() == {}
         assert set(family.members) == members
