@@ -20,6 +20,7 @@ from pilot.rpc import Channel, ChannelClosed, RpcFault, RpcRefused
 from pilot.switch import Exited as SwitchExited
 from pilot.switch import Outcome, Signalled
 from starter import steps, updates
+from starter.ahead import Ahead
 from starter.life import (
     Begin,
     Command,
@@ -54,7 +55,7 @@ from starter.messages import (
 )
 from starter.orphans import reap_orphans
 from starter.shadow import ShadowRefused
-from starter.verdict import Hold, words
+from starter.verdict import Hold, wants_output, words
 from starter.visits import Visits
 from starter.work import Work
 
@@ -89,6 +90,7 @@ class Job:
         """
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            self._work.ahead = Ahead(nursery, self._log)
             nursery.start_soon(self._watch_shadow)
             nursery.start_soon(self._watch_startd)
             nursery.start_soon(reap_orphans)
@@ -123,6 +125,8 @@ class Job:
             self._nursery.start_soon(self._watch_proxy)
         elif isinstance(event, Started):
             self._nursery.start_soon(self._send_updates)
+        elif isinstance(event, JobEnded) and self._life.verdict is not None and wants_output(self._life.verdict):
+            steps.open_output(self._work)
 
     async def _carry_out(self, command: Command) -> None:
         match command:
@@ -142,6 +146,8 @@ class Job:
 
     def _begin(self, step: Step) -> None:
         self._step_scope.cancel()
+        if self._work.ahead is not None:
+            self._work.ahead.step_begins(step)
         self._step_scope = trio.CancelScope()
         before, self._step_over = self._step_over, trio.Event()
         self._nursery.start_soon(self._run_step, step, self._step_scope, before, self._step_over)

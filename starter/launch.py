@@ -38,6 +38,7 @@ REASON_BYTES = 4096
 LINGER_S = 0.3
 
 Register = Callable[[int, int, Running], Awaitable[None]]
+Take = Callable[[], Awaitable[FarSide | None]]
 
 
 @frozen
@@ -147,9 +148,11 @@ async def launch(
     *,
     register: Register,
     deadlines: Deadlines | None = None,
+    take: Take | None = None,
 ) -> Launched | ExecFailed:
     """Run the job in its sandbox.
 
+    `take()` gives a call that was opened ahead (`starter.ahead`), or None; only the first attempt asks for it.
     `register(pid, start_ticks, running)` is awaited before the far side learns what to run; if it raises,
     nothing runs. When the wrapper is killed before 'going' the call is made again (GLEXEC_RETRIES), and
     `register` is called again with the new pid. Raises StageFailed when the switch fails, or a deadline
@@ -160,7 +163,8 @@ async def launch(
     retries = make_retries(context.settings)
     failures = 0
     while True:
-        result = await _attempt(context, place, spec, register, limits)
+        far = await take() if take is not None and failures == 0 else None
+        result = await _attempt(far, context, place, spec, register, limits)
         if not isinstance(result, Broken):
             return result
         failures += 1
@@ -175,9 +179,10 @@ async def _pause(retries: Retries, failures: int, broken: Broken) -> None:
 
 
 async def _attempt(
-    context: Context, place: Place, spec: LaunchSpec, register: Register, limits: Deadlines
+    far: FarSide | None, context: Context, place: Place, spec: LaunchSpec, register: Register, limits: Deadlines
 ) -> Launched | ExecFailed | Broken:
-    far = await open_call(context, "launch", deadline_s=limits.hello_s, control=True)
+    if far is None:
+        far = await open_call(context, "launch", deadline_s=limits.hello_s, control=True)
     running = far.running
     try:
         result = await _hand_over(far, place, spec, register, limits)

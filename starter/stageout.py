@@ -43,16 +43,24 @@ MISSING_NAMES = 1000
 
 @asynccontextmanager
 async def stage_out(
-    context: Context, place: Place, wanted: Wanted, *, limits: Limits, deadline_s: float
+    context: Context,
+    place: Place,
+    wanted: Wanted,
+    *,
+    limits: Limits,
+    deadline_s: float,
+    far: FarSide | None = None,
 ) -> AsyncIterator[Outward]:
     """Fetch what the job left; inside the block the manifest is known and the content can be read.
 
     `deadline_s` is for each step until the manifest has begun; from then on STALL_S without a byte end it.
     Leaving without `remove()`, also by an exception or when cancelled, keeps the sandbox as it is.
+    `far`: a call that was opened ahead; it is this block's then.
 
     Raises StageFailed; code "limit" when the output exceeds `limits`, before any of it is read.
     """
-    far = await open_call(context, "stage-out", deadline_s=deadline_s)
+    if far is None:
+        far = await open_call(context, "stage-out", deadline_s=deadline_s)
     try:
         check_owner(place, far.hello.uid)
         with deadline("ask for the output", deadline_s):

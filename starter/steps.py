@@ -13,15 +13,16 @@ import trio
 from classad2 import ClassAd
 
 from cedar.claims import EXECUTE_SIDE, ClaimId
-from cedar.classads import get_str
+from cedar.classads import evaluate, get_str
 from cedar.commands import HoldCode
 from cedar.errors import PeerFault, Refused
 from cedar.filetransfer import TransferLimits
 from cedar.sinful import Sinful
 from pilot import credentials
+from pilot.farside import FarSide
 from pilot.rpc import ChannelClosed, RpcFault, RpcRefused
 from pilot.switch import Denied, Outcome, Running, Unavailable
-from starter import updates
+from starter import ahead, updates
 from starter.credential import ProxyUnusable, fetch_proxy
 from starter.description import Unrunnable, describe, launch_arguments, launch_environment
 from starter.launch import Deadlines, ExecFailed, LaunchSpec, Register, launch
@@ -138,7 +139,13 @@ async def fill_sandbox(work: Work) -> Event:
     try:
         async with stage_in(work.context(), work.place, deadline_s=work.settings.sailplane_switch_deadline) as inward:
             work.account = inward.account
-            sink = InputSink(inward, work.description, work.settings.sailplane_certificates_dir, _progress(work))
+            sink = InputSink(
+                inward,
+                work.description,
+                work.settings.sailplane_certificates_dir,
+                _progress(work),
+                begun=lambda: _open_launch(work),
+            )
             await fetch_input(work.route, sink, _input_limits(work))
             assert work.job_ad is not None
             await write_ads(inward, work.job_ad, ClassAd(work.activation.slot_ad))
@@ -151,6 +158,26 @@ async def fill_sandbox(work: Work) -> Event:
         return StepFailed(_transfer_verdict(fault, HoldCode.DOWNLOAD_FILE_ERROR), sandbox=True)
     except Refused as fault:
         return StepFailed(Requeue(HoldCode.DOWNLOAD_FILE_ERROR, f"input transfer: {fault}"), sandbox=True)
+
+
+def _open_launch(work: Work) -> None:
+    """Input has begun to arrive, and is short: the launch's call may be opened meanwhile."""
+    assert work.job_ad is not None
+    if work.ahead is not None and ahead.is_short(evaluate(work.job_ad, "TransferInputSizeMB")):
+        work.ahead.open(work.context(), ahead.LAUNCH, deadline_s=Deadlines().hello_s, control=True)
+
+
+def open_output(work: Work) -> None:
+    """The job has ended by itself: stage-out's call may be opened while its family is proved empty.
+
+    Where the far side has the pilot's own account procd could take it for one of the job's orphans.
+    """
+    if work.ahead is not None and work.switch.isolates:
+        work.ahead.open(work.context(), ahead.STAGE_OUT, deadline_s=work.settings.sailplane_switch_deadline)
+
+
+async def _opened(work: Work, verb: str) -> FarSide | None:
+    return None if work.ahead is None else await work.ahead.take(verb)
 
 
 def _progress(work: Work) -> Progress:
@@ -185,7 +212,12 @@ async def start_job(work: Work) -> Event:
     """Second call of the switch: the job runs, procd has its family, the shadow is told."""
     try:
         result = await launch(
-            work.context(), work.place, _launch_spec(work), register=_registering(work), deadlines=Deadlines()
+            work.context(),
+            work.place,
+            _launch_spec(work),
+            register=_registering(work),
+            deadlines=Deadlines(),
+            take=lambda: _opened(work, ahead.LAUNCH),
         )
     except StageFailed as fault:
         return StepFailed(_switch_verdict(work, fault.outcome, str(fault)), sandbox=True)
@@ -324,6 +356,7 @@ async def send_sandbox(work: Work) -> Event:
                 max_bytes=work.settings.sailplane_max_output_bytes, max_files=work.settings.sailplane_max_output_files
             ),
             deadline_s=work.settings.sailplane_switch_deadline,
+            far=await _opened(work, ahead.STAGE_OUT),
         ) as outward:
             failed = await _offer_output(work, outward)
             await outward.remove()
@@ -387,6 +420,7 @@ async def clean(work: Work) -> Event:
             Listed(()),
             limits=Limits(max_bytes=0, max_files=0),
             deadline_s=work.settings.sailplane_switch_deadline,
+            far=await _opened(work, ahead.STAGE_OUT),
         ) as outward:
             await outward.remove()
     except StageFailed as fault:

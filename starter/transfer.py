@@ -91,19 +91,22 @@ class TransferFailed(Exception):
 
 @attrs.define
 class InputSink:
-    """Stores what comes off the wire into the sandbox, through the far side."""
+    """Stores what comes off the wire into the sandbox, through the far side. ``begun`` is called with each item."""
 
     inward: Inward
     job: Description
     certificates_dir: Path | None
     progress: Progress
+    begun: Callable[[], None] = lambda: None
     proxy_stored: bool = False
 
     async def directory(self, name: str, mode: int) -> None:
+        self.begun()
         self.progress.made()
         await self.inward.directory(name, mode)
 
     async def file(self, name: str, mode: int, size: int, chunks: AsyncIterator[bytes]) -> None:
+        self.begun()
         if self.job.proxy_name is not None and name == self.job.proxy_name:
             await self._copied_proxy(name, size, chunks)
             return
@@ -112,6 +115,7 @@ class InputSink:
 
     async def proxy(self, name: str, exchange: Callable[[bytes], Awaitable[bytes]]) -> None:
         """The proxy as an item of its own: answered always, compared before it enters the sandbox."""
+        self.begun()
         pem = await receive_proxy(exchange)
         await self._store_proxy(name, pem)
 

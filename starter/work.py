@@ -13,6 +13,7 @@ from pilot.settings import Settings
 from pilot.switch import Switch
 from procd.client import ProcdClient
 from procd.messages import Usage
+from starter.ahead import Ahead
 from starter.description import Description
 from starter.launch import Launched
 from starter.messages import Activation
@@ -69,6 +70,8 @@ class Work:
     usage: Usage | None = None
     ended: trio.Event = attrs.field(factory=trio.Event)
     guests: Guests = attrs.field(factory=Guests)
+    # calls opened ahead, where the job has somebody to keep them
+    ahead: Ahead | None = None
 
     @property
     def description(self) -> Description:

@@ -1,0 +1,149 @@
+"""Calls opened before they are needed: taken once, dropped when nobody wants them, and never left behind."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from pilot.farside import FarSide
+from pilot.switch import own_children
+from starter import ahead
+from starter.ahead import LAUNCH, STAGE_OUT, WANTED_IN, Ahead, is_short
+from starter.life import Step
+from starter.sandbox import Context
+from tests.jobwrapper.farsides import hostile_context, open_fds, wrapper_context
+
+LOG = logging.LoggerAdapter(logging.getLogger("test"), {})
+
+
+@asynccontextmanager
+async def calls() -> AsyncIterator[Ahead]:
+    """Whatever is open at the end must end with the nursery, and leave nothing."""
+    before = open_fds()
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            yield Ahead(nursery, LOG)
+            nursery.cancel_scope.cancel()
+    assert not own_children()
+    assert open_fds() == before
+
+
+def begin(opened: Ahead, verb: str, context: Context | None = None) -> None:
+    opened.open(context or wrapper_context(), verb, deadline_s=20)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """The deadline is that of `calls`."""
+    while True:
+        if condition():
+            return
+        await trio.sleep(0.005)
+
+
+async def no_child() -> None:
+    await until(lambda: not own_children())
+
+
+async def test_a_call_is_taken_once() -> None:
+    async with calls() as opened:
+        begin(opened, STAGE_OUT)
+        far = await opened.take(STAGE_OUT)
+        assert isinstance(far, FarSide)
+        assert await opened.take(STAGE_OUT) is None
+        await far.end()
+
+
+async def test_a_call_that_is_open_is_not_opened_again() -> None:
+    async with calls() as opened:
+        begin(opened, LAUNCH)
+        begin(opened, LAUNCH)
+        far = await opened.take(LAUNCH)
+        assert len(own_children()) == 1
+        assert far is not None
+        await far.end()
+
+
+async def test_a_call_for_something_else_is_not_given() -> None:
+    async with calls() as opened:
+        begin(opened, LAUNCH)
+        assert await opened.take(STAGE_OUT) is None
+
+
+async def test_what_nobody_took_ends_with_the_job() -> None:
+    async with calls() as opened:
+        begin(opened, LAUNCH)
+        await until(lambda: bool(own_children()))
+
+
+@pytest.mark.parametrize("answered", [True, False], ids=["after its hello", "before its hello"])
+async def test_a_dropped_call_ends(answered: bool, tmp_path: Path) -> None:
+    speak = "hello()\nreceive()" if answered else "exactly(1)"
+    async with calls() as opened:
+        begin(opened, LAUNCH, hostile_context(tmp_path / "far", speak))
+        record = opened._opened
+        assert record is not None
+        if answered:
+            await record.answered.wait()
+        await until(lambda: bool(own_children()))
+        opened.drop()
+        await no_child()
+        assert await opened.take(LAUNCH) is None
+
+
+async def test_another_verb_takes_the_place_of_the_first() -> None:
+    async with calls() as opened:
+        begin(opened, LAUNCH)
+        begin(opened, STAGE_OUT)
+        far = await opened.take(STAGE_OUT)
+        assert far is not None
+        await far.end()
+        await no_child()
+
+
+async def test_an_old_call_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "MAX_AGE_S", 0.0)
+    async with calls() as opened:
+        begin(opened, LAUNCH)
+        record = opened._opened
+        assert record is not None
+        await record.settled.wait()
+        assert await opened.take(LAUNCH) is None
+        await no_child()
+
+
+@pytest.mark.parametrize("program", ["hello()", "hello(); send({'more': 1}); receive()"], ids=["hung up", "speaks"])
+async def test_a_far_side_that_does_not_wait_is_not_used(program: str, tmp_path: Path) -> None:
+    async with calls() as opened:
+        begin(opened, LAUNCH, hostile_context(tmp_path / "far", program))
+        record = opened._opened
+        assert record is not None
+        await record.answered.wait()
+        await until(lambda: record.far is None or record.far.pending())
+        assert await opened.take(LAUNCH) is None
+
+
+async def test_a_refusal_is_left_to_the_call_that_is_needed(tmp_path: Path) -> None:
+    async with calls() as opened:
+        begin(opened, LAUNCH, hostile_context(tmp_path / "far", "sys.exit(3)"))
+        assert await opened.take(LAUNCH) is None
+
+
+@pytest.mark.parametrize("step", list(Step))
+async def test_a_step_drops_what_it_leaves_no_use_for(step: Step) -> None:
+    for verb in (LAUNCH, STAGE_OUT):
+        async with calls() as opened:
+            begin(opened, verb)
+            opened.step_begins(step)
+            assert (opened._opened is not None) == (step in WANTED_IN[verb])
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0, True), (1, True), (2, False), (-1, False), (None, False), ("0", False), (0.5, False)]
+)
+def test_only_a_known_short_input_is_short(value: object, expected: bool) -> None:
+    assert is_short(value) is expected
