@@ -192,6 +192,16 @@ class StockPool:
         path = self.here / "log" / name
         return path.read_text(errors="replace") if path.exists() else ""
 
+    def introduce(self, user: User) -> None:
+        """A user's first submission: a schedd of 25.14 cannot read the proxy of somebody whom it does not know yet."""
+        assert user.account is not None
+        lines = ("executable = /bin/true", "hold = true", "queue")
+        first = user.home / "introduction.sub"
+        first.write_text("".join(f"{line}\n" for line in lines))
+        cluster = self.tool("condor_submit", "-terse", str(first), user=user).partition(".")[0]
+        self.tool("condor_rm", cluster)
+        first.unlink()
+
     def pilot_token(self) -> bytes:
         """A token that may advertise execution points, and nothing more."""
         identity = f"pilot@{DOMAIN}"
@@ -233,6 +243,8 @@ def open_pool(site: Site, prefix: Path) -> Iterator[StockPool]:
         layout.startd_token.parent.mkdir(parents=True)
         layout.collector_address.write_text(f"127.0.0.1:{pool.port}\n")
         layout.startd_token.write_bytes(pool.pilot_token())
+        for user in site.users.values():
+            pool.introduce(user)
         yield pool
     finally:
         pool.stop()
