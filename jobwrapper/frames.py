@@ -162,11 +162,11 @@ def trouble(step: str, error: OSError, name: "bytes | None" = None) -> "dict":  
     return dict(step=step, errno=error.errno or 0, text=error.strerror or str(error), **where)
 
 
-def close_others(kept: int = -1) -> None:
+def close_others(*kept: int) -> None:
     """Close everything but the standard descriptors and `kept`."""
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
-        if fd > 2 and fd != kept:
+        if fd > 2 and fd not in kept:
             try:  # noqa: SIM105 - contextlib costs an import
                 os.close(fd)
             except OSError:  # the listing's own

@@ -3,13 +3,15 @@
 After the hello the pilot sends what to run, and then one end of a fresh pipe that closes on exec. On that
 pipe goes either one byte, 'going', just before execve, or the reason why not (JSON: step, errno, text). End
 of file after 'going' tells the pilot that the job runs. The socket itself can tell nothing: a lingering
-switch keeps copies of it.
+switch keeps copies of it. A command before or after the job (jobwrapper.around) is run from here, too; the byte
+'waiting' then says that it takes its time.
 """
 
 import os
 import resource
 import stat
 from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET
+from sys import byteorder as _byteorder
 
 from jobwrapper.frames import Gone, Line, close_others, dumps, to_bytes, trouble
 
@@ -26,6 +28,8 @@ _INT_BYTES = 4
 # Kill and stop cannot be changed; 32 and 33 belong to the C library.
 _UNCHANGEABLE = {_signal.SIGKILL, _signal.SIGSTOP, 32, 33}
 _OUT = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+# Files of the sandbox that the pilot gets a descriptor of, by what it does with them.
+_OPENED = {"read": os.O_RDONLY, "write": os.O_WRONLY}
 
 
 def main() -> int:
@@ -43,11 +47,23 @@ def main() -> int:
         for name, act in STEPS:
             step = name
             act(wanted)
+        step = "files"
+        _hand_files(line, wanted)
+        if wanted.get("pre") or wanted.get("post"):
+            from jobwrapper import around
+
+            step = "pre"
+            around.before(wanted, report)
+            step = "post"
+            if around.stay(wanted, report, line):
+                return 0
         step = "exec"
         _exec(wanted, report)
     except Exception as error:  # whatever it is, the pilot must not take our end for the job's
         reason = error if isinstance(error, OSError) else OSError(22, "%s: %s" % (type(error).__name__, error))
         os.write(report, dumps(trouble(step, reason)).encode("ascii"))
+        for fd in wanted.get("kept", ()):
+            os.write(fd, b"x")
     return 1
 
 
@@ -55,9 +71,7 @@ def _receive_descriptor(line: Line) -> int:
     _data, ancillary, _flags, _address = line.socket.recvmsg(1, CMSG_SPACE(_INT_BYTES), MSG_CMSG_CLOEXEC)
     for level, kind, value in ancillary:
         if level == SOL_SOCKET and kind == SCM_RIGHTS and len(value) == _INT_BYTES:
-            import sys
-
-            return int.from_bytes(value, sys.byteorder)
+            return int.from_bytes(value, _byteorder)
     raise Gone()
 
 
@@ -73,16 +87,24 @@ def _own_session(wanted: "dict") -> None:  # type: ignore[type-arg]
         pass
 
 
-def _stdio(wanted: "dict") -> None:  # type: ignore[type-arg]
+def _stdin(wanted: "dict") -> None:  # type: ignore[type-arg]
     os.umask(wanted["umask"])
     given = _open(wanted["stdin"], os.O_RDONLY) if wanted["stdin"] is not None else os.open(os.devnull, os.O_RDONLY)
     if wanted.get("connection"):  # a server of one connection: in and out are that
-        given = out = wanted["connection"]
+        given = wanted["connection"]
         os.set_blocking(given, True)
-    else:
-        out = _open(wanted["stdout"], _OUT)
-    err = out if wanted["stderr"] == wanted["stdout"] else _open(wanted["stderr"], _OUT)
-    for fd, target in ((given, 0), (out, 1), (err, 2)):
+    wanted["streams"] = [given]
+
+
+def _stdout(wanted: "dict") -> None:  # type: ignore[type-arg]
+    wanted["streams"].append(wanted.get("connection") or _open(wanted["stdout"], _OUT))
+
+
+def _stderr(wanted: "dict") -> None:  # type: ignore[type-arg]
+    """One open file for both where they have one name, so that neither overwrites the other."""
+    same = wanted["stderr"] == wanted["stdout"]
+    wanted["streams"].append(wanted["streams"][1] if same else _open(wanted["stderr"], _OUT))
+    for target, fd in enumerate(wanted["streams"]):
         os.dup2(fd, target)  # inheritable
 
 
@@ -119,6 +141,36 @@ def _nice(wanted: "dict") -> None:  # type: ignore[type-arg]
         os.nice(wanted["nice"])
 
 
+def _cpus(wanted: "dict") -> None:  # type: ignore[type-arg]
+    if wanted.get("cpus"):
+        os.sched_setaffinity(0, wanted["cpus"])
+
+
+def _oom_score(wanted: "dict") -> None:  # type: ignore[type-arg]
+    """When memory is short the kernel is to take the job, and not what looks after it. Anybody may raise it."""
+    try:
+        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, b"%d" % wanted.get("oom_score", 0))
+        finally:
+            os.close(fd)
+    except OSError:  # a host that hides it, or a score that is higher already
+        pass
+
+
+def _hand_files(line: Line, wanted: "dict") -> None:  # type: ignore[type-arg]
+    """One message each: its number, and the descriptor. A file that is not there is left out."""
+    for number, (name, use) in enumerate(wanted.get("files", ())):
+        try:
+            fd = _open(name, _OPENED[use])
+        except OSError:
+            continue
+        try:
+            line.socket.sendmsg([b"%c" % number], [(SOL_SOCKET, SCM_RIGHTS, fd.to_bytes(_INT_BYTES, _byteorder))])
+        finally:
+            os.close(fd)
+
+
 def _signals(wanted: "dict") -> None:  # type: ignore[type-arg]
     """The defaults for all, none blocked: Python ignores two, and whoever called us may have ignored more."""
     for number in range(1, _signal.NSIG):
@@ -130,7 +182,7 @@ def _signals(wanted: "dict") -> None:  # type: ignore[type-arg]
 def _exec(wanted: "dict", report: int) -> None:  # type: ignore[type-arg]
     argv = [to_bytes(word) for word in wanted["argv"]]
     environment = {to_bytes(name): to_bytes(value) for name, value in wanted["environment"].items()}
-    close_others(report)
+    close_others(report, *wanted.get("kept", ()))
     _limits(wanted)
     os.write(report, GOING)
     os.execve(argv[0], argv, environment)
@@ -139,7 +191,11 @@ def _exec(wanted: "dict", report: int) -> None:  # type: ignore[type-arg]
 STEPS = (
     ("cwd", _enter),
     ("session", _own_session),
-    ("stdio", _stdio),
+    ("stdin", _stdin),
+    ("stdout", _stdout),
+    ("stderr", _stderr),
     ("nice", _nice),
+    ("cpus", _cpus),
+    ("memory", _oom_score),
     ("signals", _signals),
 )

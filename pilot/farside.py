@@ -47,6 +47,7 @@ HELLO_BYTES = 1024
 PROTOCOL = 1
 # How long a call that has failed or is done may take to end before it is killed.
 END_GRACE_S = 5.0
+_INT = struct.Struct("=i")
 _UCRED = struct.Struct("3i")
 _ACCOUNT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@$-]{0,63}\Z")
 
@@ -141,6 +142,29 @@ class FarSide:
             return bytes(await self.stream.receive_some(limit))
         except trio.BrokenResourceError:
             return b""
+
+    def take_descriptor(self) -> tuple[int, int] | None:
+        """A descriptor that the far side has passed, with the byte that came with it; None when none waits.
+
+        It is the caller's, and closes on exec. Nothing that is sent otherwise may wait before it.
+        """
+        try:
+            data, ancillary, _flags, _address = self._socket.recvmsg(
+                1, socket.CMSG_SPACE(_INT.size), socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+            )
+        except OSError:
+            return None
+        fds = [
+            _INT.unpack_from(value, at)[0]
+            for level, kind, value in ancillary
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+            for at in range(0, len(value) - len(value) % _INT.size, _INT.size)
+        ]
+        if len(data) == 1 and len(fds) == 1:
+            return data[0], fds[0]
+        for fd in fds:
+            os.close(fd)
+        return None
 
     def pending(self) -> bool:
         """Whether the far side has said something (or hung up) that nobody has read yet."""

@@ -15,6 +15,8 @@ from typing import Any
 import attrs
 import classad2
 
+from pilot.quoting import environment_setting
+
 _METADATA = "sailplane.knob"
 _REFERENCE = re.compile(r"\$\(([A-Za-z_][A-Za-z0-9_]*)\)")
 _ENVIRONMENT = re.compile(r"\$ENV\([^)]*\)")
@@ -231,6 +233,15 @@ def expression() -> Kind:
         return value
 
     return Kind("expression", "a ClassAd expression", parse)
+
+
+def variables() -> Kind:
+    """Variables of an environment: kept as pairs."""
+
+    def parse(value: str) -> tuple[tuple[str, str], ...]:
+        return tuple(environment_setting(value).items())
+
+    return Kind("variables", """NAME=VALUE pairs, as "A=1 B='2 3'" in double quotes, or A=1;B=2""", parse)
 
 
 def knob(default: str, kind: Kind, meaning: str, *, unset: str = "", compute: Callable[[], Any] | None = None) -> Any:

@@ -35,6 +35,7 @@ from pilot.knobs import (
     seconds,
     size,
     text,
+    variables,
     yes_or_no,
 )
 
@@ -45,6 +46,11 @@ READ_DEADLINE_S = 10.0
 # The path becomes part of an `include :` line, where these characters mean nothing but themselves.
 _SAFE_PATH = re.compile(r"/[\w./@%+:,=~-]*[\w./@%+:,=~-]")
 _HERE = Path(__file__).resolve().parent
+# As stock HTCondor 25 (execute-side reference 4.5).
+_THREAD_VARIABLES = (
+    "CUBACORES, GOMAXPROCS, JULIA_NUM_THREADS, MKL_NUM_THREADS, NUMEXPR_NUM_THREADS, OMP_NUM_THREADS, OMP_THREAD_LIMIT,"
+    " OPENBLAS_NUM_THREADS, PYTHON_CPU_COUNT, ROOT_MAX_THREADS, TF_LOOP_PARALLEL_ITERATIONS, TF_NUM_THREADS"
+)
 _HOST = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"
 
 
@@ -148,6 +154,74 @@ class Settings:
         "3600", seconds(1), "Time without any progress after which a transfer of a job's files is given up."
     )
     starter_initial_update_interval: float = knob("8", seconds(0), "Time from a job's start to its first update.")
+    starter_job_environment: tuple[tuple[str, str], ...] = knob(
+        "",
+        variables(),
+        "Variables for every job, below those of its own. Of the daemon's environment a job gets nothing.",
+        unset="none",
+    )
+    starter_num_threads_env_vars: str = knob(
+        _THREAD_VARIABLES,
+        text(r"[A-Za-z0-9_, ]*", "names of variables"),
+        "Variables that limit a program's threads; set to the slot's cores where the job does not set them.",
+    )
+    user_job_wrapper: Path | None = knob(
+        "",
+        path(optional=True),
+        "A program that every job is run by, at the job's account: it gets the job's path and arguments, and must exec"
+        " them.",
+        unset="none",
+    )
+    job_renice_increment: str = knob(
+        "0",
+        expression(),
+        "How nice a job is, from 0 to 19, evaluated in the job's ad; 10 where that is no number.",
+    )
+    starter_rlimit_as: str = knob(
+        "undefined",
+        expression(),
+        "Most address space of each of a job's processes in MB, evaluated in the job's ad; no limit where that is no"
+        " number above 0.",
+    )
+    enforce_cpu_affinity: bool = knob(
+        "False", yes_or_no(), "Binds each job to cores of its own. As ASSIGN_CPU_AFFINITY, which replaced it."
+    )
+    assign_cpu_affinity: bool = knob(
+        "False",
+        yes_or_no(),
+        "Binds each job to cores of its own, as many as its slot has; a job that wants to can take them all again.",
+    )
+    enable_chirp: bool = knob("True", yes_or_no(), "Lets jobs reach their submit side by chirp.")
+    enable_chirp_io: bool = knob(
+        "True", yes_or_no(), "Lets jobs that ask for it (WantIOProxy) read and write files at the submit side by chirp."
+    )
+    enable_chirp_updates: bool = knob(
+        "True",
+        yes_or_no(),
+        "Lets jobs that ask for it (WantRemoteUpdates) read and set attributes of their ads by chirp.",
+    )
+    enable_chirp_delayed: bool = knob(
+        "True", yes_or_no(), "Lets jobs set attributes that go out with the next update of their usage."
+    )
+    chirp_delayed_update_prefix: str = knob(
+        "Chirp*",
+        text(r"[A-Za-z0-9_*, ]*", "names with *"),
+        "Names of the attributes that jobs may set that way; * stands for anything.",
+    )
+    chirp_delayed_update_max_attrs: int = knob("100", integer(0, 10000), "Most attributes that one job sets that way.")
+    sec_credential_refresh: float = knob(
+        "300",
+        seconds(0),
+        "Time between two looks for renewed tokens of a running job; 0: they are not renewed. Only a token that has"
+        " changed costs a call of the switch.",
+    )
+    sec_credential_directory_oauth: Path | None = knob(
+        "",
+        path(optional=True),
+        "Directory of the users' tokens at the embedded pool, as OWNER/SERVICE.use; files 0600, whoever renews them"
+        " replaces them.",
+        unset="the pool gives no tokens",
+    )
     killing_timeout: float = knob(
         "30", seconds(0), "Time that a hard kill may take before the starter itself is killed."
     )

@@ -196,6 +196,7 @@ class Commands:
             disk_kb=held.resources.disk_kb,
             vacate_max_s=self.claims.settings.machinemaxvacatetime,
             procd_socket=self.procd_socket,
+            cores=held.cores,
         )
 
     # --- the rest of a claim's life ------------------------------------------------------------------------------

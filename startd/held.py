@@ -42,6 +42,7 @@ class Held:
     claim_id: ClaimId
     resources: Resources
     requester: Requester
+    cores: tuple[int, ...] = ()
     life: Claim = attrs.field(factory=Claim)
     made_s: float = attrs.field(factory=trio.current_time)
     heard_s: float = attrs.field(factory=trio.current_time)
@@ -109,7 +110,8 @@ class Held:
 
 @attrs.define
 class Slots:
-    """The partitionable slot, what was carved of it, and the claim ids of both."""
+    """The partitionable slot, what was carved of it, and the claim ids of both. ``cores``: those that are given out
+    one by one, none where jobs are not bound to cores."""
 
     startd_name: str
     address: str
@@ -118,6 +120,7 @@ class Slots:
     total: Resources
     free: Resources
     withheld: Resources = attrs.field(factory=lambda: Resources(0, 0, 0))
+    cores: tuple[int, ...] = ()
     current: ClaimId = attrs.field(init=False)
     held: dict[str, Held] = attrs.field(factory=dict)
     _sequence: int = 0
@@ -148,11 +151,18 @@ class Slots:
             claim_id=self.current,
             resources=resources,
             requester=requester,
+            cores=self._free_cores(resources.cpus),
         )
         self.free = self.free - resources
         self.held[held.claim_id.session_id] = held
         self.current = following
         return held
+
+    def _free_cores(self, count: int) -> tuple[int, ...]:
+        """So many of ``cores`` that no other slot has; none where there are not enough (NUM_CPUS promises more)."""
+        taken = {core for held in self.held.values() for core in held.cores}
+        free = [core for core in self.cores if core not in taken][:count]
+        return tuple(free) if len(free) == count else ()
 
     def give_back(self, held: Held, *, broken: bool) -> None:
         """The dynamic slot is gone; a broken one's resources are withheld."""

@@ -30,6 +30,12 @@ def resources(settings: Settings) -> Resources:
     )
 
 
+def cores(settings: Settings) -> tuple[int, ...]:
+    """The cores that jobs are bound to one by one; none where no knob asks for it."""
+    wanted = settings.assign_cpu_affinity or settings.enforce_cpu_affinity
+    return tuple(sorted(os.sched_getaffinity(0))) if wanted else ()
+
+
 def describe(settings: Settings, switch: Switch, address: str, total: Resources) -> Machine:
     """For the slots' ads."""
     return Machine(

@@ -24,7 +24,7 @@ from startd.claims import Claims
 from startd.commands import Commands
 from startd.held import Held, Slots
 from startd.janitor import Janitor
-from startd.machine import describe, resources
+from startd.machine import cores, describe, resources
 from startd.namesake import living_namesake
 from startd.processes import Spawner, degradations, owned_pids, run_procd
 from startd.slotads import Machine, private_ad, public_ad
@@ -80,7 +80,10 @@ class Startd:
         total = resources(settings)
         sessions = SessionTable()
         self._machine: Machine = describe(settings, self.switch, address, total)
-        self._slots = Slots(settings.startd_name, address, self._machine.start_time, sessions, total, free=total)
+        self._slots = Slots(
+            settings.startd_name, address, self._machine.start_time, sessions, total, free=total,
+            cores=cores(settings),
+        )  # fmt: skip
         await self._refuse_namesake(collectors, address)
         async with trio.open_nursery() as nursery:
             self._build(nursery, sessions, address, collectors)

@@ -112,3 +112,8 @@ class Ahead:
 async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
     await event.wait()
     scope.cancel()
+
+
+async def taken(ahead: Ahead | None, verb: str) -> FarSide | None:
+    """The call for `verb` of a job that may have nobody to keep one."""
+    return None if ahead is None else await ahead.take(verb)

@@ -6,6 +6,7 @@ The ad is the user's: every value is checked, and what cannot be honoured is ref
 from __future__ import annotations
 
 import posixpath
+import re
 import signal
 from collections.abc import Mapping
 
@@ -13,23 +14,65 @@ import attrs
 from classad2 import ClassAd
 
 from cedar.classads import evaluate, get_bool, get_int, get_str
+from cedar.commands import HoldCode
 from cedar.errors import PeerFault
+from starter.arguments import arguments_of, environment_of
 
 # stdout and stderr carry these names in the sandbox and on the wire; the shadow maps them to the user's (wire 4.6).
 STDOUT_NAME, STDERR_NAME = "_condor_stdout", "_condor_stderr"
 # Written by the starter itself; never sent back.
-JOB_AD_NAME, MACHINE_AD_NAME = ".job.ad", ".machine.ad"
+JOB_AD_NAME, MACHINE_AD_NAME, UPDATE_AD_NAME = ".job.ad", ".machine.ad", ".update.ad"
+CHIRP_CONFIG_NAME, CREDENTIALS_NAME, WRAPPER_FAILURE_NAME = ".chirp.config", ".condor_creds", ".job_wrapper_failure"
+OWN_NAMES = frozenset(
+    {JOB_AD_NAME, MACHINE_AD_NAME, UPDATE_AD_NAME, CHIRP_CONFIG_NAME, CREDENTIALS_NAME, WRAPPER_FAILURE_NAME}
+)
 NULL_DEVICE = "/dev/null"
 # ``$$(CondorScratchDir)`` arrives as this text (wire reference 3.2).
 SCRATCH_MARKER = "#CoNdOrScRaTcHdIr#"
-# Thread-limiting variables that stock sets to the slot's cpus (execute-side reference, environment).
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "GOMAXPROCS")
-# A job's PATH where it sets none: what a login would give, without anything of the pilot's.
-DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
+
+
+# In the order in which they are looked for: what the ad says, and what the user wrote.
+_CONTAINERS = (
+    ("WantDockerImage", "docker_image"),
+    ("DockerImage", "docker_image"),
+    ("WantDocker", "universe = docker"),
+    ("ContainerImage", "container_image"),
+    ("WantContainer", "universe = container"),
+    ("SingularityImage", "+SingularityImage"),
+)
+VANILLA = 5
 
 
 class Unrunnable(Exception):
-    """The ad asks for something that cannot be done; the text says what and what to change."""
+    """The ad asks for something that cannot be done; the text says what and what to change. ``code``: of the hold."""
+
+    def __init__(self, text: str, code: HoldCode = HoldCode.IWD_ERROR) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+@attrs.frozen
+class Around:
+    """A command before or after the job, at the job's account. ``success``: the wait status that it must have, None
+    where its end does not count."""
+
+    program: str
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str] = attrs.field(repr=False)
+    success: int | None
+
+
+@attrs.frozen
+class Deferral:
+    """The job is to start at a time of this host's clock, and at most ``window_s`` later."""
+
+    at_s: float
+    window_s: float
+
+    def wait_s(self, now_s: float) -> float | None:
+        """How long still; None when it is too late."""
+        left_s = self.at_s - now_s
+        return max(0.0, left_s) if left_s >= -self.window_s else None
 
 
 @attrs.frozen
@@ -54,6 +97,11 @@ class Description:
     kill_signal: int
     vacate_s: float
     core_limit_bytes: int
+    pre: Around | None = None
+    post: Around | None = None
+    deferral: Deferral | None = None
+    chirp: frozenset[str] = frozenset()
+    services: tuple[str, ...] = ()
 
 
 def describe(ad: ClassAd) -> Description:
@@ -69,6 +117,7 @@ def describe(ad: ClassAd) -> Description:
 
 
 def _describe(ad: ClassAd) -> Description:
+    _refuse_other_universes(ad)
     if get_str(ad, "ShouldTransferFiles", "YES").upper() == "NO":
         raise Unrunnable(
             "should_transfer_files is NO, but this slot shares no file system with the submit machine:"
@@ -97,7 +146,73 @@ def _describe(ad: ClassAd) -> Description:
         kill_signal=_signal_number(ad, "KillSig", 15),
         vacate_s=float(get_int(ad, "JobMaxVacateTime", -1)),
         core_limit_bytes=max(0, get_int(ad, "CoreSize", 0)),
+        pre=_around(ad, "Pre"),
+        post=_around(ad, "Post"),
+        deferral=_deferral(ad),
+        chirp=_chirp_wishes(ad),
+        services=_services(ad),
     )
+
+
+def _refuse_other_universes(ad: ClassAd) -> None:
+    """Containers are not advertised, so nothing that asks for one should come here; what does is told why."""
+    for name, words in _CONTAINERS:
+        wanted = evaluate(ad, name) if name in ad else None
+        if wanted is True or (isinstance(wanted, str) and wanted):
+            raise Unrunnable(
+                f"the job wants a container ({words}), but this slot runs no containers for jobs: leave it out, or let"
+                " the job's own script start one",
+                HoldCode.INVALID_DOCKER_IMAGE,
+            )
+    universe = get_int(ad, "JobUniverse", VANILLA)
+    if universe != VANILLA:
+        raise Unrunnable(f"the job's universe is number {universe}, but this slot runs vanilla jobs ({VANILLA}) only")
+
+
+_SEPARATORS = re.compile(r"[,\s]+")
+
+
+def _services(ad: ClassAd) -> tuple[str, ...]:
+    """Names of the token services that the job needs, each once."""
+    return tuple(name for name in dict.fromkeys(_SEPARATORS.split(get_str(ad, "OAuthServicesNeeded", ""))) if name)
+
+
+def _around(ad: ClassAd, which: str) -> Around | None:
+    """``+PreCmd``, ``+PreArguments``, ``+PreEnvironment``, ``+SuccessPreExitCode`` (``BySignal``), and so for Post."""
+    if f"{which}Cmd" not in ad:
+        return None
+    program = get_str(ad, f"{which}Cmd")
+    if not program:
+        raise ValueError(f"{which}Cmd names no program")
+    return Around(program, arguments_of(ad, which), environment_of(ad, which), _success(ad, f"Success{which}Exit"))
+
+
+def _success(ad: ClassAd, stem: str) -> int | None:
+    if get_bool(ad, f"{stem}BySignal", False):
+        return _signal_number(ad, f"{stem}Signal", 15)
+    return (get_int(ad, f"{stem}Code") & 0xFF) << 8 if f"{stem}Code" in ad else None
+
+
+def _deferral(ad: ClassAd) -> Deferral | None:
+    """``deferral_prep_time`` has been the schedd's business: the job was matched that much earlier."""
+    if "DeferralTime" not in ad:
+        return None
+    at_s = get_int(ad, "DeferralTime")
+    if at_s <= 0:
+        raise ValueError(f"DeferralTime is {at_s}, which is no time")
+    # The submit side measured how far this host's clock is ahead of its own.
+    return Deferral(float(at_s + get_int(ad, "DeferralOffset", 0)), float(max(0, get_int(ad, "DeferralWindow", 0))))
+
+
+def _chirp_wishes(ad: ClassAd) -> frozenset[str]:
+    """Stock's rules: WantIOProxy brings files, and updates if nothing else is said; delayed updates come anyway."""
+    files = get_bool(ad, "WantIOProxy", False)
+    wishes = {
+        "files": files,
+        "updates": get_bool(ad, "WantRemoteUpdates", files),
+        "delayed": get_bool(ad, "WantDelayedUpdates", True),
+    }
+    return frozenset(name for name, wanted in wishes.items() if wanted)
 
 
 # DELEGATE_JOB_GSI_CREDENTIALS_LIFETIME (wire reference 7.1).
@@ -128,120 +243,3 @@ def _signal_number(ad: ClassAd, name: str, default: int) -> int:
         return int(signal.Signals[word if word.startswith("SIG") else f"SIG{word}"])
     except KeyError:
         raise ValueError(f"{name} is {word!r}, which is no signal of this system") from None
-
-
-# --- arguments and environment ------------------------------------------------------------------------------------
-
-
-def arguments_of(ad: ClassAd) -> tuple[str, ...]:
-    """``Arguments`` (V2) if present, else ``Args`` (V1: separated by blanks)."""
-    if "Arguments" in ad:
-        return tuple(split_v2(get_str(ad, "Arguments")))
-    return tuple(get_str(ad, "Args", "").split())
-
-
-def environment_of(ad: ClassAd) -> dict[str, str]:
-    """``Environment`` (V2) if present, else ``Env`` (V1: separated by ``;``)."""
-    if "Environment" in ad:
-        pairs = split_v2(get_str(ad, "Environment"))
-    else:
-        pairs = [p for p in get_str(ad, "Env", "").split(";") if p]
-    environment: dict[str, str] = {}
-    for number, pair in enumerate(pairs, start=1):
-        name, equals, value = pair.partition("=")
-        if not name or not equals:  # never shown: what stands there may be a secret, and the words go into logs
-            raise ValueError(f"entry {number} of the environment is not NAME=VALUE")
-        environment[name] = value
-    return environment
-
-
-def split_v2(text: str) -> list[str]:
-    """HTCondor's V2 quoting: words between white space; ``'`` quotes, doubled inside quotes it stands for itself."""
-    words: list[str] = []
-    word: list[str] | None = None
-    at = 0
-    while at < len(text):
-        char = text[at]
-        if char == "'":
-            piece, at = _quoted(text, at + 1)
-            word = [*(word or []), piece]
-        elif char.isspace():
-            if word is not None:
-                words.append("".join(word))
-            word, at = None, at + 1
-        else:
-            word, at = [*(word or []), char], at + 1
-    if word is not None:
-        words.append("".join(word))
-    return words
-
-
-def _quoted(text: str, at: int) -> tuple[str, int]:
-    """The quoted piece that starts at ``at`` and the place behind its closing quote."""
-    piece: list[str] = []
-    while True:
-        end = text.find("'", at)
-        if end < 0:
-            raise ValueError(f"unbalanced quote, opened at or before character {at}")
-        piece.append(text[at:end])
-        if text[end + 1 : end + 2] != "'":
-            return "".join(piece), end + 1
-        piece.append("'")
-        at = end + 2
-
-
-# --- what is launched ---------------------------------------------------------------------------------------------
-
-
-def program_path(job: Description, sandbox: str) -> str:
-    """Where the executable is: transferred ones lie in the sandbox under their basename."""
-    if job.transfer_executable:
-        return posixpath.join(sandbox, posixpath.basename(job.program))
-    return job.program if posixpath.isabs(job.program) else posixpath.join(sandbox, job.program)
-
-
-def launch_environment(
-    job: Description,
-    *,
-    sandbox: str,
-    slot: str,
-    cpus: int,
-    account: str,
-    proxy_in_sandbox: bool,
-    family: str | None = None,
-) -> dict[str, str]:
-    """The whole environment of the job: ours, then the job's own, which wins. Nothing of the pilot's is in it.
-
-    HOME is the sandbox: a pool account's home may be missing, shared with other jobs, or left over.
-    family: for a job at the pilot's own account, so that procd tells it from other jobs there when its starter died.
-    """
-    environment = {
-        "PATH": DEFAULT_PATH,
-        "HOME": sandbox,
-        "USER": account,
-        "LOGNAME": account,
-        "TMPDIR": sandbox,
-        "TMP": sandbox,
-        "TEMP": sandbox,
-        "BATCH_SYSTEM": "HTCondor",
-        "_CONDOR_SCRATCH_DIR": sandbox,
-        "_CONDOR_JOB_IWD": sandbox,
-        "_CONDOR_SLOT": slot.partition("@")[0],
-        "_CONDOR_JOB_AD": posixpath.join(sandbox, JOB_AD_NAME),
-        "_CONDOR_MACHINE_AD": posixpath.join(sandbox, MACHINE_AD_NAME),
-        **dict.fromkeys(THREAD_VARIABLES, str(cpus)),
-    }
-    environment.update({name: value.replace(SCRATCH_MARKER, sandbox) for name, value in job.environment.items()})
-    if family is not None:
-        environment["SAILPLANE_FAMILY"] = family
-    if proxy_in_sandbox and job.proxy_name:
-        environment["X509_USER_PROXY"] = posixpath.join(sandbox, job.proxy_name)
-    return environment
-
-
-def launch_arguments(job: Description, sandbox: str) -> tuple[str, ...]:
-    """argv of the job."""
-    return (
-        program_path(job, sandbox),
-        *(argument.replace(SCRATCH_MARKER, sandbox) for argument in job.arguments),
-    )

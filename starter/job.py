@@ -19,8 +19,11 @@ from cedar.errors import PeerFault
 from pilot.rpc import Channel, ChannelClosed, RpcFault, RpcRefused
 from pilot.switch import Exited as SwitchExited
 from pilot.switch import Outcome, Signalled
-from starter import steps, updates
+from starter import keptfiles, steps, updates
 from starter.ahead import Ahead
+from starter.description import UPDATE_AD_NAME
+from starter.furnish import as_file
+from starter.launching import verdict_around
 from starter.life import (
     Begin,
     Command,
@@ -228,7 +231,7 @@ class Job:
         if self._work.started_at_s is not None:
             self._work.duration_s = trio.current_time() - self._work.started_at_s
         await self._work.guests.wait_none()
-        await self._post(_job_ended(outcome))
+        await self._post(_job_ended(self._work, outcome))
         self._work.ended.set()
         with suppress(PeerFault):  # a lost shadow is reported by the task that reads
             await self._work.shadow.note_job_ended()
@@ -276,6 +279,7 @@ class Job:
         except (PeerFault, ShadowRefused) as fault:
             await self._post(ShadowLost(f"usage update: {fault}"))
             return
+        keptfiles.overwrite(work.kept.get(UPDATE_AD_NAME), as_file(ad))
         await self._say(JobUpdate(str(ad)))
 
     async def _suspend(self) -> None:
@@ -323,11 +327,12 @@ def _asked(message: object) -> Event:
             raise RpcFault("unexpected", f"{type(message).__name__} is not for a starter")
 
 
-def _job_ended(outcome: Outcome) -> JobEnded:
+def _job_ended(work: Work, outcome: Outcome) -> JobEnded:
     match outcome:
         case SwitchExited(status=status, masked=masked):
-            return JobEnded(status << 8, exact=not masked)
+            wait_status, exact = status << 8, not masked
         case Signalled(number=number, core=core):
-            return JobEnded(number | (0x80 if core else 0), exact=True)
+            wait_status, exact = number | (0x80 if core else 0), True
         case _:
-            return JobEnded(UNKNOWN_WAIT_STATUS, exact=False)
+            wait_status, exact = UNKNOWN_WAIT_STATUS, False
+    return JobEnded(wait_status, exact, verdict_around(work, wait_status))

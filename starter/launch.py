@@ -8,10 +8,12 @@ the job cannot run.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from typing import Any, TypeGuard
 
 import trio
 from attrs import field, frozen
@@ -31,8 +33,13 @@ from pilot.switch import (
 from starter.entries import Account, Context, check_owner
 from starter.places import Place
 
-GOING = b"g"
+GOING, WAITING = b"g", b"w"
 REASON_BYTES = 4096
+# Of the frame that a wrapper sends which stays beside its job; and how long it may take when its process has ended.
+LAST_WORD_BYTES = 4096
+LAST_WORD_S = 5.0
+# As stock: the kernel's choice when memory is short, before anything that has no such score.
+OOM_SCORE = 800
 # Our glexec speaks on the control socket while the wrapper still starts; one that does not know it never
 # does.
 LINGER_S = 0.3
@@ -51,11 +58,22 @@ class Deadlines:
 
 
 @frozen
+class Command:
+    """A command before or after the job. `success`: the wait status that lets the job start; None: any."""
+
+    argv: tuple[str, ...]
+    environment: Mapping[str, str] = field(repr=False)
+    success: int | None = None
+
+
+@frozen
 class LaunchSpec:
     """What to run. The environment is the whole one; `cwd` is the sandbox; stream names are relative to it.
 
     `rlimits`: name (as in RLIMIT_<NAME>, any case) -> (soft, hard), -1 for unlimited; never above what there
-    is. `connection`: a descriptor of the caller's that becomes standard input and output instead of files.
+    is. `cpus`: the cores that it may use, none for all. `files`: files of the sandbox whose descriptors the
+    caller gets, as (name, "read" or "write"). `connection`: a descriptor of the caller's that becomes standard
+    input and output instead of files.
     """
 
     argv: tuple[str, ...]
@@ -67,6 +85,10 @@ class LaunchSpec:
     umask: int = 0o022
     rlimits: Mapping[str, tuple[int, int]] = field(factory=dict)
     nice: int = 0
+    cpus: tuple[int, ...] = ()
+    files: tuple[tuple[str, str], ...] = ()
+    pre: Command | None = None
+    post: Command | None = None
     connection: int | None = None
 
 
@@ -79,15 +101,29 @@ class ExecFailed:
     step: str
 
 
+@frozen
+class After:
+    """How the command after the job ended, by its own account's word: a wait status, or why it could not run."""
+
+    wait_status: int | None
+    trouble: ExecFailed | None
+
+
 class Launched:
     """A running job. `pid` is its first process, `running` the switch's own (the same without a lingering
-    switch)."""
+    switch). `files`: descriptors of the files that were asked for, where the far side gave one; the caller's to
+    close. `after` is known once the job has ended, if a command followed it."""
 
-    def __init__(self, *, pid: int, ticks: int, account: Account, running: Running) -> None:
+    def __init__(
+        self, *, pid: int, ticks: int, account: Account, running: Running, files: Mapping[str, int] | None = None
+    ) -> None:
         self.pid = pid
         self.start_ticks = ticks
         self.account = account
         self.running = running
+        self.files = files or {}
+        self.after: After | None = None
+        self._line: FarSide | None = None
         self._ended: Ended | None = None
         self._listening = False
         self._closed_there = False
@@ -104,7 +140,33 @@ class Launched:
             outcome = await self.running.wait()
             nursery.cancel_scope.cancel()
         self._hear()
+        if self._line is not None:
+            return await self._last_word() or outcome
         return outcome if self._ended is None else exact_outcome(self._ended.wait_status)
+
+    def stays(self, line: FarSide) -> None:
+        """The wrapper stays beside the job, and will tell on this line how it ended."""
+        self._line = line
+
+    async def _last_word(self) -> Outcome | None:
+        """Of a wrapper that stayed. None when it was killed before it could say anything."""
+        line, self._line = self._line, None
+        assert line is not None
+        try:
+            with trio.fail_after(LAST_WORD_S):
+                said = await line.receive(LAST_WORD_BYTES)
+        except (CallFailed, trio.TooSlowError):
+            return None
+        finally:
+            line.hang_up()
+        status, after = said.get("ended"), said.get("after")
+        if not _is_wait_status(status):
+            return None
+        failed = said.get("failed")
+        self.after = After(
+            after if _is_wait_status(after) else None, _reason(failed) if isinstance(failed, dict) else None
+        )
+        return exact_outcome(status)
 
     def hang_up(self) -> None:
         """Close our end of the control socket; once procd has closed its own too, that ends the family."""
@@ -132,6 +194,13 @@ class Launched:
         if control is not None:
             ended, self._closed_there = read_ended(control)
             self._ended = ended or self._ended
+
+
+def _is_wait_status(value: object) -> TypeGuard[int]:
+    """An end as wait(2) gives it: an exit code, or a signal with or without a core."""
+    if not isinstance(value, int) or not 0 <= value < 1 << 16:
+        return False
+    return value & 0xFF == 0 or (value < 1 << 8 and 0 < value & 0x7F <= 64)
 
 
 def exact_outcome(wait_status: int) -> Exited | Signalled:
@@ -190,7 +259,10 @@ async def _attempt(
         await far.end()
         raise
     if isinstance(result, Launched):
-        far.hang_up()
+        if spec.post is not None:
+            result.stays(far)
+        else:
+            far.hang_up()
         return result
     await far.end()
     if isinstance(result, Broken):
@@ -223,18 +295,46 @@ async def _hand_over(
         said = await _read_report(report, limits.exec_s)
     finally:
         os.close(report)
+    judged = judge(said)
+    if judged is not None:
+        return judged
     account = Account(hello.uid, hello.gid, hello.name)
-    launched = Launched(pid=hello.pid, ticks=ticks, account=account, running=far.running)
-    return judge(said, launched)
+    files = take_files(far, spec.files)
+    return Launched(pid=hello.pid, ticks=ticks, account=account, running=far.running, files=files)
 
 
-def judge(said: bytes, launched: Launched) -> Launched | ExecFailed | Broken:
-    """What the wrapper's last words mean."""
+def take_files(far: FarSide, asked: tuple[tuple[str, str], ...]) -> dict[str, int]:
+    """Descriptors that the wrapper passed before the job began: by number of what was asked for, each at most once.
+
+    Whatever they are of is the far side's word only: the caller looks before it writes or reads.
+    """
+    found: dict[str, int] = {}
+    for _ in asked:
+        message = far.take_descriptor()
+        if message is None:
+            break
+        number, fd = message
+        if number < len(asked) and asked[number][0] not in found:
+            found[asked[number][0]] = fd
+        else:
+            os.close(fd)
+    return found
+
+
+def judge(said: bytes) -> ExecFailed | Broken | None:
+    """What the wrapper's last words mean; None when the job runs."""
+    waited = said.startswith(WAITING)
+    said = said[1:] if waited else said
     if said == GOING:
-        return launched
+        return None
+    if not said and waited:  # not to be run a second time
+        return ExecFailed(errno=0, text="the wrapper was killed while the command before the job ran", step="pre")
     if not said:
         return Broken("the wrapper died before the job could start")
-    reason = parse_object(said[1:] if said.startswith(GOING) else said)
+    return _reason(parse_object(said[1:] if said.startswith(GOING) else said))
+
+
+def _reason(reason: Mapping[str, Any]) -> ExecFailed:
     number = reason.get("errno")
     return ExecFailed(
         errno=number if isinstance(number, int) and 0 <= number < 4096 else 0,
@@ -277,6 +377,11 @@ async def _send_job(far: FarSide, spec: LaunchSpec, report: int) -> None:
             "umask": spec.umask,
             "rlimits": {name: list(pair) for name, pair in spec.rlimits.items()},
             "nice": spec.nice,
+            "cpus": list(spec.cpus),
+            "oom_score": OOM_SCORE,
+            "files": [list(pair) for pair in spec.files],
+            "pre": _command(spec.pre),
+            "post": _command(spec.post),
             "connection": spec.connection is not None,
         }
     )
@@ -285,17 +390,25 @@ async def _send_job(far: FarSide, spec: LaunchSpec, report: int) -> None:
         await far.send_descriptor(spec.connection)
 
 
+def _command(command: Command | None) -> dict[str, Any] | None:
+    if command is None:
+        return None
+    return {"argv": list(command.argv), "environment": dict(command.environment), "success": command.success}
+
+
 async def _read_report(report: int, limit_s: float) -> bytes:
-    """All that the wrapper writes until the pipe closes."""
+    """All that the wrapper writes until the pipe closes; as long as a command before the job runs, without a limit."""
     said = b""
     try:
-        with trio.fail_after(limit_s):
+        with trio.fail_after(limit_s) as patience:
             while len(said) < REASON_BYTES:
                 with suppress(BlockingIOError):
                     piece = os.read(report, REASON_BYTES)
                     if not piece:
                         return said
                     said += piece
+                    if said.startswith(WAITING):
+                        patience.deadline = trio.current_time() + limit_s if said[1:] else math.inf
                     continue
                 await trio.lowlevel.wait_readable(report)
     except trio.TooSlowError:

@@ -71,10 +71,12 @@ class StepFailed:
 
 @attrs.frozen
 class JobEnded:
-    """The job's first process ended with this wait status."""
+    """The job's first process ended with this wait status. ``verdict``: where that does not decide what becomes of
+    the job, since what ran around it failed (the command after it, or the site's USER_JOB_WRAPPER)."""
 
     wait_status: int
     exact: bool
+    verdict: Verdict | None = None
 
 
 @attrs.frozen
@@ -365,7 +367,7 @@ def _note_end(life: Life, event: Event) -> Outcome:
 def _job_ended(life: Life, event: Event) -> Outcome:
     assert isinstance(event, JobEnded)
     life.ended = event
-    life.verdict = Exited(event.wait_status, event.exact)
+    life.verdict = event.verdict or Exited(event.wait_status, event.exact)
     return _begin(State.STOPPING, Step.STOP_HARD)
 
 

@@ -73,7 +73,8 @@ class Activation:
     """Everything that a starter needs to know about its claim.
 
     Ads are text in new ClassAd syntax. ``stream_state`` is what ``cedar.stream.CedarStream.export`` gave for the
-    activation's connection, which becomes the syscall socket. Sizes as carved for the slot.
+    activation's connection, which becomes the syscall socket. Sizes as carved for the slot; ``cores`` are those that
+    the job is bound to, none where it is not.
     """
 
     slot: str
@@ -87,6 +88,7 @@ class Activation:
     disk_kb: int
     vacate_max_s: float
     procd_socket: str
+    cores: tuple[int, ...] = ()
 
 
 How = Literal["graceful", "fast", "final-transfer"]

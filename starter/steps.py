@@ -19,13 +19,12 @@ from cedar.errors import PeerFault, Refused
 from cedar.filetransfer import TransferLimits
 from cedar.sinful import Sinful
 from pilot import credentials
-from pilot.farside import FarSide
-from pilot.rpc import ChannelClosed, RpcFault, RpcRefused
-from pilot.switch import Denied, Outcome, Running, Unavailable
-from starter import ahead, updates
+from pilot.rpc import RpcRefused
+from pilot.switch import Denied, Outcome, Unavailable
+from starter import ahead, furnish, launching, updates
 from starter.credential import ProxyUnusable, fetch_proxy
-from starter.description import Unrunnable, describe, launch_arguments, launch_environment
-from starter.launch import Deadlines, ExecFailed, LaunchSpec, Register, launch
+from starter.description import WRAPPER_FAILURE_NAME, Unrunnable, describe
+from starter.launch import Deadlines
 from starter.life import (
     Cleaned,
     CredentialStored,
@@ -37,11 +36,11 @@ from starter.life import (
     ShadowLost,
     StagedIn,
     StagedOut,
-    Started,
     StepFailed,
 )
 from starter.sandbox import (
     Changed,
+    Inward,
     Left,
     Limits,
     Listed,
@@ -62,13 +61,10 @@ from starter.transfer import (
     missing_output,
     send_output,
     wanted_names,
-    write_ads,
 )
 from starter.verdict import Exited, Hold, Requeue, Verdict, hold_for_user_refused, job_exit_reason
-from starter.work import Work
+from starter.work import PROCD_FAULTS, Work
 
-# procd stayed away, or said no.
-PROCD_FAULTS = (RpcRefused, RpcFault, ChannelClosed)
 # Output is offered again after a transient failure, on the same stream of the far side.
 OUTPUT_TRIES = 3
 # The end of the job's first process is known to the kernel when its family is empty; the switch needs a moment to tell.
@@ -87,7 +83,8 @@ async def ask(work: Work) -> Event:
         description = describe(ad)
         address = Sinful.parse(get_str(ad, "TransferSocket"))
     except (Unrunnable, PeerFault) as fault:
-        hold = Hold(HoldCode.IWD_ERROR, errno.EINVAL, str(fault))
+        code = fault.code if isinstance(fault, Unrunnable) else HoldCode.IWD_ERROR
+        hold = Hold(code, errno.EINVAL, updates.one_line(str(fault)))
         return JobKnown(has_proxy=False, output_on_evict=False, refusal=hold)
     info = updates.starter_info(work.activation, str(work.place.path), work.settings.uid_domain)
     await work.shadow.register_starter_info(info)
@@ -98,7 +95,7 @@ async def ask(work: Work) -> Event:
     return JobKnown(
         has_proxy=description.proxy_name is not None,
         output_on_evict=description.output_on_evict,
-        refusal=_refuse_without_proxy(work),
+        refusal=launching.missed(description.deferral, work.host) or _refuse_without_proxy(work),
     )
 
 
@@ -148,7 +145,7 @@ async def fill_sandbox(work: Work) -> Event:
             )
             await fetch_input(work.route, sink, _input_limits(work))
             assert work.job_ad is not None
-            await write_ads(inward, work.job_ad, ClassAd(work.activation.slot_ad))
+            await _furnish(work, inward)
             work.catalogue = await inward.finish()
             work.proxy_in_sandbox = sink.proxy_stored
         return StagedIn()
@@ -160,9 +157,18 @@ async def fill_sandbox(work: Work) -> Event:
         return StepFailed(Requeue(HoldCode.DOWNLOAD_FILE_ERROR, f"input transfer: {fault}"), sandbox=True)
 
 
+async def _furnish(work: Work, inward: Inward) -> None:
+    assert work.job_ad is not None
+    await furnish.lay_ads(inward, work.job_ad, ClassAd(work.activation.slot_ad))
+    if work.settings.user_job_wrapper is not None:
+        await furnish.lay(inward, WRAPPER_FAILURE_NAME, b"", furnish.OPEN)
+
+
 def _open_launch(work: Work) -> None:
     """Input has begun to arrive, and is short: the launch's call may be opened meanwhile."""
     assert work.job_ad is not None
+    if work.description.deferral is not None:
+        return  # who knows when it is launched
     if work.ahead is not None and ahead.is_short(evaluate(work.job_ad, "TransferInputSizeMB")):
         work.ahead.open(work.context(), ahead.LAUNCH, deadline_s=Deadlines().hello_s, control=True)
 
@@ -174,10 +180,6 @@ def open_output(work: Work) -> None:
     """
     if work.ahead is not None and work.switch.isolates:
         work.ahead.open(work.context(), ahead.STAGE_OUT, deadline_s=work.settings.sailplane_switch_deadline)
-
-
-async def _opened(work: Work, verb: str) -> FarSide | None:
-    return None if work.ahead is None else await work.ahead.take(verb)
 
 
 def _progress(work: Work) -> Progress:
@@ -209,85 +211,8 @@ def _transfer_verdict(fault: TransferFailed, code: HoldCode) -> Verdict:
 
 
 async def start_job(work: Work) -> Event:
-    """Second call of the switch: the job runs, procd has its family, the shadow is told."""
-    try:
-        result = await launch(
-            work.context(),
-            work.place,
-            _launch_spec(work),
-            register=_registering(work),
-            deadlines=Deadlines(),
-            take=lambda: _opened(work, ahead.LAUNCH),
-        )
-    except StageFailed as fault:
-        return StepFailed(_switch_verdict(work, fault.outcome, str(fault)), sandbox=True)
-    except PROCD_FAULTS as fault:
-        text = f"the job's processes could not be tracked on {work.host}: {fault}"
-        return StepFailed(Requeue(HoldCode.FAILED_TO_CREATE_PROCESS, updates.one_line(text)), sandbox=True)
-    if isinstance(result, ExecFailed):
-        return StepFailed(_exec_failed(work, result), sandbox=True)
-    work.launched, work.started_at_s = result, trio.current_time()
-    await work.shadow.begin_execution()
-    return Started()
-
-
-def _launch_spec(work: Work) -> LaunchSpec:
-    job, sandbox = work.description, str(work.place.path)
-    return LaunchSpec(
-        argv=launch_arguments(job, sandbox),
-        environment=job_environment(work),
-        cwd=sandbox,
-        stdin=job.stdin,
-        stdout=job.stdout,
-        stderr=job.stderr,
-        rlimits={"core": (job.core_limit_bytes, job.core_limit_bytes)},
-    )
-
-
-def job_environment(work: Work) -> dict[str, str]:
-    """What the job runs with, and what its owner's sessions get, too."""
-    assert work.account is not None
-    return launch_environment(
-        work.description,
-        sandbox=str(work.place.path),
-        slot=work.activation.slot,
-        cpus=work.activation.cpus,
-        account=work.account.name,
-        proxy_in_sandbox=work.proxy_in_sandbox,
-        family=None if work.switch.isolates else work.family,
-    )
-
-
-def _registering(work: Work) -> Register:
-    """The callback that gives procd the family before the job may run."""
-
-    async def register(pid: int, start_ticks: int, running: Running) -> None:
-        if work.registered:  # an attempt before this one died on its way
-            await work.procd.unregister(work.family)
-            work.registered = False
-        await work.procd.register(
-            work.family,
-            root_pid=pid,
-            root_ticks=start_ticks,
-            starter_pid=os.getpid(),
-            credential=str(work.credential_path) if work.credential_path else None,
-            audit_id=work.description.global_job_id,
-            control_fd=running.control.fileno() if running.control else None,
-            uid=work.account.uid if work.account else None,
-        )
-        work.registered = True  # not before: cancelled in the call, there is no family, and no job has been sent
-
-    return register
-
-
-def _exec_failed(work: Work, failure: ExecFailed) -> Hold:
-    """Code 6 with the errno, in words for the job's owner."""
-    return Hold(
-        HoldCode.FAILED_TO_CREATE_PROCESS,
-        failure.errno,
-        f"Failed to start '{work.description.program}' of job {work.description.job_id} on {work.host}"
-        f" ({failure.step}): {failure.text}",
-    )
+    """Second call of the switch."""
+    return await launching.start_job(work, _switch_verdict)
 
 
 # --- stop --------------------------------------------------------------------------------------------------------
@@ -356,7 +281,7 @@ async def send_sandbox(work: Work) -> Event:
                 max_bytes=work.settings.sailplane_max_output_bytes, max_files=work.settings.sailplane_max_output_files
             ),
             deadline_s=work.settings.sailplane_switch_deadline,
-            far=await _opened(work, ahead.STAGE_OUT),
+            far=await ahead.taken(work.ahead, ahead.STAGE_OUT),
         ) as outward:
             failed = await _offer_output(work, outward)
             await outward.remove()
@@ -420,7 +345,7 @@ async def clean(work: Work) -> Event:
             Listed(()),
             limits=Limits(max_bytes=0, max_files=0),
             deadline_s=work.settings.sailplane_switch_deadline,
-            far=await _opened(work, ahead.STAGE_OUT),
+            far=await ahead.taken(work.ahead, ahead.STAGE_OUT),
         ) as outward:
             await outward.remove()
     except StageFailed as fault:

@@ -12,9 +12,7 @@ from pathlib import Path
 
 import attrs
 import trio
-from classad2 import ClassAd
 
-from cedar.classads import to_wire, without_private
 from cedar.commands import Command, HoldCode
 from cedar.filetransfer import (
     Ack,
@@ -31,7 +29,7 @@ from cedar.sessions import Session
 from cedar.sinful import Sinful
 from pilot.credentials import CredentialError
 from starter.credential import ProxyUnusable, check_proxy, receive_proxy
-from starter.description import JOB_AD_NAME, MACHINE_AD_NAME, NULL_DEVICE, Description
+from starter.description import NULL_DEVICE, OWN_NAMES, Description
 from starter.sandbox import Inward, OutDirectory, OutFile, Outward
 
 # A proxy with its chain; the limit of pilot.credentials.
@@ -156,13 +154,6 @@ async def fetch_input(route: Route, sink: InputSink, limits: TransferLimits) -> 
     return own
 
 
-async def write_ads(inward: Inward, job_ad: ClassAd, machine_ad: ClassAd) -> None:
-    """``.job.ad`` and ``.machine.ad``: old syntax, without what is private (T28)."""
-    for name, ad in ((JOB_AD_NAME, job_ad), (MACHINE_AD_NAME, machine_ad)):
-        text = "".join(f"{line}\n" for line in sorted(to_wire(without_private(ad)))).encode("utf-8", "surrogateescape")
-        await inward.file(name, 0o644, len(text), _once(text))
-
-
 # --- output ------------------------------------------------------------------------------------------------------
 
 
@@ -186,7 +177,7 @@ def missing_output(missing: tuple[str, ...], host: str) -> Ack | None:
 
 def is_sent(name: str, job: Description) -> bool:
     """What the starter or the credential put there never goes back."""
-    return name not in (JOB_AD_NAME, MACHINE_AD_NAME, job.proxy_name)
+    return name not in OWN_NAMES and name != job.proxy_name
 
 
 async def output_items(outward: Outward, job: Description, progress: Progress) -> AsyncIterator[Item]:

@@ -20,10 +20,10 @@ from cedar.errors import PeerFault
 from cedar.stream import CedarStream
 from starter import peek, ssh, sshprograms
 from starter.entries import Context, StageFailed
+from starter.launching import job_environment
 from starter.life import State
 from starter.messages import PassedCommand
 from starter.peek import NotShown
-from starter.steps import job_environment
 from starter.updates import one_line
 from starter.work import Work
 

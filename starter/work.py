@@ -9,6 +9,7 @@ import trio
 from classad2 import ClassAd
 
 from pilot.credentials import Credential
+from pilot.rpc import ChannelClosed, RpcFault, RpcRefused
 from pilot.settings import Settings
 from pilot.switch import Switch
 from procd.client import ProcdClient
@@ -20,6 +21,9 @@ from starter.messages import Activation
 from starter.sandbox import Account, Catalogue, Context, Place
 from starter.shadow import Shadow
 from starter.transfer import Route
+
+# procd stayed away, or said no.
+PROCD_FAULTS = (RpcRefused, RpcFault, ChannelClosed)
 
 
 @attrs.define(eq=False)
@@ -62,6 +66,8 @@ class Work:
     account: Account | None = None
     catalogue: Catalogue | None = None
     proxy_in_sandbox: bool = False
+    # files of the sandbox that are open here, by name
+    kept: dict[str, int] = attrs.field(factory=dict)
     registered: bool = False
     suspended: bool = False
     launched: Launched | None = None

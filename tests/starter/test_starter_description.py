@@ -2,57 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import pytest
-from classad2 import ClassAd
-from hypothesis import given
-from hypothesis import strategies as st
+from classad2 import ClassAd, ExprTree
 
-from starter.description import (
-    SCRATCH_MARKER,
-    Unrunnable,
-    arguments_of,
-    describe,
-    environment_of,
-    launch_arguments,
-    launch_environment,
-    split_v2,
-)
+from cedar.commands import HoldCode
+from starter.arguments import arguments_of, environment_of
+from starter.description import Around, Deferral, Unrunnable, describe
+from starter.environment import launch_arguments
 
 BASE = {"ClusterId": 4, "ProcId": 2, "User": "alice@x", "Cmd": "/home/alice/run.sh", "Out": "out.txt", "Err": "err.txt"}
 
 
 def ad(**attributes: object) -> ClassAd:
     return ClassAd({**BASE, **attributes})
-
-
-def quote_v2(words: list[str]) -> str:
-    return " ".join("'" + word.replace("'", "''") + "'" for word in words)
-
-
-@given(st.lists(st.text(st.characters(blacklist_categories=["Cs"])), max_size=6))
-def test_v2_words_come_back_as_they_were_quoted(words: list[str]) -> None:
-    assert split_v2(quote_v2(words)) == words
-
-
-@given(st.text(max_size=60))
-def test_v2_of_anything_gives_words_or_a_clear_refusal(text: str) -> None:
-    with contextlib.suppress(ValueError):
-        assert all(isinstance(word, str) for word in split_v2(text))
-
-
-def test_v2_refuses_an_open_quote_in_words() -> None:
-    with pytest.raises(ValueError, match="unbalanced quote"):
-        split_v2("a 'b")
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [("a b", ["a", "b"]), ("'a b' c", ["a b", "c"]), ("x'y z'w", ["xy zw"]), ("''", [""]), ("'it''s'", ["it's"])],
-)
-def test_v2_examples(text: str, words: list[str]) -> None:
-    assert split_v2(text) == words
 
 
 def test_v2_wins_over_v1() -> None:
@@ -81,7 +43,7 @@ def test_outputs_listed_or_not() -> None:
     ("attributes", "words"),
     [
         ({"ShouldTransferFiles": "NO"}, "should_transfer_files"),
-        ({"Arguments": "'open"}, "unbalanced quote"),
+        ({"Arguments": "'open"}, "a quote that is opened"),
         ({"Environment": "novalue"}, "NAME=VALUE"),
         ({"KillSig": "SIGNONSENSE"}, "SIGNONSENSE"),
         ({"KillSig": 99}, "KillSig is 99"),
@@ -110,27 +72,76 @@ def test_kill_signal_by_number_or_name() -> None:
     assert describe(ad()).kill_signal == 15
 
 
-def test_environment_is_ours_then_the_jobs_which_wins() -> None:
-    job = describe(ad(Environment=f"'OMP_NUM_THREADS=9' 'WHERE={SCRATCH_MARKER}/x'", x509userproxy="/tmp/x509up_u1"))
-    environment = launch_environment(
-        job, sandbox="/e/d", slot="slot1_1@n", cpus=2, account="alice", proxy_in_sandbox=True
-    )
-    assert environment["OMP_NUM_THREADS"] == "9"
-    assert environment["MKL_NUM_THREADS"] == "2"
-    assert environment["WHERE"] == "/e/d/x"
-    assert environment["X509_USER_PROXY"] == "/e/d/x509up_u1"
-    assert environment["_CONDOR_SLOT"] == "slot1_1"
-    assert environment["HOME"] == environment["TMPDIR"] == environment["_CONDOR_SCRATCH_DIR"] == "/e/d"
-
-
-def test_a_job_at_the_pilots_own_account_carries_its_familys_name() -> None:
-    job = describe(ad(Environment="SAILPLANE_FAMILY=other"))
-    given = {"sandbox": "/e/d", "slot": "s", "cpus": 1, "account": "p", "proxy_in_sandbox": False}
-    assert launch_environment(job, **given, family="act-7")["SAILPLANE_FAMILY"] == "act-7"
-    assert "SAILPLANE_FAMILY" not in launch_environment(describe(ad()), **given)
-
-
 def test_program_is_in_the_sandbox_only_if_it_was_sent() -> None:
     assert launch_arguments(describe(ad(Arguments="1")), "/e/d") == ("/e/d/run.sh", "1")
     assert launch_arguments(describe(ad(TransferExecutable=False, Cmd="/bin/true")), "/e/d") == ("/bin/true",)
     assert launch_arguments(describe(ad(TransferExecutable=False, Cmd="bin/x")), "/e/d") == ("/e/d/bin/x",)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "words"),
+    [
+        ({"ContainerImage": "docker://debian"}, "container_image"),
+        ({"DockerImage": "debian"}, "docker_image"),
+        ({"WantDocker": True}, "universe = docker"),
+        ({"WantContainer": True}, "universe = container"),
+        ({"SingularityImage": "/cvmfs/x.sif"}, r"\+SingularityImage"),
+    ],
+)
+def test_a_container_is_refused_with_its_own_code(attributes: dict[str, object], words: str) -> None:
+    with pytest.raises(Unrunnable, match=words) as refused:
+        describe(ad(**attributes))
+    assert refused.value.code == HoldCode.INVALID_DOCKER_IMAGE
+
+
+def test_a_job_that_says_it_wants_no_container_runs() -> None:
+    describe(ad(WantDocker=False, WantContainer=False, SingularityImage="", ContainerImage=ExprTree("undefined")))
+
+
+def test_another_universe_is_refused() -> None:
+    with pytest.raises(Unrunnable, match="vanilla"):
+        describe(ad(JobUniverse=7))
+    describe(ad(JobUniverse=5))
+
+
+def test_commands_around_the_job() -> None:
+    job = describe(
+        ad(PreCmd="pre.sh", PreArguments="'a b' c", PreEnvironment="X=1", SuccessPreExitCode=3, PostCmd="/bin/post")
+    )
+    assert job.pre == Around("pre.sh", ("a b", "c"), {"X": "1"}, 3 << 8)
+    assert job.post == Around("/bin/post", (), {}, None)
+    old = describe(ad(PostCmd="p", PostArgs="a b", PostEnv="X=1;Y=2", SuccessPostExitBySignal=True))
+    assert old.post == Around("p", ("a", "b"), {"X": "1", "Y": "2"}, 15)
+    assert (describe(ad()).pre, describe(ad()).post) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("now_s", "wait_s"), [(900.0, 110.0), (1010.0, 0.0), (1040.0, 0.0), (1040.1, None), (5000.0, None)]
+)
+def test_a_deferred_job_waits_starts_or_is_too_late(now_s: float, wait_s: float | None) -> None:
+    deferral = describe(ad(DeferralTime=1000, DeferralOffset=10, DeferralWindow=30)).deferral
+    assert deferral == Deferral(1010.0, 30.0)
+    assert deferral.wait_s(now_s) == wait_s
+
+
+def test_a_deferral_that_is_no_time_is_refused() -> None:
+    with pytest.raises(Unrunnable, match="DeferralTime is 0"):
+        describe(ad(DeferralTime=0))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "wishes"),
+    [
+        ({}, {"delayed"}),
+        ({"WantIOProxy": True}, {"files", "updates", "delayed"}),
+        ({"WantIOProxy": True, "WantRemoteUpdates": False, "WantDelayedUpdates": False}, {"files"}),
+        ({"WantRemoteUpdates": True}, {"updates", "delayed"}),
+    ],
+)
+def test_what_a_job_wants_of_chirp(attributes: dict[str, object], wishes: set[str]) -> None:
+    assert describe(ad(**attributes)).chirp == wishes
+
+
+def test_token_services_are_named_once() -> None:
+    assert describe(ad(OAuthServicesNeeded=" box, scitokens*x\tbox,")).services == ("box", "scitokens*x")
+    assert describe(ad()).services == ()

@@ -12,7 +12,7 @@ import trio.testing
 
 from pilot.rpc import Channel, ChannelClosed, RpcRefused
 from pilot.switch import Outcome, Running, Signalled
-from starter import steps
+from starter import launching, steps
 from starter.job import Job
 from starter.launch import Launched
 from starter.life import Event, FamilyStopped, JobEnded, Step
@@ -54,7 +54,7 @@ async def test_a_launch_given_up_while_the_family_is_registered_has_nothing_to_s
     )
     async with trio.open_nursery() as nursery:
         running = cast(Running, SimpleNamespace(control=None))
-        nursery.start_soon(steps._registering(cast(Work, work)), 1, 2, running)
+        nursery.start_soon(launching.registering(cast(Work, work)), 1, 2, running)
         await entered.wait()
         nursery.cancel_scope.cancel()
     assert await steps.stop(cast(Work, work), soft=False) == FamilyStopped(())
@@ -67,7 +67,7 @@ async def test_a_launch_given_up_while_the_shadow_is_told_has_a_job_whose_end_is
     shot, told = trio.Event(), trio.Event()
 
     async def start_job(work: Work) -> Event:
-        work.launched = cast(Launched, SimpleNamespace(wait=wait))
+        work.launched = cast(Launched, SimpleNamespace(wait=wait, after=None))
         told.set()
         await trio.sleep_forever()
         raise AssertionError
@@ -84,9 +84,10 @@ async def test_a_launch_given_up_while_the_shadow_is_told_has_a_job_whose_end_is
 
     work = SimpleNamespace(
         launched=None, registered=True, suspended=False, ended=trio.Event(), family="f", usage=None, started_at_s=None,
-        account=None, ahead=None, guests=Guests(),
+        account=None, ahead=None, guests=Guests(), kept={},
         procd=SimpleNamespace(stop=stop, unregister=nothing), settings=SimpleNamespace(killing_timeout=1),
-        description=SimpleNamespace(vacate_s=-1, output_on_evict=False), activation=SimpleNamespace(vacate_max_s=1),
+        description=SimpleNamespace(vacate_s=-1, output_on_evict=False, post=None),
+        activation=SimpleNamespace(vacate_max_s=1),
         shadow=SimpleNamespace(note_job_ended=nothing),
     )  # fmt: skip
     job = Job(cast(Work, work), cast(Channel, SimpleNamespace(send=nothing)), LOG)

@@ -13,7 +13,7 @@ import trio
 
 from pilot.farside import CallFailed, start_ticks
 from pilot.switch import Broken, Exited, Running, Signalled, own_children
-from starter.launch import Deadlines, ExecFailed, Launched, LaunchSpec, launch
+from starter.launch import Deadlines, ExecFailed, Launched, launch
 from starter.sandbox import (
     Changed,
     Context,
@@ -35,45 +35,7 @@ from tests.jobwrapper.farsides import (
     scripted_glexec,
     wrapper_context,
 )
-
-
-def spec(place: Place, *argv: str, **changes) -> LaunchSpec:
-    given = {"environment": {"PATH": "/usr/bin:/bin"}, "stdin": None, "stdout": "out", "stderr": "err"}
-    return LaunchSpec(argv=argv, **{**given, "cwd": str(place.path), **changes})
-
-
-async def run(place: Place, *argv: str, context: Context | None = None, **changes) -> Launched | ExecFailed:
-    with trio.fail_after(20):
-        return await launch(context or wrapper_context(), place, spec(place, *argv, **changes), register=no_register)
-
-
-async def finish(place: Place, *argv: str, **changes) -> Exited | Signalled:
-    """Run a job to its end; its outcome."""
-    launched = await run(place, *argv, **changes)
-    assert isinstance(launched, Launched)
-    with trio.fail_after(20):
-        outcome = await launched.wait()
-    launched.running.close()
-    assert isinstance(outcome, Exited | Signalled)
-    return outcome
-
-
-async def output(place: Place, *argv: str, **changes) -> str:
-    assert await finish(place, *argv, **changes) == Exited(0)
-    return (place.path / "out").read_text()
-
-
-@pytest.fixture
-async def place(tmp_path: Path) -> Place:
-    made = make_place(tmp_path)
-    async with stage_in(wrapper_context(), made, deadline_s=20) as inward:
-        await inward.file("in.txt", 0o644, 6, once(b"hel", b"lo\n"))
-        await inward.file("tool", 0o755, 18, once(b"#!/bin/sh\nexit 42\n"))
-        await inward.file("plain", 0o644, 3, once(b"abc"))
-        await inward.file("garbage", 0o755, 3, once(b"abc"))
-        await inward.directory("dir", 0o755)
-        await inward.finish()
-    return made
+from tests.starter.launches import finish, output, run, spec
 
 
 async def test_a_job_from_start_to_output(tmp_path: Path) -> None:
@@ -214,13 +176,13 @@ async def test_the_switch_shows_203_and_the_job_meant_it(place: Place, tmp_path:
         (("./tool\0x",), {}, "exec", errno.EINVAL),
         (("./tool",), {"environment": {"A=B": "c"}}, "exec", errno.EINVAL),
         (("./tool", "x" * 200_000), {}, "exec", errno.E2BIG),
-        (("./tool",), {"stdin": "missing"}, "stdio", errno.ENOENT),
-        (("./tool",), {"stdin": "dir"}, "stdio", errno.EISDIR),
-        (("./tool",), {"stdout": "dir"}, "stdio", errno.EISDIR),
-        (("./tool",), {"stdout": "no/where"}, "stdio", errno.ENOENT),
-        (("./tool",), {"stderr": "link"}, "stdio", errno.ELOOP),
-        (("./tool",), {"stdin": "link"}, "stdio", errno.ELOOP),
-        (("./tool",), {"stdout": "fifo"}, "stdio", errno.ENXIO),
+        (("./tool",), {"stdin": "missing"}, "stdin", errno.ENOENT),
+        (("./tool",), {"stdin": "dir"}, "stdin", errno.EISDIR),
+        (("./tool",), {"stdout": "dir"}, "stdout", errno.EISDIR),
+        (("./tool",), {"stdout": "no/where"}, "stdout", errno.ENOENT),
+        (("./tool",), {"stderr": "link"}, "stderr", errno.ELOOP),
+        (("./tool",), {"stdin": "link"}, "stdin", errno.ELOOP),
+        (("./tool",), {"stdout": "fifo"}, "stdout", errno.ENXIO),
         (("./tool",), {"cwd": "/nowhere"}, "cwd", errno.ENOENT),
         (("./tool",), {"rlimits": {"nonsense": (0, 0)}}, "exec", errno.EINVAL),
     ],
