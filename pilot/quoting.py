@@ -13,9 +13,9 @@ import re
 _BLANK = " \t\r\n"
 _WORD_V1 = re.compile(r"[^ \t\r\n]+")
 _PIECE_V2 = re.compile(r"[^ \t\r\n']+")
-# Between entries of a V1 environment; a text that begins with one of the two says by it what parts its entries.
+# Between entries of a V1 environment; a text that begins with one of these says by it what parts its entries.
 _DELIMITER_V1 = ";"
-_LEADING_DELIMITERS_V1 = ";|"
+_LEADING_DELIMITERS_V1 = "!#$%&*+,-/:;<>?@^`|~\x1f"
 # The kernel takes 128 KiB a string and 2 MiB in all for argv and environment; more can't be started anyway.
 MAX_STRINGS_BYTES = 2 * 1024 * 1024
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from classad2 import ClassAd, ExprTree, Value
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pilot import quoting
@@ -40,11 +40,13 @@ def ours(function: Any, text: str) -> Any:
     return None
 
 
+@settings(max_examples=400)
 @given(TEXT)
 def test_v2_words_are_the_wheels(text: str) -> None:
     assert ours(quoting.split_v2, text) == wheel("argsToList", text)
 
 
+@settings(max_examples=400)
 @given(TEXT)
 def test_a_v2_environment_is_the_wheels(text: str) -> None:
     found = ours(quoting.environment_v2, text)
@@ -52,6 +54,7 @@ def test_a_v2_environment_is_the_wheels(text: str) -> None:
     assert found == (None if answer is None else quoting.environment_v2(answer))
 
 
+@settings(max_examples=400)
 @given(TEXT)
 def test_a_v1_environment_is_the_wheels(text: str) -> None:
     found = ours(quoting.environment_v1, text)
@@ -106,3 +109,8 @@ def test_what_no_program_can_be_given_is_refused(text: str) -> None:
 def test_a_setting_with_a_stray_double_quote_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="double quote"):
         quoting.environment_setting(text)
+
+
+def test_what_a_v1_environment_may_begin_with_to_part_its_entries() -> None:
+    for character in map(chr, range(1, 256)):
+        test_a_v1_environment_is_the_wheels.hypothesis.inner_test(f"{character}a=b{character}c=d")
