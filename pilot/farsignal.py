@@ -54,7 +54,8 @@ async def signal_far(
     deadline_s: float,
     farewell: tuple[Farewell, tuple[int, int]] | None = None,
 ) -> Sent:
-    """Deliver signal `number` to processes (pid, start tick) of the job's account.
+    """Deliver signal `number` to processes (pid, start tick) of the job's account; who they are is asked when the far
+    side has spoken.
 
     SIGKILL and SIGSTOP always take the descendants too; others only with `tree`. The far side spends at most
     `limit_s` seconds, after a farewell (to one process, before the rest); `deadline_s` is for its hello, an attempt.

@@ -70,7 +70,8 @@ class Lookout:
     async def scan(self, family: Family) -> None:
         """Read every process of the machine, then walk the family.
 
-        Callers at the same time share a scan that starts after all have asked.
+        Callers at the same time share a scan that starts after all have asked. A family without anybody new is not
+        walked: who has ended stays so.
         """
         wanted = self._started + 1
         async with self._scanning:
@@ -82,7 +83,8 @@ class Lookout:
                 self._families.discover(seen)
                 self._after_scan(seen)
                 self._finished = number
-        self.look(family)
+        if self._families.running(family):
+            self.look(family)
 
     async def check(self) -> dict[str, list[ProcessId]]:
         """A full scan: members that only it finds, by family, although they were there when this was called."""
@@ -149,6 +151,13 @@ class Lookout:
         if identity in self._hidden:
             return self._hidden[identity].lives
         return self._reader.ticks(identity.pid) == identity.start_ticks
+
+    def runs(self, identity: ProcessId) -> bool:
+        """Whether this very process is there and no zombie."""
+        if identity in self._hidden:
+            return self._hidden[identity].lives
+        process = self._reader.read(identity.pid)
+        return process is not None and process.id == identity and process.running
 
     def pss_kb(self, family: Family) -> int | None:
         """The family's share of memory; None unless the kernel shows it for all of it."""

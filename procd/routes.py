@@ -10,7 +10,8 @@ import random
 import select
 import signal
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -157,11 +158,15 @@ class Report:
 
 
 class _Telling:
-    """A switch that tells of each call: it may be tried again, and every attempt is an authorisation."""
+    """A switch that tells of each call: it may be tried again, and every attempt is an authorisation.
 
-    def __init__(self, switch: Switch, on_attempt: Callable[[int], None]) -> None:
+    meanwhile: what there is to do while the switch is at work, for each attempt; blocks no longer than that takes.
+    """
+
+    def __init__(self, switch: Switch, on_attempt: Callable[[int], None], meanwhile: Callable[[], None]) -> None:
         self._switch = switch
         self._on_attempt = on_attempt
+        self._meanwhile = meanwhile
         self._attempts = 0
 
     @property
@@ -179,13 +184,16 @@ class _Telling:
     async def start(self, call: Call) -> Running:
         self._attempts += 1
         self._on_attempt(self._attempts)
-        return await self._switch.start(call)
+        running = await self._switch.start(call)
+        self._meanwhile()
+        return running
 
 
 @attrs.define(eq=False)
 class _Request:
     order: Order
     targets: Callable[[], Sequence[ProcessId]]
+    wanted: Callable[[], bool]
     on_call: Callable[[], None]
     give_up_s: float
     answered: trio.Event = attrs.field(factory=trio.Event)
@@ -215,6 +223,7 @@ class SwitchCalls:
         targets: Callable[[], Sequence[ProcessId]],
         *,
         urgent: bool,
+        wanted: Callable[[], bool] | None = None,
         on_call: Callable[[], None] = lambda: None,
     ) -> Report:
         """Have an order carried out, alone or with others, soon if it is urgent.
@@ -222,12 +231,15 @@ class SwitchCalls:
         Cancelling withdraws the order, unless its call has begun.
 
         Args:
-            targets: asked when the call is about to be made, perhaps seconds from now. Without any there is no call.
+            targets: asked while the switch is at work, perhaps seconds from now.
+            wanted: asked just before, whether there need be a call; None: if there are any targets then.
             on_call: hears of each call that is made for the order.
         """
         self._last_ticket += 1
         ticket, now_s = self._last_ticket, trio.current_time()
-        request = self._requests[ticket] = _Request(order, targets, on_call, now_s + order.deadline_s)
+        request = self._requests[ticket] = _Request(
+            order, targets, wanted or (lambda: bool(targets())), on_call, now_s + order.deadline_s
+        )
         dice = self._dice.random()
         self._planner.ask(ticket, order.key, urgent=urgent, time_s=order.deadline_s, dice=dice, now_s=now_s)
         self._changed.set()
@@ -253,20 +265,27 @@ class SwitchCalls:
 
     async def _carry_out(self, batch: Batch) -> None:
         requests = [self._requests[ticket] for ticket in batch.tickets if ticket in self._requests]
-        wanted = [(request, targets) for request in requests if (targets := request.targets())]
+        wanted = [request for request in requests if request.wanted()]
         report = Report()
         if wanted:
-            everybody = dict.fromkeys(identity for _, targets in wanted for identity in targets)
             try:
-                report = Report(left=await self._call([request for request, _ in wanted], tuple(everybody)))
+                report = Report(left=await self._call(wanted))
             except CallFailed as failed:
                 report = Report(str(failed))
         for request in requests:
             request.report = report
             request.answered.set()
 
-    async def _call(self, requests: Sequence[_Request], targets: Sequence[ProcessId]) -> int:
+    async def _call(self, requests: Sequence[_Request]) -> int:
         """One call for requests of one key; how many it left."""
+        targets: dict[ProcessId, None] = {}
+
+        def gather() -> None:
+            for request in requests:
+                targets.update(dict.fromkeys(request.targets()))
+
+        def gathered() -> Iterator[ProcessId]:
+            yield from islice(targets, MAX_TARGETS)
 
         def on_attempt(number: int) -> None:
             if number > 1:
@@ -278,9 +297,11 @@ class SwitchCalls:
         credential = Path(order.credential) if order.credential else None
         left_s = max(request.give_up_s for request in requests) - trio.current_time()
         sent = await signal_far(
-            Asking(_Telling(self._switch, on_attempt), self._settings, order.audit_id, credential, uid=order.uid),
+            Asking(
+                _Telling(self._switch, on_attempt, gather), self._settings, order.audit_id, credential, uid=order.uid
+            ),
             order.number,
-            targets[:MAX_TARGETS],
+            gathered(),
             tree=order.tree,
             limit_s=min(max(LEAST_CALL_S, left_s), LONGEST_CALL_S),
             deadline_s=self._answer_s,

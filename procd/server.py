@@ -7,6 +7,7 @@ socket, to pidfds and to the clock.
 
 import os
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -87,6 +88,7 @@ class Service:
         self._signaller = signaller
         self._log = log
         self._watches: dict[str, trio.CancelScope] = {}
+        self._being_killed: Counter[str] = Counter()
         self._nursery: trio.Nursery | None = None
         self._closing = False
 
@@ -270,7 +272,11 @@ class Service:
         self, family: Family, *, urgent: bool, deadline_s: float, farewell: Farewell | None = None
     ) -> Stopped:
         ending = Ending()
-        empty = await self._signaller.kill(family, ending, urgent=urgent, deadline_s=deadline_s, farewell=farewell)
+        self._being_killed[family.name] += 1
+        try:
+            empty = await self._signaller.kill(family, ending, urgent=urgent, deadline_s=deadline_s, farewell=farewell)
+        finally:
+            self._being_killed -= Counter([family.name])
         left = () if empty else tuple(identity.pid for identity in self._families.running(family))
         route = "+".join(ending.routes) or "none"
         level = self._log.info if empty else self._log.warning
@@ -333,8 +339,10 @@ class Service:
             await self._stop_abandoned(family)
 
     async def _look_at_end_of_root(self, family: Family) -> None:
+        """Not while the family is being killed: whoever kills looks, when it does not slow down the dying."""
         await self._ended(family.root)
-        self._lookout.look(family)
+        if family.name not in self._being_killed:
+            self._lookout.look(family)
 
     async def _ended(self, identity: ProcessId) -> None:
         """Wait for the end of a process, which need not be ours."""

@@ -24,6 +24,8 @@ CONTROL_PATIENCE_S = 3.0
 _GROUP_PATIENCE_S = 2.0
 _FIRST_PAUSE_S = 0.001
 _LONGEST_PAUSE_S = 0.1
+# Reading one process takes about 15 us.
+_WATCH_EVERY_S = 0.002
 # Between two attempts that failed, of any route.
 _BETWEEN_ATTEMPTS_S = 0.5
 # How long killing goes on between two full scans, which cost more.
@@ -219,18 +221,26 @@ class Signaller:
         grace_s = farewell.grace_s if farewell else 0.0
         with trio.move_on_after(grace_s + deadline_s):
             give_up_s = trio.current_time() + deadline_s
-            self._lookout.look(family)
+            nobody = False
             while True:
                 # A walk is cheaper than a scan, which is only needed where it finds nobody.
-                if not self._families.running(family) and await self._is_empty(family):
+                nobody = nobody or not self._anybody(family)
+                if nobody and await self._is_empty(family):
                     return True
                 left_s = give_up_s - trio.current_time()
-                if not await self._kill_once(family, ending, urgent=urgent, left_s=left_s, farewell=farewell):
+                nobody = await self._kill_once(family, ending, urgent=urgent, left_s=left_s, farewell=farewell)
+                if not nobody:
                     await trio.sleep(_BETWEEN_ATTEMPTS_S)
-                    self._lookout.look(family)
                 farewell = None
         ending.failure = ending.failure or "the last attempt did not come to an end in time"
         return await self._is_empty(family)
+
+    def _anybody(self, family: Family) -> bool:
+        """Whether anybody runs. A walk is spared where a known member does, which is told by reading that one."""
+        if any(self._lookout.runs(identity) for identity in self._families.running(family)):
+            return True
+        self._lookout.look(family)
+        return bool(self._families.running(family))
 
     def _needs_switch(self, family: Family) -> bool:
         return self.control(family) is None and family.around.uid != self._pilot_uid
@@ -281,11 +291,13 @@ class Signaller:
         try:
             if control is not None and "control" not in ending.routes:
                 ending.used("control")
+                self._lookout.look(family)  # for what they have used
                 control.kill_all()
                 return await self._until_empty(family, CONTROL_PATIENCE_S)
             group = self._group(family)
             if group is not None and farewell is None and "cgroup" not in ending.routes:
                 ending.used("cgroup")
+                self._lookout.look(family)  # for their peaks
                 group.kill()
                 await _until(lambda: not group.populated)
                 return await self._until_empty(family, 0)
@@ -326,6 +338,7 @@ class Signaller:
             family,
             signal.SIGKILL,
             targets,
+            wanted=lambda: self._anybody(family),
             tree=True,
             urgent=urgent,
             deadline_s=left_s,
@@ -347,17 +360,20 @@ class Signaller:
             await trio.lowlevel.checkpoint()
 
     async def _until_empty(self, family: Family, patience_s: float) -> bool:
-        """Look more and more rarely until nobody is left or the patience is at its end; whether nobody was."""
+        """Look until nobody is left or the patience is at its end; whether nobody was.
+
+        A walk costs the cores that the dying need: between two of them the known are watched, one after the other.
+        """
         give_up_s = trio.current_time() + patience_s
-        pause_s = _FIRST_PAUSE_S
         while True:
+            for identity in self._families.running(family):
+                while self._lookout.runs(identity) and trio.current_time() < give_up_s:  # noqa: ASYNC110 - as below
+                    await trio.sleep(_WATCH_EVERY_S)
             self._lookout.look(family)
             if not self._families.running(family):
                 return True
             if trio.current_time() >= give_up_s:
                 return False
-            await trio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     # --- the switch -----------------------------------------------------------------------------------------
 
@@ -378,10 +394,11 @@ class Signaller:
         tree: bool,
         urgent: bool,
         deadline_s: float,
+        wanted: Callable[[], bool] | None = None,
         on_call: Callable[[], None] = lambda: None,
         farewell: Farewell | None = None,
     ) -> None:
-        """One order; its targets are looked up when its call is made. RouteFailed with the switch's words."""
+        """One order; its targets are looked up while its call is on its way. RouteFailed with the switch's words."""
         if self._switch_calls is None:
             raise RouteFailed("another account's processes, and no switch")
         credential, audit_id = self.reason(family)
@@ -394,7 +411,7 @@ class Signaller:
             deadline_s=max(0.1, deadline_s),
             farewell=(farewell, family.root) if farewell else None,
         )
-        report = await self._switch_calls.ask(order, targets, urgent=urgent, on_call=on_call)
+        report = await self._switch_calls.ask(order, targets, wanted=wanted, urgent=urgent, on_call=on_call)
         if report.failure is not None:
             raise RouteFailed(report.failure)
 
