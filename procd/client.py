@@ -84,6 +84,10 @@ class ProcdClient:
         await (await client._connect()).aclose()
         return client
 
+    def expect_no_other(self) -> None:
+        """The startd is gone, and nobody starts another procd: from now on one that is away stays away."""
+        self._patience_s = 0.0
+
     def close(self) -> None:
         """Give back descriptors. Families stay registered as long as their starter lives."""
         for registration in self._registrations.values():

@@ -222,6 +222,7 @@ class Job:
                     os.close(fd)
                 await self._post(_asked(message))
         except (ChannelClosed, RpcFault):
+            self._work.procd.expect_no_other()
             await self._post(StartdLost())
 
     async def _watch_job(self) -> None:

@@ -37,6 +37,15 @@ async def reap_orphans() -> None:
             _reap(pid)
 
 
+def strangers() -> set[int]:
+    """Our children that are no call of ours: orphans of the job. Those that have ended are waited for, and left out."""
+    found = set()
+    for pid in set(_children()) - own_children():
+        if not _reap(pid):
+            found.add(pid)
+    return found
+
+
 def _children() -> list[int]:
     pids: list[int] = []
     for thread in os.listdir("/proc/self/task"):
@@ -48,8 +57,9 @@ def _children() -> list[int]:
     return pids
 
 
-def _reap(pid: int) -> None:
+def _reap(pid: int) -> bool:
+    """Whether it has ended; it is waited for then."""
     try:
-        os.waitpid(pid, os.WNOHANG)
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
     except ChildProcessError:
-        return
+        return True

@@ -21,7 +21,7 @@ from cedar.sinful import Sinful
 from pilot import credentials
 from pilot.rpc import RpcRefused
 from pilot.switch import Denied, Outcome, Unavailable
-from starter import ahead, furnish, launching, updates
+from starter import ahead, furnish, launching, orphans, updates
 from starter.credential import ProxyUnusable, fetch_proxy
 from starter.description import WRAPPER_FAILURE_NAME, Unrunnable, describe
 from starter.launch import Deadlines
@@ -224,8 +224,22 @@ async def stop(work: Work, *, soft: bool) -> Event:
         return FamilyStopped(())
     try:
         return await _stop(work, soft=soft)
-    except PROCD_FAULTS:  # nobody can say that the family is gone: the slot is not used until somebody has looked
-        return FamilyStopped((work.launched.pid if work.launched else os.getpid(),))
+    except PROCD_FAULTS:
+        return await _stopped_without_procd(work)
+
+
+async def _stopped_without_procd(work: Work) -> FamilyStopped:
+    """procd ends with the startd, and stops every family before: what of the job is left would be below us by now.
+
+    Where somebody is left, or the job's end cannot be seen, the slot is not used until somebody has looked.
+    """
+    if work.launched is not None:
+        with trio.move_on_after(END_KNOWN_WITHIN_S):
+            await work.ended.wait()
+    if work.launched is None or work.ended.is_set():
+        left = orphans.strangers()
+        return FamilyStopped(tuple(sorted(left)))
+    return FamilyStopped((work.launched.pid,))
 
 
 async def _stop(work: Work, *, soft: bool) -> Event:

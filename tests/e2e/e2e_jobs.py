@@ -136,8 +136,8 @@ class Jobs:
         return (self.site.layout.pilot / "log" / name).read_text()
 
     def until(self, what: str, condition: Callable[[], Any]) -> Any:
-        """Wait for a condition."""
-        return self.site.wait_until(condition, what=what, deadline_s=PATIENCE_S)
+        """Wait until a condition is true, or gives something that is."""
+        return self.site.wait_until(lambda: condition() or None, what=what, deadline_s=PATIENCE_S)
 
     def processes(self, role: str) -> dict[int, str]:
         """Living processes of a user's account."""
