@@ -228,7 +228,24 @@ class Settings:
     machinemaxvacatetime: float = knob(
         "600", seconds(0), "Longest time that a job gets to end by itself when it must go."
     )
+    maxjobretirementtime: str = knob(
+        "0", expression(), "Seconds that a running job may go on when it must go, counted from its start."
+    )
     shutdown_graceful_timeout: float = knob("1800", seconds(0), "Longest time of an orderly shutdown.")
+    glidein_toretire: int | None = knob(
+        "", integer(0, optional=True), "Unix time from which on the pilot takes no new job.", unset="never"
+    )
+    glidein_todie: int | None = knob(
+        "",
+        integer(0, optional=True),
+        "Unix time at which the pilot begins to end; leave SHUTDOWN_GRACEFUL_TIMEOUT after it.",
+        unset="never",
+    )
+    startd_noclaim_shutdown: float = knob(
+        "0", seconds(0), "Time without a claim after which the startd ends; 0: never."
+    )
+    daemon_shutdown: str = knob("FALSE", expression(), "The startd ends gracefully once this holds in its slot's ad.")
+    daemon_shutdown_fast: str = knob("FALSE", expression(), "The startd ends at once when this holds in its slot's ad.")
     glexec: Path = knob("/usr/sbin/glexec", path(), "The identity switch's command, when SAILPLANE_SWITCH is glexec.")
     glexec_retries: int = knob(
         "3", integer(0, 100), "Retries after a call of the switch that failed for a passing reason."

@@ -23,6 +23,7 @@ class State(Enum):
     IDLE = "idle"
     STARTING = "starting"
     BUSY = "busy"
+    RETIRING = "retiring"
     VACATING = "vacating"
     CLOSING = "closing"
     GONE = "gone"
@@ -104,6 +105,27 @@ class Shutdown:
 
 
 @attrs.frozen
+class Retire:
+    """The claim takes no further job; the present one may go on for ``limit_s`` (MaxJobRetirementTime)."""
+
+    limit_s: float
+    reason: str
+    vacate_code: int
+
+
+@attrs.frozen
+class RetireTimer:
+    """The time given to the job with ``serial`` is over."""
+
+    serial: int
+
+
+@attrs.frozen
+class Unretire:
+    """What the claim was retired for is called off."""
+
+
+@attrs.frozen
 class KillTimer:
     """The time given to the starter with ``serial`` is over."""
 
@@ -112,11 +134,12 @@ class KillTimer:
 
 Event = (
     Activate | Suspend | Continue | StarterRuns | StarterNotStarted | StarterGone | Deactivated | Released
-    | LeaseOver | Shutdown | KillTimer
+    | LeaseOver | Shutdown | Retire | RetireTimer | Unretire | KillTimer
 )  # fmt: skip
 REQUESTS: tuple[type, ...] = (Activate, Suspend, Continue)
 FACTS: tuple[type, ...] = (
-    StarterRuns, StarterNotStarted, StarterGone, Deactivated, Released, LeaseOver, Shutdown, KillTimer,
+    StarterRuns, StarterNotStarted, StarterGone, Deactivated, Released, LeaseOver, Shutdown, Retire, RetireTimer,
+    Unretire, KillTimer,
 )  # fmt: skip
 
 
@@ -158,6 +181,14 @@ class ArmKill:
 
 
 @attrs.frozen
+class ArmRetire:
+    """Report RetireTimer(serial) in ``limit_s`` seconds."""
+
+    serial: int
+    limit_s: float
+
+
+@attrs.frozen
 class KillStarter:
     """SIGKILL to the starter; procd stops its family."""
 
@@ -174,7 +205,7 @@ class Destroy:
     broken: bool
 
 
-Command = StartStarter | EndJob | SuspendJob | ContinueJob | ArmKill | KillStarter | TellSchedd | Destroy
+Command = StartStarter | EndJob | SuspendJob | ContinueJob | ArmKill | ArmRetire | KillStarter | TellSchedd | Destroy
 
 
 class WrongState(Exception):
@@ -197,6 +228,8 @@ class Entry:
 
 # Vacate codes of the wire reference (appendix A).
 _CODE_DEACTIVATED, _CODE_RELEASED, _CODE_SHUTDOWN = 1009, 1017, 1013
+# States with a starter, or with one on its way.
+WITH_STARTER = frozenset({State.STARTING, State.BUSY, State.RETIRING, State.VACATING, State.CLOSING})
 
 
 @attrs.define
@@ -207,6 +240,7 @@ class Claim:
     broken: bool = False
     serial: int = 0
     number: int = 0
+    retired_for: tuple[str, int] = ("", 0)
     story: deque[Entry] = attrs.field(factory=lambda: deque(maxlen=STORY_LENGTH))
 
     def handle(self, event: Event, *, now_s: float) -> tuple[Command, ...]:
@@ -267,7 +301,8 @@ def _end_job(claim: Claim, how: How, reason: str, code: int) -> tuple[Command, .
 
 def _deactivate(claim: Claim, event: Event) -> Outcome:
     assert isinstance(event, Deactivated)
-    state = State.CLOSING if event.worklife_over or claim.state is State.CLOSING else State.VACATING
+    over = event.worklife_over or claim.state in (State.RETIRING, State.CLOSING)
+    state = State.CLOSING if over else State.VACATING
     return state, _end_job(claim, event.how, "the claim was deactivated by the submit side", _CODE_DEACTIVATED)
 
 
@@ -312,6 +347,40 @@ def _shutdown_again(claim: Claim, event: Event) -> Outcome:
     return State.CLOSING, _end_job(claim, "fast", "the pilot shuts down", _CODE_SHUTDOWN)
 
 
+def _retire_idle(_claim: Claim, _event: Event) -> Outcome:
+    return State.GONE, (TellSchedd(), Destroy(broken=False))
+
+
+def _retire(claim: Claim, event: Event) -> Outcome:
+    assert isinstance(event, Retire)
+    claim.retired_for = event.reason, event.vacate_code
+    return State.RETIRING, (ArmRetire(claim.next_serial(), event.limit_s),)
+
+
+def _retire_vacating(_claim: Claim, _event: Event) -> Outcome:
+    """Its job ends already; the timer that was armed for that stays."""
+    return State.CLOSING, (TellSchedd(),)
+
+
+def _retired(claim: Claim, event: Event) -> Outcome:
+    """The job has ended by itself."""
+    claim.broken = isinstance(event, StarterGone) and event.broken
+    return State.GONE, (TellSchedd(), Destroy(claim.broken))
+
+
+def _retirement_over(claim: Claim, event: Event) -> Outcome:
+    assert isinstance(event, RetireTimer)
+    if event.serial != claim.serial:
+        return claim.state, ()
+    reason, code = claim.retired_for
+    return State.CLOSING, (TellSchedd(), *_end_job(claim, "graceful", reason, code))
+
+
+def _unretire(claim: Claim, _event: Event) -> Outcome:
+    claim.next_serial()
+    return State.BUSY, ()
+
+
 def _kill(claim: Claim, event: Event) -> Outcome:
     """The gentle way took too long: first the hard way, then the starter itself."""
     assert isinstance(event, KillTimer)
@@ -329,27 +398,33 @@ def _continue(claim: Claim, _event: Event) -> Outcome:
 
 
 S = State
-_WITH_STARTER = (S.STARTING, S.BUSY, S.VACATING)
+_GOES_ON = (S.STARTING, S.BUSY, S.VACATING)
 _STARTER_ENDED = (StarterGone, StarterNotStarted)
 
 # The numbered rules, in the order of docs/claim-life.md.
 NUMBERED: tuple[tuple[tuple[State, ...], tuple[type, ...], Rule], ...] = (
     ((S.IDLE,), (Activate,), _activate),  # 1
     ((S.STARTING,), (StarterRuns,), _runs),  # 2
-    (_WITH_STARTER, _STARTER_ENDED, _to_idle),  # 3
+    (_GOES_ON, _STARTER_ENDED, _to_idle),  # 3
     ((S.CLOSING,), _STARTER_ENDED, _to_gone),  # 4
-    ((*_WITH_STARTER, S.CLOSING), (Deactivated,), _deactivate),  # 5
+    ((*_GOES_ON, S.RETIRING, S.CLOSING), (Deactivated,), _deactivate),  # 5
     ((S.IDLE,), (Deactivated,), _deactivate_idle),  # 6
     ((S.IDLE,), (Released,), _release_idle),  # 7
-    ((*_WITH_STARTER, S.CLOSING), (Released,), _release),  # 8
+    ((*_GOES_ON, S.RETIRING, S.CLOSING), (Released,), _release),  # 8
     ((S.IDLE,), (LeaseOver,), _lease_idle),  # 9
-    (_WITH_STARTER, (LeaseOver,), _lease),  # 10
+    ((*_GOES_ON, S.RETIRING), (LeaseOver,), _lease),  # 10
     ((S.IDLE,), (Shutdown,), _shutdown_idle),  # 11
-    (_WITH_STARTER, (Shutdown,), _shutdown),  # 12
+    ((*_GOES_ON, S.RETIRING), (Shutdown,), _shutdown),  # 12
     ((S.CLOSING,), (Shutdown,), _shutdown_again),  # 13
     ((S.VACATING, S.CLOSING), (KillTimer,), _kill),  # 14
-    ((S.BUSY,), (Suspend,), _suspend),  # 15
-    ((S.BUSY,), (Continue,), _continue),  # 16
+    ((S.BUSY, S.RETIRING), (Suspend,), _suspend),  # 15
+    ((S.BUSY, S.RETIRING), (Continue,), _continue),  # 16
+    ((S.IDLE,), (Retire,), _retire_idle),  # 17
+    ((S.STARTING, S.BUSY, S.RETIRING), (Retire,), _retire),  # 18
+    ((S.VACATING,), (Retire,), _retire_vacating),  # 19
+    ((S.RETIRING,), _STARTER_ENDED, _retired),  # 20
+    ((S.RETIRING,), (RetireTimer,), _retirement_over),  # 21
+    ((S.RETIRING,), (Unretire,), _unretire),  # 22
 )
 
 

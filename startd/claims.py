@@ -33,6 +33,8 @@ OUTPUT_TIME_S = 3600.0
 LOOK_EVERY_S = 1.0
 # Connecting to the schedd: stock waits max(20, lease/3 - 3).
 SCHEDD_DEADLINE_S = 20.0
+# Vacate code of an end of the pilot's own (wire reference, appendix A).
+CODE_SHUTDOWN = 1013
 # How long an identity that the site refused is not matched here again.
 REFUSAL_MEMORY_S = 1800.0
 MAX_REMEMBERED_REFUSALS = 100
@@ -49,6 +51,10 @@ class Claims:
     log: logging.LoggerAdapter[logging.Logger]
     changed: Callable[[], None]
     destroyed: Callable[[str], None]
+    # MaxJobRetirementTime of a claim's present job
+    retirement_s: Callable[[Held], float] = lambda held: 0.0
+    # why no new job is taken; empty while jobs are
+    retiring: str = ""
     draining: bool = False
     trouble: str = ""
     refused: dict[str, float] = attrs.field(factory=dict)
@@ -77,6 +83,11 @@ class Claims:
         now_s = trio.current_time()
         self.refused = {user: until for user, until in self.refused.items() if until > now_s}
         return tuple(self.refused)
+
+    @property
+    def takes_jobs(self) -> bool:
+        """Whether a new claim, or a new job on a claim, is welcome."""
+        return not (self.draining or self.retiring)
 
     # --- making and ending claims --------------------------------------------------------------------------------
 
@@ -125,6 +136,8 @@ class Claims:
                 self._tell(held, to_starter.ContinueJob())
             case life.ArmKill(serial=serial, how=how):
                 self.nursery.start_soon(self._arm, held, serial, how)
+            case life.ArmRetire(serial=serial, limit_s=limit_s):
+                self.nursery.start_soon(self._arm_retirement, held, serial, limit_s)
             case life.KillStarter():
                 self._kill(held)
             case life.TellSchedd():
@@ -157,6 +170,30 @@ class Claims:
                 await held.changed.wait()
             return
         self.handle(held, life.KillTimer(serial))
+
+    async def _arm_retirement(self, held: Held, serial: int, limit_s: float) -> None:
+        with trio.move_on_after(limit_s):
+            while held.life.serial == serial and held.life.state is life.State.RETIRING:
+                await held.changed.wait()
+            return
+        self.handle(held, life.RetireTimer(serial))
+
+    def take_no_more(self, reason: str) -> None:
+        """No new job from now on; claims that have none are given back, jobs that run go on."""
+        self.retiring = reason
+        for held in list(self.slots.held.values()):
+            if held.life.state is life.State.IDLE:
+                self.handle(held, life.Retire(0.0, reason, CODE_SHUTDOWN))
+        self.changed()
+
+    def retire_all(self, limit_s: float, reason: str, vacate_code: int) -> None:
+        """No claim takes another job; those that run have their retirement time, and ``limit_s`` seconds at most."""
+        for held in list(self.slots.held.values()):
+            self.handle(held, life.Retire(min(limit_s, self._retirement_left_s(held)), reason, vacate_code))
+
+    def _retirement_left_s(self, held: Held) -> float:
+        ran_s = 0.0 if held.activated_s is None else trio.current_time() - held.activated_s
+        return max(0.0, self.retirement_s(held) - ran_s)
 
     def _kill(self, held: Held) -> None:
         """The starter is our grandchild and reaped by the spawner: its pid is its own until we hear StarterEnded."""
@@ -203,6 +240,7 @@ class Claims:
         # The task that this has started looks for them at its first step, which is not before our next checkpoint.
         self._pending[self._next_ticket] = (activation, shadow, theirs)
         held.ticket, held.job_id, held.job_user = self._next_ticket, job_id, job_user
+        held.job_ad, held.activated_s = ClassAd(activation.job_ad), trio.current_time()
         held.starter = Channel(trio.socket.from_stdlib_socket(ours), to_starter.STARTER)
         self.nursery.start_soon(self._listen, held, held.starter)
 

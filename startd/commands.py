@@ -109,7 +109,7 @@ class Commands:
     def _carve(self, ad: ClassAd, requester: Requester) -> list[Held]:
         """As many dynamic slots as asked for and possible, at least one."""
         claims = self.claims
-        if claims.draining or get_bool(ad, "_condor_CLAIM_PARTITIONABLE_SLOT", False) or "WorkingCM" in ad:
+        if not claims.takes_jobs or get_bool(ad, "_condor_CLAIM_PARTITIONABLE_SLOT", False) or "WorkingCM" in ad:
             raise WrongState("the slot takes no claims now, or not of this kind", try_again=False)
         if not _both_match(self.pslot_ad(), ad):
             raise DoesNotFit("the requirements of slot and job do not both hold")
@@ -165,8 +165,8 @@ class Commands:
         held.heard_s = trio.current_time()
         if held.life.state is not State.IDLE:
             return ActivationRefusal.STILL_CLEANING, f"the claim is {held.life.state.value}"
-        if self.claims.draining:
-            return ActivationRefusal.PREEMPTED, "the pilot shuts down"
+        if not self.claims.takes_jobs:
+            return ActivationRefusal.PREEMPTED, self.claims.retiring or "the pilot shuts down"
         if not _both_match(self.dslot_ad(held), ad):
             return ActivationRefusal.NO_MATCH, "the requirements of slot and job do not both hold any more"
         return None
@@ -232,7 +232,7 @@ class Commands:
 
     def _may_go_on(self, held: Held) -> bool:
         """Whether the claim takes another job: CLAIM_WORKLIFE (-1 is never over), and the pilot's own end."""
-        if self.claims.draining or held.life.state in (State.CLOSING, State.GONE):
+        if not self.claims.takes_jobs or held.life.state in (State.RETIRING, State.CLOSING, State.GONE):
             return False
         worklife_s = self.claims.settings.claim_worklife
         return worklife_s < 0 or trio.current_time() - held.made_s < worklife_s

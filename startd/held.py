@@ -7,13 +7,14 @@ from collections import deque
 
 import attrs
 import trio
+from classad2 import ClassAd
 
 from cedar.claims import SUBMIT_SIDE, ClaimId
 from cedar.commands import VERSION
 from cedar.sessions import SessionTable
 from cedar.sinful import Sinful
 from pilot.rpc import Channel
-from startd.claim import Claim, State
+from startd.claim import WITH_STARTER, Claim
 from startd.resources import Resources
 from startd.slotads import SlotState
 
@@ -56,6 +57,8 @@ class Held:
     starter_broken: bool = False
     job_id: str = ""
     job_user: str = ""
+    job_ad: ClassAd | None = attrs.field(default=None, repr=False)
+    activated_s: float | None = None
     owner_sids: list[str] = attrs.field(factory=list)
     job_account_uid: int | None = None
     usage: dict[str, object] = attrs.field(factory=dict)
@@ -77,6 +80,7 @@ class Held:
             self.past_jobs.append(self.job_id)
         self.ticket = self.starter_pid = self.job_account_uid = None
         self.starter, self.starter_broken, self.job_id, self.job_user = None, False, "", ""
+        self.job_ad = self.activated_s = None
         self.usage, self.owner_sids = {}, []
 
     def note_change(self) -> None:
@@ -87,7 +91,7 @@ class Held:
 
     async def wait_without_starter(self) -> None:
         """Until the starter of the present activation is reaped."""
-        while self.life.state in (State.STARTING, State.BUSY, State.VACATING, State.CLOSING):
+        while self.life.state in WITH_STARTER:
             await self.changed.wait()
 
     def slot_state(self, slot_id: int, draining: bool) -> SlotState:
@@ -175,7 +179,9 @@ class Slots:
         session.expires_s = trio.current_time() + SESSION_AFTERLIFE_S
         self.sessions.add(session)
 
-    def state(self, *, refused_users: tuple[str, ...], draining: bool, trouble: str, entered_at: int) -> SlotState:
+    def state(
+        self, *, refused_users: tuple[str, ...], draining: bool, trouble: str, entered_at: int, retiring: str = ""
+    ) -> SlotState:
         """The partitionable slot, for its ad."""
         return SlotState(
             name=self.name,
@@ -189,4 +195,5 @@ class Slots:
             refused_users=refused_users,
             draining=draining,
             trouble=trouble,
+            retiring=retiring,
         )

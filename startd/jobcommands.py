@@ -22,7 +22,7 @@ from cedar.errors import PeerFault
 from cedar.server import Request
 from cedar.sessions import Session
 from pilot.rpc import ChannelClosed, RpcFault
-from startd.claim import State
+from startd.claim import WITH_STARTER
 from startd.claims import Claims
 from startd.held import Held
 from starter.messages import PassedCommand
@@ -34,7 +34,6 @@ MAX_OWNER_SESSIONS = 16
 # A tool uses its session within seconds; a follower of condor_tail for as long as it looks.
 OWNER_SESSION_S = 86_400.0
 _SID_BYTES, _SECRET_BYTES = 16, 32
-_WITH_STARTER = frozenset({State.STARTING, State.BUSY, State.VACATING, State.CLOSING})
 
 Handler = Callable[[Request], Awaitable[None]]
 
@@ -80,7 +79,7 @@ class JobCommands:
         """
         held = self.claims.find(session.sid)
         asked = _job_of(global_job_id)
-        if held is not None and held.life.state in _WITH_STARTER and asked in ("", held.job_id):
+        if held is not None and held.life.state in WITH_STARTER and asked in ("", held.job_id):
             answer = _reply("Success", "")
             set_str(answer, "StarterIpAddr", self.claims.slots.address)
             return answer
@@ -94,7 +93,7 @@ class JobCommands:
         check_claim_id(get_str(ad, "ClaimId"), request.session)
         held = self.claims.find(request.session.sid)
         answer = ClassAd()
-        if held is None or held.starter is None or held.life.state not in _WITH_STARTER:
+        if held is None or held.starter is None or held.life.state not in WITH_STARTER:
             refuse(answer, "no job runs on this slot now", retry=held is not None)
         elif not held.job_user:
             refuse(answer, "the job has no User, so nobody can be its owner", retry=False)

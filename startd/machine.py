@@ -50,6 +50,7 @@ def describe(settings: Settings, switch: Switch, address: str, total: Resources)
         total=total,
         start=settings.start,
         rank=settings.rank,
+        max_retirement=settings.maxjobretirementtime,
         switch=switch.name,
         switch_isolates=switch.isolates,
         needs_proxy=switch.needs_credential,

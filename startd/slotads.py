@@ -17,7 +17,8 @@ from startd.resources import Resources
 
 # condor_status knows these words; the claim's own states are finer.
 _ACTIVITY = {
-    "idle": "Idle", "starting": "Busy", "busy": "Busy", "vacating": "Vacating", "closing": "Killing", "gone": "Idle",
+    "idle": "Idle", "starting": "Busy", "busy": "Busy", "retiring": "Retiring", "vacating": "Vacating",
+    "closing": "Killing", "gone": "Idle",
 }  # fmt: skip
 # What ``$$(CondorScratchDir)`` becomes; the starter replaces it.
 _SCRATCH_MARKER = "#CoNdOrScRaTcHdIr#"
@@ -38,6 +39,7 @@ class Machine:
     total: Resources
     start: str
     rank: str
+    max_retirement: str
     switch: str
     switch_isolates: bool
     needs_proxy: bool
@@ -64,6 +66,7 @@ class SlotState:
     refused_users: Sequence[str] = ()
     draining: bool = False
     trouble: str = ""
+    retiring: str = ""
     usage: Mapping[str, object] = attrs.field(factory=dict)
 
 
@@ -155,6 +158,7 @@ def _policy(ad: ClassAd, machine: Machine, slot: SlotState) -> None:
     """Requirements must be there, or the slot never matches (T13)."""
     ad["Start"] = ExprTree(start_expression(machine, slot))
     ad["Rank"] = ExprTree(machine.rank)
+    ad["MaxJobRetirementTime"] = ExprTree(machine.max_retirement)
     ad["CurrentRank"] = 0.0
     ad["WithinResourceLimits"] = ExprTree(
         "(TARGET.RequestCpus =?= undefined || MY.Cpus >= TARGET.RequestCpus)"
@@ -176,7 +180,7 @@ def start_expression(machine: Machine, slot: SlotState) -> str:
     if slot.refused_users:
         names = ", ".join(_quoted(user) for user in slot.refused_users)
         terms.append(f"(member(TARGET.x509userproxysubject, {{ {names} }}) =!= true)")
-    if slot.draining or slot.trouble:
+    if slot.draining or slot.trouble or slot.retiring:
         terms.append("false")
     return " && ".join(terms)
 
@@ -189,6 +193,8 @@ def _activity(ad: ClassAd, slot: SlotState) -> None:
         ad["State"] = "Claimed" if claimed else "Unclaimed"
         ad["Activity"] = _ACTIVITY[slot.state] if claimed else "Idle"
     ad["EnteredCurrentState"] = ad["EnteredCurrentActivity"] = slot.entered_at
+    if slot.retiring:
+        set_str(ad, "SailplaneRetiring", slot.retiring)
     if slot.trouble:
         set_str(ad, "SailplaneTrouble", slot.trouble)
 

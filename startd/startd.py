@@ -13,25 +13,28 @@ import attrs
 import trio
 from classad2 import ClassAd
 
+from cedar.classads import evaluate, parse_expression
 from cedar.server import Server, ServerPolicy
 from cedar.sessions import SessionTable
 from cedar.sinful import Sinful
 from pilot.settings import Settings
 from pilot.switch import Switch, own_children
 from startd import claim as life
+from startd import lifetime
 from startd.advertise import Advertiser, collector_addresses
-from startd.claims import Claims
+from startd.claims import CODE_SHUTDOWN, Claims
 from startd.commands import Commands
 from startd.held import Held, Slots
 from startd.janitor import Janitor
 from startd.machine import cores, describe, resources
 from startd.namesake import living_namesake
+from startd.owncredentials import OwnCredentials
 from startd.processes import Spawner, degradations, owned_pids, run_procd
 from startd.slotads import Machine, private_ad, public_ad
 from starter import messages
 
-# Glidein scripts expect 99 for an ordered end of life; a signal's orderly end is 0.
-EXIT_DONE = 0
+# A signal's orderly end is 0; glidein scripts expect 99 for one that the startd came to by itself.
+EXIT_DONE, EXIT_END_OF_LIFE = 0, 99
 REAP_EVERY_S = 0.5
 # After the last claim has ended fast, starters need this long at most to be reaped.
 FAST_END_WITHIN_S = 60.0
@@ -59,6 +62,8 @@ class Startd:
         self._advertisers: list[Advertiser] = []
         self._sequence = 0
         self._entered_at = int(time.time())
+        self._status = EXIT_DONE
+        self._own_credentials = OwnCredentials(settings.sailplane_pilot_proxy, settings.sec_token_directory)
 
     async def run(self, ready: Callable[[], None]) -> int:
         """Until a signal ends it; the exit status.
@@ -93,7 +98,7 @@ class Startd:
                 self.log.info("ready at %s as %s", address, settings.startd_name)
                 await self._until_ended(signals)
             nursery.cancel_scope.cancel()
-        return EXIT_DONE
+        return self._status
 
     async def _refuse_namesake(self, collectors: list[Sinful], address: str) -> None:
         for collector in collectors:
@@ -115,6 +120,7 @@ class Startd:
             log=self.log,
             changed=self._changed,
             destroyed=self._destroyed,
+            retirement_s=lambda held: lifetime.retirement_s(self._dslot_ad(held), held.job_ad),
         )
         self._janitor = Janitor(settings.sailplane_run_dir, self._spawner.clean, self.log)
         commands = Commands(
@@ -160,16 +166,70 @@ class Startd:
     # --- the end -------------------------------------------------------------------------------------------------
 
     async def _until_ended(self, signals: AsyncIterator[int]) -> None:
-        """TERM: gracefully. QUIT, INT, or a second TERM: fast."""
+        """TERM: gracefully. QUIT, INT, a second TERM: fast. Or when the pilot's life is over (``startd.lifetime``)."""
         async with trio.open_nursery() as ending:
+            self._ending = ending
+            ending.start_soon(self._watch_life)
             async for number in signals:
                 fast = number != signal.SIGTERM or self._claims.draining
-                self.log.info("%s: shutting down %s", signal.Signals(number).name, "fast" if fast else "gracefully")
-                if not self._claims.draining:
-                    self._claims.draining = True
-                    ending.start_soon(self._see_claims_end, ending.cancel_scope)
-                self._claims.handle_all(life.Shutdown(fast))
-                self._changed()
+                self._shut_down(signal.Signals(number).name, fast=fast, status=EXIT_DONE)
+
+    def _shut_down(self, reason: str, *, fast: bool, status: int) -> None:
+        """Begin to end, or make an end that has begun a fast one. The first reason decides about the exit status."""
+        claims = self._claims
+        if not claims.draining:
+            claims.draining, self._status = True, status
+            self._ending.start_soon(self._see_claims_end, self._ending.cancel_scope)
+        elif not fast:
+            return
+        self.log.info("%s: shutting down %s", reason, "fast" if fast else "gracefully")
+        if fast:
+            claims.handle_all(life.Shutdown(fast=True))
+        else:
+            claims.retire_all(self._longest_retirement_s(), f"the pilot shuts down ({reason})", CODE_SHUTDOWN)
+        self._changed()
+
+    def _longest_retirement_s(self) -> float:
+        """After it a job still has its vacate time within SHUTDOWN_GRACEFUL_TIMEOUT."""
+        settings = self.settings
+        return max(0.0, settings.shutdown_graceful_timeout - settings.machinemaxvacatetime)
+
+    async def _watch_life(self) -> None:
+        """Until the pilot shuts down."""
+        settings = self.settings
+        limits = lifetime.Limits(
+            retire_at=settings.glidein_toretire,
+            die_at=settings.glidein_todie,
+            noclaim_s=settings.startd_noclaim_shutdown,
+            credential_margin_s=settings.sailplane_proxy_margin,
+        )
+        idle_since_s = trio.current_time()
+        while not self._claims.draining:
+            if self._slots.held:
+                idle_since_s = trio.current_time()
+            decision = lifetime.decide(limits, self._life_facts(trio.current_time() - idle_since_s))
+            match decision.wish:
+                case lifetime.Wish.RETIRE if not self._claims.retiring:
+                    self.log.info("no more jobs: %s", decision.reason)
+                    self._claims.take_no_more(decision.reason)
+                case lifetime.Wish.END_GRACEFULLY | lifetime.Wish.END_FAST:
+                    fast = decision.wish is lifetime.Wish.END_FAST
+                    self._shut_down(decision.reason, fast=fast, status=EXIT_END_OF_LIFE)
+            with trio.move_on_after(lifetime.LOOK_EVERY_S):
+                await self._claims.wait_change()
+
+    def _life_facts(self, idle_s: float) -> lifetime.Facts:
+        ad = self._pslot_ad()
+        ad["DaemonShutdown"] = parse_expression(self.settings.daemon_shutdown)
+        ad["DaemonShutdownFast"] = parse_expression(self.settings.daemon_shutdown_fast)
+        return lifetime.Facts(
+            now=time.time(),
+            claims=len(self._slots.held),
+            idle_s=idle_s,
+            credential_ends_at=self._own_credentials.ends_at(),
+            shutdown=evaluate(ad, "DaemonShutdown") is True,
+            shutdown_fast=evaluate(ad, "DaemonShutdownFast") is True,
+        )
 
     async def _see_claims_end(self, waiting: trio.CancelScope) -> None:
         """Ends ``waiting`` when no claim is left, or nothing more can be done."""
@@ -193,6 +253,7 @@ class Startd:
             refused_users=self._claims.refused_users(),
             draining=self._claims.draining,
             trouble=self._claims.trouble,
+            retiring=self._claims.retiring,
             entered_at=self._entered_at,
         )
         return public_ad(self._machine, state, now=int(time.time()), sequence=self._sequence)

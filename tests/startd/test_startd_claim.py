@@ -14,8 +14,10 @@ from startd.claim import (
     NUMBERED,
     REQUESTS,
     RULES,
+    WITH_STARTER,
     Activate,
     ArmKill,
+    ArmRetire,
     Claim,
     Command,
     Continue,
@@ -28,6 +30,8 @@ from startd.claim import (
     KillTimer,
     LeaseOver,
     Released,
+    Retire,
+    RetireTimer,
     Shutdown,
     StarterGone,
     StarterNotStarted,
@@ -37,13 +41,14 @@ from startd.claim import (
     Suspend,
     SuspendJob,
     TellSchedd,
+    Unretire,
     WrongState,
 )
 
 SAMPLES: list[Event] = [
     Activate(1), Suspend(), Continue(), StarterRuns(7), StarterNotStarted("no"), StarterGone(0, False),
     StarterGone(0, True), Deactivated("graceful", False), Deactivated("fast", True), Released(), LeaseOver("x"),
-    Shutdown(False), Shutdown(True), KillTimer(1),
+    Shutdown(False), Shutdown(True), Retire(10.0, "drain", 1013), RetireTimer(1), Unretire(), KillTimer(1),
 ]  # fmt: skip
 
 
@@ -132,6 +137,32 @@ def test_suspend_and_continue_reach_a_busy_starter_only() -> None:
         Claim().handle(Suspend(), now_s=0.0)
 
 
+def test_a_retiring_job_goes_on_for_its_time_and_is_then_ended_gracefully() -> None:
+    claim, commands = walk(*BUSY, Retire(60.0, "the pilot retires", 1013))
+    assert claim.state is State.RETIRING
+    assert commands[1:] == [ArmRetire(1, 60.0)]
+    told = claim.handle(RetireTimer(1), now_s=60.0)
+    assert told[:2] == (TellSchedd(), EndJob("graceful", "the pilot retires", 1013))
+    assert claim.state is State.CLOSING
+
+
+def test_a_retiring_claim_takes_no_further_job() -> None:
+    claim, commands = walk(*BUSY, Retire(60.0, "x", 1013), StarterGone(0, broken=False))
+    assert claim.state is State.GONE
+    assert commands[-2:] == [TellSchedd(), Destroy(broken=False)]
+
+
+def test_a_retirement_that_was_called_off_ends_no_job() -> None:
+    claim, commands = walk(*BUSY, Retire(60.0, "x", 1013), Unretire(), RetireTimer(1))
+    assert claim.state is State.BUSY
+    assert not any(isinstance(c, EndJob) for c in commands)
+
+
+def test_an_idle_claim_retires_at_once() -> None:
+    claim, commands = walk(Retire(60.0, "x", 1013))
+    assert (claim.state, commands) == (State.GONE, [TellSchedd(), Destroy(broken=False)])
+
+
 @pytest.mark.parametrize("state", list(State))
 @pytest.mark.parametrize("event", SAMPLES)
 def test_facts_have_rules_everywhere_and_refusals_change_nothing(state: State, event: Event) -> None:
@@ -154,7 +185,7 @@ def test_a_claim_is_destroyed_at_most_once_and_only_without_a_starter(events: li
             commands = claim.handle(event, now_s=0.0)
         except WrongState:
             continue
-        running = claim.state in (State.STARTING, State.BUSY, State.VACATING, State.CLOSING)
+        running = claim.state in WITH_STARTER
         destroyed += sum(isinstance(c, Destroy) for c in commands)
         if any(isinstance(c, Destroy) for c in commands):
             assert not running
