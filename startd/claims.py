@@ -240,7 +240,7 @@ class Claims:
         # The task that this has started looks for them at its first step, which is not before our next checkpoint.
         self._pending[self._next_ticket] = (activation, shadow, theirs)
         held.ticket, held.job_id, held.job_user = self._next_ticket, job_id, job_user
-        held.job_ad, held.activated_s = ClassAd(activation.job_ad), trio.current_time()
+        held.job_text, held.activated_s = activation.job_ad, trio.current_time()
         held.starter = Channel(trio.socket.from_stdlib_socket(ours), to_starter.STARTER)
         self.nursery.start_soon(self._listen, held, held.starter)
 

@@ -7,7 +7,6 @@ from collections import deque
 
 import attrs
 import trio
-from classad2 import ClassAd
 
 from cedar.claims import SUBMIT_SIDE, ClaimId
 from cedar.commands import VERSION
@@ -57,7 +56,7 @@ class Held:
     starter_broken: bool = False
     job_id: str = ""
     job_user: str = ""
-    job_ad: ClassAd | None = attrs.field(default=None, repr=False)
+    job_text: str = attrs.field(default="", repr=False)
     activated_s: float | None = None
     owner_sids: list[str] = attrs.field(factory=list)
     job_account_uid: int | None = None
@@ -80,7 +79,7 @@ class Held:
             self.past_jobs.append(self.job_id)
         self.ticket = self.starter_pid = self.job_account_uid = None
         self.starter, self.starter_broken, self.job_id, self.job_user = None, False, "", ""
-        self.job_ad = self.activated_s = None
+        self.job_text, self.activated_s = "", None
         self.usage, self.owner_sids = {}, []
 
     def note_change(self) -> None:

@@ -39,10 +39,10 @@ class Machine:
     total: Resources
     start: str
     rank: str
-    max_retirement: str
     switch: str
     switch_isolates: bool
     needs_proxy: bool
+    max_retirement: str = "0"
     has_sshd: bool = False
     degraded: tuple[str, ...] = ()
     """What the host does not give procd, one word each."""

@@ -120,7 +120,7 @@ class Startd:
             log=self.log,
             changed=self._changed,
             destroyed=self._destroyed,
-            retirement_s=lambda held: lifetime.retirement_s(self._dslot_ad(held), held.job_ad),
+            retirement_s=self._retirement_s,
         )
         self._janitor = Janitor(settings.sailplane_run_dir, self._spawner.clean, self.log)
         commands = Commands(
@@ -193,6 +193,10 @@ class Startd:
         """After it a job still has its vacate time within SHUTDOWN_GRACEFUL_TIMEOUT."""
         settings = self.settings
         return max(0.0, settings.shutdown_graceful_timeout - settings.machinemaxvacatetime)
+
+    def _retirement_s(self, held: Held) -> float:
+        job = ClassAd(held.job_text) if held.job_text else None
+        return lifetime.retirement_s(self._dslot_ad(held), job)
 
     async def _watch_life(self) -> None:
         """Until the pilot shuts down."""
