@@ -27,7 +27,8 @@ GOING = b"g"
 _INT_BYTES = 4
 # Kill and stop cannot be changed; 32 and 33 belong to the C library.
 _UNCHANGEABLE = {_signal.SIGKILL, _signal.SIGSTOP, 32, 33}
-_OUT = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+# Where output begins: anew, or behind what an earlier leg of the same job has written.
+_ANEW, _BEHIND = os.O_WRONLY | os.O_CREAT | os.O_TRUNC, os.O_WRONLY | os.O_CREAT | os.O_APPEND
 # Files of the sandbox that the pilot gets a descriptor of, by what it does with them.
 _OPENED = {"read": os.O_RDONLY, "write": os.O_WRONLY}
 
@@ -97,15 +98,19 @@ def _stdin(wanted: "dict") -> None:  # type: ignore[type-arg]
 
 
 def _stdout(wanted: "dict") -> None:  # type: ignore[type-arg]
-    wanted["streams"].append(wanted.get("connection") or _open(wanted["stdout"], _OUT))
+    wanted["streams"].append(wanted.get("connection") or _open_output(wanted, "stdout"))
 
 
 def _stderr(wanted: "dict") -> None:  # type: ignore[type-arg]
     """One open file for both where they have one name, so that neither overwrites the other."""
     same = wanted["stderr"] == wanted["stdout"]
-    wanted["streams"].append(wanted["streams"][1] if same else _open(wanted["stderr"], _OUT))
+    wanted["streams"].append(wanted["streams"][1] if same else _open_output(wanted, "stderr"))
     for target, fd in enumerate(wanted["streams"]):
         os.dup2(fd, target)  # inheritable
+
+
+def _open_output(wanted: "dict", name: str) -> int:  # type: ignore[type-arg]
+    return _open(wanted[name], _BEHIND if wanted.get("append") else _ANEW)
 
 
 def _open(name: str, flags: int) -> int:

@@ -16,7 +16,7 @@ import attrs
 import trio
 
 from pilot.farside import Asking, CallFailed, FarSide, open_call
-from starter.life import Step
+from starter.events import Step
 
 LAUNCH, STAGE_OUT = "launch", "stage-out"
 # While these steps run a call for the verb may still be wanted.

@@ -102,6 +102,9 @@ class Description:
     deferral: Deferral | None = None
     chirp: frozenset[str] = frozenset()
     services: tuple[str, ...] = ()
+    # of a job that ends to be started again from its checkpoint: the wait status by which it says so, and the files
+    checkpoint_status: int | None = None
+    checkpoint_names: tuple[str, ...] | None = None
 
 
 def describe(ad: ClassAd) -> Description:
@@ -126,7 +129,7 @@ def _describe(ad: ClassAd) -> Description:
     proxy = get_str(ad, "x509userproxy", "")
     stdout = _stream_name(get_str(ad, "Out", NULL_DEVICE), STDOUT_NAME)
     same = get_str(ad, "Err", NULL_DEVICE) == get_str(ad, "Out", NULL_DEVICE)
-    outputs = get_str(ad, "TransferOutput", "") if "TransferOutput" in ad else None
+    checkpoint = _checkpoint_status(ad)
     return Description(
         job_id=f"{get_int(ad, 'ClusterId')}.{get_int(ad, 'ProcId')}",
         global_job_id=get_str(ad, "GlobalJobId", f"{get_int(ad, 'ClusterId')}.{get_int(ad, 'ProcId')}"),
@@ -138,7 +141,7 @@ def _describe(ad: ClassAd) -> Description:
         stdin=_stdin_name(ad),
         stdout=stdout,
         stderr=stdout if same else _stream_name(get_str(ad, "Err", NULL_DEVICE), STDERR_NAME),
-        output_names=None if outputs is None else tuple(n.strip() for n in outputs.split(",") if n.strip()),
+        output_names=_names(ad, "TransferOutput"),
         proxy_name=posixpath.basename(proxy) or None,
         proxy_subject=get_str(ad, "x509userproxysubject", ""),
         proxy_lifetime_s=get_int(ad, "DelegateJobGSICredentialsLifetime", DEFAULT_PROXY_LIFETIME_S),
@@ -151,7 +154,28 @@ def _describe(ad: ClassAd) -> Description:
         deferral=_deferral(ad),
         chirp=_chirp_wishes(ad),
         services=_services(ad),
+        checkpoint_status=checkpoint,
+        checkpoint_names=_names(ad, "TransferCheckpoint"),
     )
+
+
+def _names(ad: ClassAd, attribute: str) -> tuple[str, ...] | None:
+    if attribute not in ad:
+        return None
+    return tuple(name.strip() for name in get_str(ad, attribute, "").split(",") if name.strip())
+
+
+def _checkpoint_status(ad: ClassAd) -> int | None:
+    """``checkpoint_exit_code`` brings WantFTOnCheckpoint with it; without that one stock does nothing either."""
+    if not get_bool(ad, "WantFTOnCheckpoint", False):
+        return None
+    if get_str(ad, "CheckpointDestination", ""):
+        raise Unrunnable(
+            "the job's checkpoint_destination is a URL, but this slot sends checkpoints to the submit machine only:"
+            " leave it out",
+            HoldCode.FAILED_TO_CHECKPOINT,
+        )
+    return _success(ad, "SuccessCheckpointExit")
 
 
 def _refuse_other_universes(ad: ClassAd) -> None:

@@ -21,11 +21,11 @@ from pilot.switch import Exited as SwitchExited
 from pilot.switch import Outcome, Signalled
 from starter import keptfiles, steps, updates
 from starter.ahead import Ahead
+from starter.checkpoint import is_checkpoint
 from starter.description import UPDATE_AD_NAME
-from starter.furnish import as_file
-from starter.launching import verdict_around
-from starter.life import (
+from starter.events import (
     Begin,
+    CheckpointReached,
     Command,
     ContinueAsked,
     CredentialStored,
@@ -34,17 +34,18 @@ from starter.life import (
     Event,
     Exit,
     JobEnded,
-    Life,
     ProxyEnding,
     Resume,
     ShadowLost,
     StartdLost,
     Started,
-    State,
     Step,
     Suspend,
     SuspendAsked,
 )
+from starter.furnish import as_file
+from starter.launching import verdict_around
+from starter.life import Life, State
 from starter.messages import (
     ContinueJob,
     Deactivate,
@@ -126,7 +127,7 @@ class Job:
     def _start_watching(self, event: Event) -> None:
         if isinstance(event, CredentialStored):
             self._nursery.start_soon(self._watch_proxy)
-        elif isinstance(event, Started):
+        elif isinstance(event, Started) and self._work.legs == 0:
             self._nursery.start_soon(self._send_updates)
         elif isinstance(event, JobEnded) and self._life.verdict is not None and wants_output(self._life.verdict):
             steps.open_output(self._work)
@@ -187,6 +188,8 @@ class Job:
                 return lambda: steps.stop(work, soft=True)
             case Step.STOP_HARD:
                 return lambda: steps.stop(work, soft=False)
+            case Step.CHECKPOINT:
+                return lambda: steps.send_checkpoint(work)
             case Step.STAGE_OUT:
                 return lambda: steps.send_sandbox(work)
             case Step.CLEAN:
@@ -232,8 +235,12 @@ class Job:
         if self._work.started_at_s is not None:
             self._work.duration_s = trio.current_time() - self._work.started_at_s
         await self._work.guests.wait_none()
-        await self._post(_job_ended(self._work, outcome))
+        ended = _job_ended(self._work, outcome)
+        again = ended.verdict is None and is_checkpoint(self._work.description, ended.wait_status)
+        await self._post(CheckpointReached(ended) if again else ended)
         self._work.ended.set()
+        if again:
+            return
         with suppress(PeerFault):  # a lost shadow is reported by the task that reads
             await self._work.shadow.note_job_ended()
 
@@ -259,15 +266,14 @@ class Job:
         settings = self._work.settings
         await trio.sleep(settings.starter_initial_update_interval)
         while True:
-            if self._life.state not in (State.RUNNING, State.SUSPENDED):
-                return
-            await self._update()
+            if self._life.state in (State.RUNNING, State.SUSPENDED):
+                await self._update()
             await trio.sleep(settings.starter_update_interval)
 
     async def _update(self) -> None:
         work = self._work
         try:
-            usage = await work.procd.usage(work.family)
+            usage = work.used(await work.procd.usage(work.family))
         except (RpcRefused, RpcFault) as fault:
             # The family is over meanwhile, or procd is away: neither is a reason to end the job.
             self._log.info("no usage now: %s", fault)

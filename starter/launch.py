@@ -73,7 +73,7 @@ class LaunchSpec:
     `rlimits`: name (as in RLIMIT_<NAME>, any case) -> (soft, hard), -1 for unlimited; never above what there
     is. `cpus`: the cores that it may use, none for all. `files`: files of the sandbox whose descriptors the
     caller gets, as (name, "read" or "write"). `connection`: a descriptor of the caller's that becomes standard
-    input and output instead of files.
+    input and output instead of files. `append`: output goes behind what is there.
     """
 
     argv: tuple[str, ...]
@@ -90,6 +90,7 @@ class LaunchSpec:
     pre: Command | None = None
     post: Command | None = None
     connection: int | None = None
+    append: bool = False
 
 
 @frozen
@@ -383,6 +384,7 @@ async def _send_job(far: FarSide, spec: LaunchSpec, report: int) -> None:
             "pre": _command(spec.pre),
             "post": _command(spec.post),
             "connection": spec.connection is not None,
+            "append": spec.append,
         }
     )
     await far.send_descriptor(report)

@@ -24,8 +24,8 @@ from starter.environment import (
     launch_arguments,
     launch_environment,
 )
+from starter.events import Event, Started, StepFailed
 from starter.launch import Command, Deadlines, ExecFailed, LaunchSpec, Register, launch
-from starter.life import Event, Started, StepFailed
 from starter.sandbox import StageFailed
 from starter.verdict import Hold, Requeue, Verdict
 from starter.work import PROCD_FAULTS, Work
@@ -60,7 +60,8 @@ async def start_job(work: Work, switch_verdict: Callable[[Work, Outcome | None, 
         return StepFailed(_not_started(work, result), sandbox=True)
     work.launched, work.started_at_s = result, trio.current_time()
     work.kept = keptfiles.trusted(result.files, uid=result.account.uid, device=work.place.device)
-    await work.shadow.begin_execution()
+    if work.legs == 0:
+        await work.shadow.begin_execution()
     return Started()
 
 
@@ -113,8 +114,9 @@ def launch_spec(work: Work) -> LaunchSpec:
         nice=nice(work.job_ad, settings.job_renice_increment),
         cpus=work.activation.cores,
         files=_files(around),
-        pre=_command(work, job.pre, around),
+        pre=_command(work, job.pre, around) if work.legs == 0 else None,
         post=_command(work, job.post, around),
+        append=job.checkpoint_status is not None,
     )
 
 

@@ -12,6 +12,40 @@ from enum import Enum
 
 import attrs
 
+from starter.events import (
+    EXIT_FAILURE,
+    EXIT_LOST_SHADOW,
+    EXIT_NORMAL,
+    EXIT_UNKILLABLE,
+    FACTS,
+    Begin,
+    CheckpointReached,
+    CheckpointSent,
+    Cleaned,
+    Command,
+    ContinueAsked,
+    CredentialStored,
+    DeactivateAsked,
+    DeclareBroken,
+    Event,
+    Exit,
+    FamilyStopped,
+    JobEnded,
+    JobKnown,
+    LimitExceeded,
+    ProxyEnding,
+    Reported,
+    Resume,
+    ShadowLost,
+    StagedIn,
+    StagedOut,
+    StartdLost,
+    Started,
+    Step,
+    StepFailed,
+    Suspend,
+    SuspendAsked,
+)
 from starter.verdict import Abandoned, Exited, Hold, Killed, Requeue, Verdict, wants_output
 
 # A failure report shows the last events only, however long the job ran.
@@ -27,203 +61,12 @@ class State(Enum):
     LAUNCHING = "launching"
     RUNNING = "running"
     SUSPENDED = "suspended"
+    CHECKPOINTING = "checkpointing"
     STOPPING = "stopping"
     STAGING_OUT = "staging out"
     CLEANING = "cleaning"
     REPORTING = "reporting"
     ENDED = "ended"
-
-
-# --- events ------------------------------------------------------------------------------------------------------
-
-
-@attrs.frozen
-class JobKnown:
-    """The shadow has told the job. ``refusal``: why it cannot run here at all, if so."""
-
-    has_proxy: bool
-    output_on_evict: bool
-    refusal: Verdict | None = None
-
-
-@attrs.frozen
-class CredentialStored:
-    """The job's proxy was fetched, verified and stored at the pilot's side."""
-
-
-@attrs.frozen
-class StagedIn:
-    """The sandbox is complete."""
-
-
-@attrs.frozen
-class Started:
-    """The job's program replaced the wrapper: exec succeeded."""
-
-
-@attrs.frozen
-class StepFailed:
-    """The step of the current state failed. ``sandbox``: something may lie in the user's sandbox directory."""
-
-    verdict: Verdict
-    sandbox: bool
-
-
-@attrs.frozen
-class JobEnded:
-    """The job's first process ended with this wait status. ``verdict``: where that does not decide what becomes of
-    the job, since what ran around it failed (the command after it, or the site's USER_JOB_WRAPPER)."""
-
-    wait_status: int
-    exact: bool
-    verdict: Verdict | None = None
-
-
-@attrs.frozen
-class FamilyStopped:
-    """The family was stopped. ``survivors``: pids that even SIGKILL did not end within its deadline."""
-
-    survivors: tuple[int, ...]
-
-
-@attrs.frozen
-class StagedOut:
-    """The other end has every output file, and the sandbox was removed (or ``left`` says why not)."""
-
-    left: str
-
-
-@attrs.frozen
-class Cleaned:
-    """The sandbox was removed without output, or ``left`` says why it was not."""
-
-    left: str
-
-
-@attrs.frozen
-class Reported:
-    """The shadow took the final report, or its connection ended on it."""
-
-
-@attrs.frozen
-class ShadowLost:
-    """The syscall socket is gone."""
-
-    text: str
-
-
-@attrs.frozen
-class StartdLost:
-    """The startd is gone: nobody may command this job any more."""
-
-
-@attrs.frozen
-class ProxyEnding:
-    """The job's proxy ends within the safety margin; afterwards the site would let us do nothing for the job."""
-
-    text: str
-
-
-@attrs.frozen
-class DeactivateAsked:
-    """The startd wants the job ended.
-
-    ``soft``: with the job's own signal and grace; ``output``: fetch output whatever the job says.
-    """
-
-    reason: str
-    vacate_code: int
-    soft: bool
-    output: bool
-
-
-@attrs.frozen
-class SuspendAsked:
-    """Stop every process of the job for a while."""
-
-
-@attrs.frozen
-class ContinueAsked:
-    """The end of a suspension."""
-
-
-Event = (
-    JobKnown
-    | CredentialStored
-    | StagedIn
-    | Started
-    | StepFailed
-    | JobEnded
-    | FamilyStopped
-    | StagedOut
-    | Cleaned
-    | Reported
-    | ShadowLost
-    | StartdLost
-    | ProxyEnding
-    | DeactivateAsked
-    | SuspendAsked
-    | ContinueAsked
-)
-
-# Facts come from the kernel, a peer or the clock at any moment: each has a rule in every state. The other events are
-# the outcome of a step and come only while that step runs.
-FACTS: tuple[type, ...] = (
-    JobEnded, ShadowLost, StartdLost, ProxyEnding, DeactivateAsked, SuspendAsked, ContinueAsked,
-)  # fmt: skip
-
-
-# --- commands ----------------------------------------------------------------------------------------------------
-
-
-class Step(Enum):
-    """Work that reports one fact when it is over. A new step cancels the one before it."""
-
-    ASK = "ask the shadow"
-    FETCH_CREDENTIAL = "fetch the credential"
-    STAGE_IN = "stage in"
-    LAUNCH = "launch"
-    STOP_SOFTLY = "stop softly"
-    STOP_HARD = "stop hard"
-    STAGE_OUT = "stage out"
-    CLEAN = "clean"
-    REPORT = "report"
-
-
-@attrs.frozen
-class Begin:
-    """Cancel the current step, if any, and begin this one."""
-
-    step: Step
-
-
-@attrs.frozen
-class Suspend:
-    """Stop the family's processes; the shadow is told."""
-
-
-@attrs.frozen
-class Resume:
-    """Continue the family's processes; the shadow is told."""
-
-
-@attrs.frozen
-class DeclareBroken:
-    """Tell the startd that the slot cannot be used until somebody has looked."""
-
-    text: str
-
-
-@attrs.frozen
-class Exit:
-    """The starter ends; its exit status is ``EXIT_*`` of HTCondor's starter (execute-side reference 3.8)."""
-
-    status: int
-
-
-Command = Begin | Suspend | Resume | DeclareBroken | Exit
-
-EXIT_NORMAL, EXIT_FAILURE, EXIT_LOST_SHADOW, EXIT_UNKILLABLE = 0, 1, 2, 16
 
 
 @attrs.frozen
@@ -253,6 +96,7 @@ class Life:
     output_on_evict: bool = False
     sandbox: bool = False
     unkillable: bool = False
+    stopping_softly: bool = False
     ended: JobEnded | None = None
     number: int = 0
     story: deque[Entry] = attrs.field(factory=lambda: deque(maxlen=STORY_LENGTH))
@@ -283,6 +127,11 @@ Rule = Callable[[Life, Event], Outcome]
 
 def _begin(state: State, step: Step) -> Outcome:
     return state, (Begin(step),)
+
+
+def _stop(life: Life, *, soft: bool) -> Outcome:
+    life.stopping_softly = soft
+    return _begin(State.STOPPING, Step.STOP_SOFTLY if soft else Step.STOP_HARD)
 
 
 def _report(life: Life) -> Outcome:
@@ -349,7 +198,7 @@ def _failed_early(life: Life, event: Event) -> Outcome:
 def _failed_launch(life: Life, event: Event) -> Outcome:
     assert isinstance(event, StepFailed)
     life.verdict = event.verdict
-    return _begin(State.STOPPING, Step.STOP_HARD)
+    return _stop(life, soft=False)
 
 
 def _failed_output(life: Life, event: Event) -> Outcome:
@@ -368,7 +217,7 @@ def _job_ended(life: Life, event: Event) -> Outcome:
     assert isinstance(event, JobEnded)
     life.ended = event
     life.verdict = event.verdict or Exited(event.wait_status, event.exact)
-    return _begin(State.STOPPING, Step.STOP_HARD)
+    return _stop(life, soft=False)
 
 
 def _stopped(life: Life, event: Event) -> Outcome:
@@ -408,13 +257,13 @@ def _deactivate_early(life: Life, event: Event) -> Outcome:
 
 def _deactivate_launch(life: Life, event: Event) -> Outcome:
     _killed(life, event, output=False)
-    return _begin(State.STOPPING, Step.STOP_HARD)
+    return _stop(life, soft=False)
 
 
 def _deactivate_running(life: Life, event: Event) -> Outcome:
     assert isinstance(event, DeactivateAsked)
     _killed(life, event, output=event.output or (event.soft and life.output_on_evict))
-    return _begin(State.STOPPING, Step.STOP_SOFTLY if event.soft else Step.STOP_HARD)
+    return _stop(life, soft=event.soft)
 
 
 def _deactivate_stopping(life: Life, event: Event) -> Outcome:
@@ -423,7 +272,7 @@ def _deactivate_stopping(life: Life, event: Event) -> Outcome:
     if event.soft:
         return life.state, ()
     _killed(life, event, output=False)
-    return _begin(State.STOPPING, Step.STOP_HARD)
+    return _stop(life, soft=False)
 
 
 def _deactivate_staging_out(life: Life, event: Event) -> Outcome:
@@ -437,7 +286,7 @@ def _deactivate_staging_out(life: Life, event: Event) -> Outcome:
 def _proxy_ending(life: Life, event: Event) -> Outcome:
     assert isinstance(event, ProxyEnding)
     life.verdict = Hold(4, 0, event.text)
-    return _begin(State.STOPPING, Step.STOP_SOFTLY)
+    return _stop(life, soft=True)
 
 
 def _proxy_ending_early(life: Life, event: Event) -> Outcome:
@@ -449,7 +298,7 @@ def _proxy_ending_early(life: Life, event: Event) -> Outcome:
 def _proxy_ending_launch(life: Life, event: Event) -> Outcome:
     assert isinstance(event, ProxyEnding)
     life.verdict = Hold(4, 0, event.text)
-    return _begin(State.STOPPING, Step.STOP_HARD)
+    return _stop(life, soft=False)
 
 
 def _abandon(life: Life, event: Event) -> None:
@@ -463,7 +312,7 @@ def _abandon_early(life: Life, event: Event) -> Outcome:
 
 def _abandon_running(life: Life, event: Event) -> Outcome:
     _abandon(life, event)
-    return _begin(State.STOPPING, Step.STOP_HARD)
+    return _stop(life, soft=False)
 
 
 def _abandon_staging_out(life: Life, event: Event) -> Outcome:
@@ -487,6 +336,70 @@ def _suspend(_life: Life, _event: Event) -> Outcome:
 
 def _resume(_life: Life, _event: Event) -> Outcome:
     return State.RUNNING, (Resume(),)
+
+
+def _limit_early(life: Life, event: Event) -> Outcome:
+    assert isinstance(event, LimitExceeded)
+    life.verdict = event.hold
+    return _clean_or_report(life)
+
+
+def _limit_hard(life: Life, event: Event) -> Outcome:
+    assert isinstance(event, LimitExceeded)
+    life.verdict = event.hold
+    return _stop(life, soft=False)
+
+
+def _limit_running(life: Life, event: Event) -> Outcome:
+    """Output as at an eviction: of a job that had the time to leave any."""
+    assert isinstance(event, LimitExceeded)
+    life.verdict = attrs.evolve(event.hold, output=event.soft and life.output_on_evict)
+    return _stop(life, soft=event.soft)
+
+
+def _limit_stopping(life: Life, event: Event) -> Outcome:
+    """A job that exhausts the node has no grace left; what it is stopped for stays."""
+    assert isinstance(event, LimitExceeded)
+    if event.soft or not life.stopping_softly:
+        return life.state, ()
+    return _stop(life, soft=False)
+
+
+def _checkpoint(_life: Life, _event: Event) -> Outcome:
+    return _begin(State.CHECKPOINTING, Step.STOP_HARD)
+
+
+def _note_checkpoint(life: Life, event: Event) -> Outcome:
+    assert isinstance(event, CheckpointReached)
+    return _note_end(life, event.ended)
+
+
+def _checkpoint_stopped(life: Life, event: Event) -> Outcome:
+    assert isinstance(event, FamilyStopped)
+    if event.survivors:
+        life.verdict = life.verdict or Requeue(
+            0, "processes of the job survived SIGKILL before its checkpoint was sent"
+        )
+        return _stopped(life, event)
+    return _begin(State.CHECKPOINTING, Step.CHECKPOINT)
+
+
+def _start_again(life: Life, event: Event) -> Outcome:
+    """Unless its end was asked for meanwhile: then the checkpoint was the last thing that it needed here."""
+    return _launch(life, event) if life.verdict is None else _clean_or_report(life)
+
+
+def _failed_checkpoint(life: Life, event: Event) -> Outcome:
+    assert isinstance(event, StepFailed)
+    life.verdict, life.sandbox = life.verdict or event.verdict, event.sandbox
+    return _clean_or_report(life)
+
+
+def _deactivate_checkpointing(life: Life, event: Event) -> Outcome:
+    """A soft request lets the checkpoint go out, a hard one drops it."""
+    assert isinstance(event, DeactivateAsked)
+    _killed(life, event, output=False)
+    return (life.state, ()) if event.soft else _stop(life, soft=False)
 
 
 S = State
@@ -524,6 +437,18 @@ NUMBERED: tuple[tuple[tuple[State, ...], tuple[type, ...], Rule], ...] = (
     ((S.RUNNING, S.SUSPENDED), (ProxyEnding,), _proxy_ending),  # 26
     ((S.RUNNING,), (SuspendAsked,), _suspend),  # 27
     ((S.SUSPENDED,), (ContinueAsked,), _resume),  # 28
+    (_EARLY, (LimitExceeded,), _limit_early),  # 29
+    ((S.LAUNCHING, S.CHECKPOINTING), (LimitExceeded,), _limit_hard),  # 30
+    ((S.RUNNING, S.SUSPENDED), (LimitExceeded,), _limit_running),  # 31
+    ((S.STOPPING,), (LimitExceeded,), _limit_stopping),  # 32
+    (_WITH_JOB, (CheckpointReached,), _checkpoint),  # 33
+    ((S.STOPPING,), (CheckpointReached,), _note_checkpoint),  # 34
+    ((S.CHECKPOINTING,), (FamilyStopped,), _checkpoint_stopped),  # 35
+    ((S.CHECKPOINTING,), (CheckpointSent,), _start_again),  # 36
+    ((S.CHECKPOINTING,), (StepFailed,), _failed_checkpoint),  # 37
+    ((S.CHECKPOINTING,), (DeactivateAsked,), _deactivate_checkpointing),  # 38
+    ((S.CHECKPOINTING,), _LOST, _abandon_running),  # 39
+    ((S.CHECKPOINTING,), (ProxyEnding,), _proxy_ending_launch),  # 40
 )
 
 

@@ -22,8 +22,8 @@ from pilot.settings import Settings, SettingsError, load
 from pilot.switch import make_switch
 from procd.client import ProcdClient
 from procd.messages import PROCD
+from starter.events import EXIT_FAILURE, EXIT_NORMAL
 from starter.job import Job
-from starter.life import EXIT_FAILURE, EXIT_NORMAL
 from starter.messages import STARTER, Activation
 from starter.orphans import become_subreaper
 from starter.private import PROXY, make_private_dir, own_identity, read_note, remove_private_dir, write_note

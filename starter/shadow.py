@@ -141,6 +141,10 @@ class Shadow:
         it. Its answer is negative in normal operation, and says nothing (wire reference T20)."""
         event = ClassAd()
         event["EventType"] = "ActivationExecutionExit"
+        await self.notify(event)
+
+    async def notify(self, event: ClassAd) -> None:
+        """event_notification (304), whatever its answer."""
         async with self._turn():
             await self._exchange(int(Syscall.EVENT_NOTIFICATION), event)
 

@@ -13,7 +13,7 @@ import trio
 from classad2 import ClassAd
 
 from cedar.claims import EXECUTE_SIDE, ClaimId
-from cedar.classads import evaluate, get_str
+from cedar.classads import evaluate, get_int, get_str
 from cedar.commands import HoldCode
 from cedar.errors import PeerFault, Refused
 from cedar.filetransfer import TransferLimits
@@ -21,11 +21,11 @@ from cedar.sinful import Sinful
 from pilot import credentials
 from pilot.rpc import RpcRefused
 from pilot.switch import Denied, Outcome, Unavailable
-from starter import ahead, furnish, launching, orphans, updates
+from starter import ahead, checkpoint, furnish, launching, orphans, updates
+from starter.checkpoint import checkpoint_names
 from starter.credential import ProxyUnusable, fetch_proxy
 from starter.description import WRAPPER_FAILURE_NAME, Unrunnable, describe
-from starter.launch import Deadlines
-from starter.life import (
+from starter.events import (
     Cleaned,
     CredentialStored,
     Event,
@@ -38,6 +38,7 @@ from starter.life import (
     StagedOut,
     StepFailed,
 )
+from starter.launch import Deadlines
 from starter.sandbox import (
     Changed,
     Inward,
@@ -258,7 +259,8 @@ async def _stop(work: Work, *, soft: bool) -> Event:
         with trio.move_on_after(END_KNOWN_WITHIN_S):
             await work.ended.wait()
     if stopped.empty:
-        work.usage = await work.procd.unregister(work.family)
+        work.usage = work.used(await work.procd.unregister(work.family))
+        work.registered = False
     return FamilyStopped((*stopped.survivors, *left))
 
 
@@ -290,7 +292,7 @@ async def send_sandbox(work: Work) -> Event:
         async with stage_out(
             work.context(),
             work.place,
-            _wanted(work),
+            _wanted(work, wanted_names(work.description)),
             limits=Limits(
                 max_bytes=work.settings.sailplane_max_output_bytes, max_files=work.settings.sailplane_max_output_files
             ),
@@ -307,8 +309,15 @@ async def send_sandbox(work: Work) -> Event:
     return StagedOut(left)
 
 
-def _wanted(work: Work) -> Wanted:
-    names = wanted_names(work.description)
+async def send_checkpoint(work: Work) -> Event:
+    """A call of its own: the checkpoint to the shadow; the sandbox stays."""
+    assert work.job_ad is not None
+    last = get_int(work.job_ad, "CheckpointNumber", -1)
+    wanted = _wanted(work, checkpoint_names(work.description))
+    return await checkpoint.send_checkpoint(work, wanted, last_number=last)
+
+
+def _wanted(work: Work, names: tuple[str, ...] | None) -> Wanted:
     if names is not None:
         return Listed(names)
     assert work.catalogue is not None

@@ -194,8 +194,10 @@ async def output_items(outward: Outward, job: Description, progress: Progress) -
                     pass
 
 
-async def send_output(route: Route, outward: Outward, job: Description, own: Ack | None, progress: Progress) -> None:
-    """Output to the shadow.
+async def send_output(
+    route: Route, outward: Outward, job: Description, own: Ack | None, progress: Progress, *, final: bool = True
+) -> None:
+    """Output to the shadow; not ``final``: to be kept for the job's next start.
 
     Raises:
         TransferFailed: a side said no; ``own`` is this side's, known before the first byte (missing files).
@@ -208,7 +210,7 @@ async def send_output(route: Route, outward: Outward, job: Description, own: Ack
             mine, peer = await send_files(
                 stream,
                 output_items(outward, job, progress),
-                final=True,
+                final=final,
                 sandbox_bytes=sum(entry.size for entry in outward.manifest.entries),
                 own_failure=lambda: own,
             )

@@ -8,7 +8,7 @@ from classad2 import ClassAd, ExprTree
 
 from cedar.commands import HoldSubcode, condor_version_text
 from procd.messages import Usage
-from starter.life import JobEnded
+from starter.events import JobEnded
 from starter.messages import Activation
 from starter.verdict import Hold, Killed, Requeue, Verdict
 
@@ -52,6 +52,17 @@ def running(usage: Usage, *, suspended: bool, address: str) -> ClassAd:
     ad = _usage_ad(usage)
     ad["JobState"] = "Suspended" if suspended else "Running"
     ad["StarterIpAddr"] = address
+    ad["_condor_JOBINFO_MAXINTERVAL"] = NO_PROMISE
+    return ad
+
+
+def checkpointed(usage: Usage | None, number: int, leg_s: float | None, now_s: int) -> ClassAd:
+    """After a checkpoint: its number, and how much of the run is safe now."""
+    ad = ClassAd() if usage is None else _usage_ad(usage)
+    ad["JobState"] = "Running"
+    ad["CheckpointNumber"] = number
+    ad["JobLastCheckpointTime"] = now_s
+    ad["NewlyCommittedTime"] = int(leg_s or 0)
     ad["_condor_JOBINFO_MAXINTERVAL"] = NO_PROMISE
     return ad
 

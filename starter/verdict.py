@@ -17,11 +17,14 @@ class Exited:
 
 @attrs.frozen
 class Hold:
-    """The job cannot run until a person has done something: goes on hold with these codes and words."""
+    """The job cannot run until a person has done something: goes on hold with these codes and words.
+
+    ``output``: of a job that was stopped for it, what it has made so far is fetched first."""
 
     code: int
     subcode: int
     text: str
+    output: bool = False
 
 
 @attrs.frozen
@@ -54,7 +57,7 @@ Verdict = Exited | Hold | Requeue | Killed | Abandoned
 
 def wants_output(verdict: Verdict) -> bool:
     """Whether the sandbox's output is fetched before the sandbox is removed."""
-    return isinstance(verdict, Exited) or (isinstance(verdict, Killed) and verdict.output)
+    return isinstance(verdict, Exited) or (isinstance(verdict, Killed | Hold) and verdict.output)
 
 
 def words(verdict: Verdict) -> str:

@@ -45,6 +45,25 @@ class Guests:
             await self._left.wait()
 
 
+def together(before: Usage, now: Usage) -> Usage:
+    """Times add up, peaks do not."""
+    return attrs.evolve(
+        now,
+        user_s=before.user_s + now.user_s,
+        system_s=before.system_s + now.system_s,
+        rss_peak_kb=max(before.rss_peak_kb, now.rss_peak_kb),
+        image_kb=max(before.image_kb, now.image_kb),
+        processes_seen=before.processes_seen + now.processes_seen,
+        read_kb=_sum(before.read_kb, now.read_kb),
+        written_kb=_sum(before.written_kb, now.written_kb),
+        memory_peak_kb=max(filter(None, (before.memory_peak_kb, now.memory_peak_kb)), default=None),
+    )
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else one + other
+
+
 @attrs.define
 class Work:
     """Given at the start, filled by the steps in their order."""
@@ -74,6 +93,9 @@ class Work:
     started_at_s: float | None = None
     duration_s: float | None = None
     usage: Usage | None = None
+    # of a job that was started again from its checkpoint: how often, and what it had used until then
+    legs: int = 0
+    spent: Usage | None = None
     ended: trio.Event = attrs.field(factory=trio.Event)
     guests: Guests = attrs.field(factory=Guests)
     # calls opened ahead, where the job has somebody to keep them
@@ -104,6 +126,17 @@ class Work:
     def family(self) -> str:
         """The family's name at procd: one starter, one family."""
         return self.private_dir.name
+
+    def begin_leg(self, usage: Usage | None) -> None:
+        """The job is to be launched again in its sandbox. ``usage``: all that it has used so far."""
+        self.legs, self.spent, self.usage = self.legs + 1, usage, None
+        self.registered, self.suspended = False, False
+        self.launched, self.started_at_s = None, None
+        self.ended = trio.Event()
+
+    def used(self, usage: Usage) -> Usage:
+        """What all legs have used, from what procd says of this one."""
+        return usage if self.spent is None else together(self.spent, usage)
 
     def context(self) -> Context:
         """For calls of the identity switch."""

@@ -14,7 +14,7 @@ from pilot.farside import FarSide
 from pilot.switch import own_children
 from starter import ahead
 from starter.ahead import LAUNCH, STAGE_OUT, WANTED_IN, Ahead, is_short
-from starter.life import Step
+from starter.events import Step
 from starter.sandbox import Context
 from tests.jobwrapper.farsides import hostile_context, open_fds, wrapper_context
 

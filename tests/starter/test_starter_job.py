@@ -13,9 +13,9 @@ import trio.testing
 from pilot.rpc import Channel, ChannelClosed, RpcRefused
 from pilot.switch import Outcome, Running, Signalled
 from starter import launching, steps
+from starter.events import Event, FamilyStopped, JobEnded, Step
 from starter.job import Job
 from starter.launch import Launched
-from starter.life import Event, FamilyStopped, JobEnded, Step
 from starter.work import Guests, Work
 
 LOG = logging.LoggerAdapter(logging.getLogger("test"), {})
@@ -32,7 +32,10 @@ async def test_usage_that_cannot_be_had_is_no_reason_to_end_the_job(fault: Excep
         said.append(item)
 
     work = SimpleNamespace(
-        procd=SimpleNamespace(usage=usage), family="f", shadow=SimpleNamespace(register_job_info=say)
+        procd=SimpleNamespace(usage=usage),
+        family="f",
+        used=lambda usage: usage,
+        shadow=SimpleNamespace(register_job_info=say),
     )
     job = Job(cast(Work, work), cast(Channel, SimpleNamespace(send=say)), LOG)
     await job._update()
@@ -86,7 +89,8 @@ async def test_a_launch_given_up_while_the_shadow_is_told_has_a_job_whose_end_is
         launched=None, registered=True, suspended=False, ended=trio.Event(), family="f", usage=None, started_at_s=None,
         account=None, ahead=None, guests=Guests(), kept={},
         procd=SimpleNamespace(stop=stop, unregister=nothing), settings=SimpleNamespace(killing_timeout=1),
-        description=SimpleNamespace(vacate_s=-1, output_on_evict=False, post=None),
+        description=SimpleNamespace(vacate_s=-1, output_on_evict=False, post=None, checkpoint_status=None),
+        used=lambda usage: usage,
         activation=SimpleNamespace(vacate_max_s=1),
         shadow=SimpleNamespace(note_job_ended=nothing),
     )  # fmt: skip

@@ -9,15 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from starter.life import (
+from starter.events import (
     EXIT_LOST_SHADOW,
     EXIT_NORMAL,
     EXIT_UNKILLABLE,
     FACTS,
-    NUMBERED,
-    RULES,
     Begin,
-    BrokenRule,
+    CheckpointReached,
+    CheckpointSent,
     Cleaned,
     ContinueAsked,
     CredentialStored,
@@ -28,7 +27,7 @@ from starter.life import (
     FamilyStopped,
     JobEnded,
     JobKnown,
-    Life,
+    LimitExceeded,
     ProxyEnding,
     Reported,
     Resume,
@@ -37,12 +36,12 @@ from starter.life import (
     StagedOut,
     StartdLost,
     Started,
-    State,
     Step,
     StepFailed,
     Suspend,
     SuspendAsked,
 )
+from starter.life import NUMBERED, RULES, BrokenRule, Life, State
 from starter.verdict import Abandoned, Exited, Hold, Killed
 
 HOLD = Hold(28, 0, "refused")
@@ -65,6 +64,9 @@ SAMPLES: dict[type, Event] = {
     DeactivateAsked: SOFT,
     SuspendAsked: SuspendAsked(),
     ContinueAsked: ContinueAsked(),
+    LimitExceeded: LimitExceeded(Hold(34, 102, "too large"), soft=False),
+    CheckpointReached: CheckpointReached(JobEnded(85 << 8, exact=True)),
+    CheckpointSent: CheckpointSent(),
 }
 
 
@@ -179,14 +181,59 @@ def test_whatever_comes_a_begun_job_is_never_forgotten(events: list[Event]) -> N
         except BrokenRule:
             continue
         for command in commands:
-            launched = launched or command == Begin(Step.LAUNCH)
+            if command == Begin(Step.LAUNCH):
+                launched, stopped = True, False
             stopped = stopped or command in (Begin(Step.STOP_HARD), Begin(Step.STOP_SOFTLY))
-            if command in (Begin(Step.STAGE_OUT), Begin(Step.CLEAN)) and launched:
+            if command in (Begin(Step.STAGE_OUT), Begin(Step.CLEAN), Begin(Step.CHECKPOINT)) and launched:
                 assert stopped
             exits += isinstance(command, Exit)
     assert exits == (1 if life.state is State.ENDED else 0)
     if life.state is State.ENDED and launched:
         assert stopped
+
+
+LARGE = LimitExceeded(Hold(34, 102, "too large"), soft=False)
+LATE = LimitExceeded(Hold(47, 0, "too long"), soft=True)
+CHECKPOINT = CheckpointReached(JobEnded(85 << 8, exact=True))
+
+
+def test_a_job_that_exhausts_the_node_is_stopped_hard_and_held() -> None:
+    life, commands = walk(*RUNNING, LARGE)
+    assert commands[-1] == Begin(Step.STOP_HARD)
+    assert life.verdict == Hold(34, 102, "too large")
+
+
+def test_a_job_whose_time_is_up_has_its_grace_and_its_output() -> None:
+    known = JobKnown(has_proxy=False, output_on_evict=True)
+    life, commands = walk(known, StagedIn(), Started(), LATE, FamilyStopped(()), StagedOut(""), Reported())
+    assert [c.step for c in commands if isinstance(c, Begin)][2:] == [Step.STOP_SOFTLY, Step.STAGE_OUT, Step.REPORT]
+    assert life.verdict == Hold(47, 0, "too long", output=True)
+
+
+def test_memory_that_runs_out_in_the_grace_ends_it_and_changes_no_verdict() -> None:
+    life, commands = walk(*RUNNING, SOFT, LARGE)
+    assert commands[-1] == Begin(Step.STOP_HARD)
+    assert life.verdict == Killed("rm", 1009, output=False)
+    assert life.handle(LARGE, now_s=9.0) == ()
+
+
+def test_a_checkpoint_is_sent_and_the_job_started_again_in_its_sandbox() -> None:
+    life, commands = walk(*RUNNING, CHECKPOINT, FamilyStopped(()), CheckpointSent())
+    steps = [c.step for c in commands if isinstance(c, Begin)][3:]
+    assert steps == [Step.STOP_HARD, Step.CHECKPOINT, Step.LAUNCH]
+    assert life.state is State.LAUNCHING
+    assert life.verdict is None
+
+
+def test_a_vacated_job_sends_its_checkpoint_and_is_not_started_again() -> None:
+    life, commands = walk(*RUNNING, CHECKPOINT, FamilyStopped(()), SOFT, CheckpointSent())
+    assert commands[-1] == Begin(Step.CLEAN)
+    assert life.verdict == Killed("rm", 1009, output=False)
+
+
+def test_a_hard_end_drops_the_checkpoint_and_stops_what_may_be_left() -> None:
+    _, commands = walk(*RUNNING, CHECKPOINT, HARD)
+    assert commands[-1] == Begin(Step.STOP_HARD)
 
 
 def test_the_story_is_bounded() -> None:

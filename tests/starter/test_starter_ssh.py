@@ -24,7 +24,8 @@ from jobwrapper import ssh_setup
 from pilot.rpc import RpcRefused
 from starter import ssh, sshprograms, steps
 from starter.entries import StageFailed
-from starter.life import FamilyStopped, State
+from starter.events import FamilyStopped
+from starter.life import State
 from starter.work import Guests, Work
 from tests.jobwrapper.farsides import wrapper_context
 from tests.starter.test_starter_peek import Job, job, request
