@@ -32,6 +32,7 @@ def voms_extension(
     *,
     vo: str = "demo",
     lifetime_s: float = 12 * 3600.0,
+    starts_s: float = -300.0,
 ) -> tuple[x509.UnrecognizedExtension, bool]:
     """The extension (not critical) that states these FQANs for the holder's end-entity certificate.
 
@@ -46,7 +47,7 @@ def voms_extension(
         der.encode(_TAG_0, _names(server.certificate.subject)),
         algorithm,
         der.encode_int(secrets.randbits(63)),
-        der.encode(der.SEQUENCE, _time(time.time() - 300), _time(time.time() + lifetime_s)),
+        der.encode(der.SEQUENCE, _time(time.time() + starts_s), _time(time.time() + lifetime_s)),
         der.encode(der.SEQUENCE, _attribute(vo, fqans)),
     )
     signature = der.encode(0x03, b"\x00", _sign(server, info))

@@ -1,7 +1,7 @@
 """Credentials of users and pilots: look into them, verify them, delegate them, keep them.
 
 The import surface of the modules pilot.credentials_*. Never logs, and no repr shows PEM: a credential file
-holds a private key. Attribute certificates of VOMS are read, not verified.
+holds a private key.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ from pilot.credentials_parse import Chain, CredentialError, check_key, parse_pem
 from pilot.credentials_trust import TrustStore
 from pilot.credentials_verify import verify_chain
 from pilot.credentials_voms import stated_fqans
+from pilot.credentials_vomsdir import Attributes, verify_attributes
 
 __all__ = [
+    "Attributes",
     "Credential",
     "CredentialError",
     "PendingRequest",
+    "change_of",
     "load",
     "make_request",
     "sign_request",
@@ -47,6 +50,8 @@ class Credential:
         limited: whether the chain has a limited proxy.
         proxy: whether the leaf is a proxy.
         fqans: VOMS groups and roles **as stated**, the primary one first; nobody has verified them.
+        attributes: VOMS groups and roles as verified; None if there are none, or none to be believed.
+        attributes_fault: why they are not believed; empty if they are, or if nobody has looked.
     """
 
     pem: bytes = attrs.field(repr=False)
@@ -57,7 +62,14 @@ class Credential:
     limited: bool
     proxy: bool
     fqans: tuple[str, ...]
+    attributes: Attributes | None = None
+    attributes_fault: str = ""
     _old_identity: str = attrs.field(repr=False, default="")
+
+    @property
+    def usable_until(self) -> float:
+        """Unix time at which a site may see less in it: its end, or that of its verified attributes."""
+        return self.expires_at if self.attributes is None else min(self.expires_at, self.attributes.expires_at)
 
     def is_of(self, identity: str) -> bool:
         """Whether this name, as a peer or a file states it, is the identity.
@@ -76,7 +88,7 @@ def load(pem: bytes) -> Credential:
     return _credential(parse_pem(pem), pem)
 
 
-def verify(pem: bytes, certificates_dir: Path, *, now: float) -> Credential:
+def verify(pem: bytes, certificates_dir: Path, *, now: float, voms_dir: Path | None = None) -> Credential:
     """Verify a credential against a directory of trusted CAs; blocks for file reads and a few milliseconds.
 
     Signatures, names, dates, RFC 3820 constraints, the CA (`<hash>.0`), its signing policy and CRL where
@@ -84,17 +96,52 @@ def verify(pem: bytes, certificates_dir: Path, *, now: float) -> Credential:
 
     Args:
         now: unix time for which it must hold.
+        voms_dir: the VOMS servers that are trusted; without it attributes stay stated ones. Attributes that are not to
+            be believed are no reason to refuse the proxy: without them it is still its owner's.
 
     Raises:
-        CredentialError: any code except limited, wrong-identity and unsafe-place.
+        CredentialError: any code except attributes, limited, wrong-identity and unsafe-place.
     """
     chain = parse_pem(pem)
-    verify_chain(chain, TrustStore(certificates_dir), now=now)
+    store = TrustStore(certificates_dir)
+    verify_chain(chain, store, now=now)
     check_key(chain)
-    return _credential(chain, pem)
+    attributes, fault = None, ""
+    if voms_dir is not None:
+        try:
+            attributes = verify_attributes(chain, store, voms_dir, now=now)
+        except CredentialError as refusal:
+            fault = refusal.text
+    return _credential(chain, pem, attributes, fault)
 
 
-def _credential(chain: Chain, pem: bytes) -> Credential:
+def change_of(old: Credential, new: Credential) -> str:
+    """What a renewal must not change, in words; empty if it is the same person in the same role.
+
+    The subject and the CA of the end-entity certificate, and the primary FQAN: as verified, and as stated, because a
+    site may believe a VOMS server that we do not know. Attributes that are gone are a change.
+    """
+    if old.identity != new.identity:
+        return f"it is a proxy of {new.identity}, not of {old.identity}"
+    if old.issuer_ca != new.issuer_ca:
+        return f"the certificate of {new.identity} is of the CA {new.issuer_ca}, not of {old.issuer_ca}"
+    if primary(old.fqans) != primary(new.fqans):
+        return f"its primary FQAN is {_said(new.fqans)}, not {_said(old.fqans)}"
+    if old.attributes is not None and new.attributes is None:
+        return f"its FQAN {_said(new.fqans)} cannot be verified any more. {new.attributes_fault}"
+    return ""
+
+
+def primary(fqans: tuple[str, ...]) -> str:
+    """The first FQAN, without what says nothing; empty if there is none."""
+    return fqans[0].replace("/Role=NULL", "").replace("/Capability=NULL", "") if fqans else ""
+
+
+def _said(fqans: tuple[str, ...]) -> str:
+    return primary(fqans) or "none"
+
+
+def _credential(chain: Chain, pem: bytes, attributes: Attributes | None = None, fault: str = "") -> Credential:
     owner = chain.owner
     return Credential(
         pem=pem,
@@ -105,6 +152,8 @@ def _credential(chain: Chain, pem: bytes) -> Credential:
         limited=chain.limited,
         proxy=chain.end_entity > 0,
         fqans=stated_fqans(chain),
+        attributes=attributes,
+        attributes_fault=fault,
         old_identity=old_slash_form(owner.certificate.subject),
     )
 

@@ -36,6 +36,7 @@ Code = Literal[
     "untrusted",  # no trusted CA behind it, or the CA may not sign this name
     "revoked",
     "crl",  # the CA's revocation list is expired or unusable
+    "attributes",  # a VOMS attribute certificate that is not to be believed
     "limited",
     "wrong-identity",
     "unsafe-place",  # a directory in which no secret may be stored

@@ -7,12 +7,13 @@ carry no rights) and because its error numbers say nothing to a user. Tests hold
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.x509.oid import ExtensionOID, NameOID
 
 from pilot.credentials_names import name_hash, slash_form
@@ -33,6 +34,9 @@ _UNDERSTOOD: Final = frozenset(
 )
 # SHA-1 and MD5 signatures can be forged (chosen-prefix collisions).
 _HASHES: Final = (hashes.SHA224, hashes.SHA256, hashes.SHA384, hashes.SHA512)
+# The VOMS tools that users have (2.1) still sign proxies with SHA-1 and RSA. Forging one takes somebody who knows what
+# the user will sign before he does; a proxy's random serial number and its time are in the way. Never for a CA.
+_PROXY_HASHES: Final = (*_HASHES, hashes.SHA1)
 _HOW_TO_RENEW: Final = "Make a new one (voms-proxy-init or grid-proxy-init -rfc)"
 
 
@@ -45,12 +49,24 @@ def verify_chain(chain: Chain, store: TrustStore, *, now: float) -> None:
     Raises:
         CredentialError: expired, not-yet-valid, not-allowed, untrusted, revoked, crl, broken.
     """
-    for link in chain.links[: chain.end_entity + 1]:
+    for link in chain.links[: chain.end_entity]:
         check_dates(link, now=now)
         _check_extensions(link)
+    check_dates(chain.owner, now=now)
     _check_proxies(chain)
-    _check_end_entity(chain.owner)
-    _check_authorities(_path(chain, store), store, now)
+    verify_end_entity(chain.owner, chain.links[chain.end_entity + 1 :], store, now=now)
+
+
+def verify_end_entity(owner: Link, brought: Sequence[Link], store: TrustStore, *, now: float) -> None:
+    """Check the certificate of a person or a host up to a CA of the directory; `brought` are CAs that came with it.
+
+    Raises:
+        CredentialError: as verify_chain.
+    """
+    check_dates(owner, now=now)
+    _check_extensions(owner)
+    _check_end_entity(owner)
+    _check_authorities(_path(owner, brought, store), store, now)
 
 
 def check_dates(link: Link, *, now: float) -> None:
@@ -71,15 +87,20 @@ def check_dates(link: Link, *, now: float) -> None:
 def check_issued(link: Link, above: Link) -> None:
     """Refuse a certificate that the one above did not sign, or not safely (CredentialError broken)."""
     algorithm = link.certificate.signature_hash_algorithm
-    if not isinstance(algorithm, _HASHES):
+    if not isinstance(algorithm, _HASHES if link.proxy is None else _PROXY_HASHES):
         raise CredentialError("broken", f"{link.name} is signed with a method that is no longer safe (such as SHA-1).")
     if not _signed(link, above):
         raise CredentialError("broken", f"{link.name} is not signed by {above.name}, whose name it gives as issuer.")
 
 
 def _signed(link: Link, above: Link) -> bool:
+    certificate, key = link.certificate, above.certificate.public_key()
     try:
-        link.certificate.verify_directly_issued_by(above.certificate)
+        if isinstance(certificate.signature_hash_algorithm, hashes.SHA1) and isinstance(key, rsa.RSAPublicKey):
+            # the library's own check refuses SHA-1; make_chain has compared the names
+            key.verify(certificate.signature, certificate.tbs_certificate_bytes, padding.PKCS1v15(), hashes.SHA1())
+        else:
+            certificate.verify_directly_issued_by(above.certificate)
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return False
     return True
@@ -157,13 +178,12 @@ def _check_end_entity(owner: Link) -> None:
         raise CredentialError("broken", f"{owner.name} is a CA and no user.")
 
 
-def _path(chain: Chain, store: TrustStore) -> list[Link]:
+def _path(owner: Link, brought: Sequence[Link], store: TrustStore) -> list[Link]:
     """The user certificate and its CAs up to a self-signed one of the directory, each signed by the next.
 
     The directory comes first; certificates that the credential brings only fill gaps in between.
     """
-    path = [chain.owner]
-    brought = list(chain.links[chain.end_entity + 1 :])
+    path = [owner]
     while len(path) <= MAX_CHAIN:
         link = path[-1]
         trusted = _signer(link, store.issuers(link))
@@ -175,7 +195,7 @@ def _path(chain: Chain, store: TrustStore) -> list[Link]:
             return [*path, above]
         brought = brought[1:]
         path.append(above)
-    raise CredentialError("untrusted", f"The CAs of {chain.owner.name} form a chain that does not end.")
+    raise CredentialError("untrusted", f"The CAs of {owner.name} form a chain that does not end.")
 
 
 def _signer(link: Link, candidates: Iterable[Link]) -> Link | None:

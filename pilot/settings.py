@@ -276,6 +276,17 @@ class Settings:
         seconds(0),
         "A job is stopped this long before its proxy ends, while its output can still be fetched.",
     )
+    sailplane_on_identity_change: str = knob(
+        "keep",
+        choice("keep", "hold", "stop"),
+        "What follows when a renewed proxy is of another identity, CA or primary FQAN than the old one: 'keep' the old"
+        " one and go on; 'hold' the job, with its output fetched; 'stop' it, to be tried again with the new one.",
+    )
+    sailplane_voms_dir: Path = knob(
+        "/etc/grid-security/vomsdir",
+        path(),
+        "Directory of the VOMS servers (VO/HOST.lsc, or their certificates) whose attribute certificates are believed.",
+    )
     sailplane_kill_jitter: float = knob(
         "2",
         seconds(0),

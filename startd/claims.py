@@ -303,6 +303,8 @@ class Claims:
             case to_starter.SlotBroken(text=text):
                 self.log.warning("%s: %s", held.name, text)
                 held.starter_broken = True
+            case to_starter.LeftBehind(text=text):
+                self.log.warning("%s: left to the janitor: %s", held.name, text)
             case to_starter.UserRefused(identity=identity):
                 self._remember_refusal(identity)
             case to_starter.Ended(verdict=verdict, text=text):

@@ -9,6 +9,8 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import attrs
+
 from cedar.commands import HoldCode
 from pilot import credentials
 from pilot.credentials import Credential, CredentialError
@@ -17,6 +19,14 @@ from starter.shadow import Shadow
 from starter.verdict import Hold
 
 Exchange = Callable[[bytes], Awaitable[bytes]]
+
+
+@attrs.frozen
+class Trust:
+    """Whom this site believes: directories of CAs and of VOMS servers."""
+
+    certificates_dir: Path
+    voms_dir: Path
 
 
 class ProxyUnusable(Exception):
@@ -38,9 +48,7 @@ async def receive_proxy(exchange: Exchange) -> bytes:
     return pending.complete(await exchange(pending.der))
 
 
-async def fetch_proxy(
-    shadow: Shadow, job: Description, *, certificates_dir: Path | None, limit_to: float | None = None
-) -> Credential:
+async def fetch_proxy(shadow: Shadow, job: Description, trust: Trust) -> Credential:
     """The job's proxy by get_delegated_proxy (303), verified and held against the job.
 
     ``expiration`` is never 0: that would override the user's own limit (wire reference 7.5).
@@ -49,11 +57,9 @@ async def fetch_proxy(
         ProxyUnusable: expired, broken, untrusted, or not the proxy of the ad.
         PeerFault: the shadow could not delegate; the syscall socket is lost then.
     """
-    asked_s = job.proxy_lifetime_s if 0 < job.proxy_lifetime_s < MAX_LIFETIME_S else MAX_LIFETIME_S
-    expiration = int(time.time() + asked_s)
     try:
-        pem = await shadow.fetch_proxy(expiration, receive_proxy)
-        return check_proxy(pem, job, certificates_dir=certificates_dir)
+        pem = await shadow.fetch_proxy(wanted_end(job), receive_proxy)
+        return check_proxy(pem, job, trust)
     except CredentialError as fault:
         raise ProxyUnusable(_hold(job, str(fault))) from fault
 
@@ -62,21 +68,20 @@ async def fetch_proxy(
 MAX_LIFETIME_S = 30 * 86_400
 
 
-def check_proxy(pem: bytes, job: Description, *, certificates_dir: Path | None) -> Credential:
-    """Verify a proxy and hold it against the ad: the identity must be the ad's x509userproxysubject.
+def wanted_end(job: Description) -> int:
+    """The expiration to ask for, unix time."""
+    asked_s = job.proxy_lifetime_s if 0 < job.proxy_lifetime_s < MAX_LIFETIME_S else MAX_LIFETIME_S
+    return int(time.time() + asked_s)
 
-    Without a certificates directory the chain cannot be verified; what it states is held against the ad all the same.
+
+def check_proxy(pem: bytes, job: Description, trust: Trust) -> Credential:
+    """Verify a proxy and hold it against the ad: the identity must be the ad's x509userproxysubject.
 
     Raises:
         CredentialError: verification failed.
         ProxyUnusable: somebody else's proxy.
     """
-    now = time.time()
-    credential = (
-        credentials.load(pem) if certificates_dir is None else credentials.verify(pem, certificates_dir, now=now)
-    )
-    if credential.expires_at <= now:
-        raise CredentialError("expired", f"the proxy of {credential.identity} has expired")
+    credential = credentials.verify(pem, trust.certificates_dir, now=time.time(), voms_dir=trust.voms_dir)
     if job.proxy_subject and not credential.is_of(job.proxy_subject):
         raise ProxyUnusable(
             _hold(
@@ -86,6 +91,17 @@ def check_proxy(pem: bytes, job: Description, *, certificates_dir: Path | None) 
             )
         )
     return credential
+
+
+def same_as(old: Credential | None, new: Credential, job: Description) -> None:
+    """Hold another proxy of a job against the one that it has.
+
+    Raises:
+        ProxyUnusable: of another identity, CA or primary FQAN.
+    """
+    change = "" if old is None else credentials.change_of(old, new)
+    if change:
+        raise ProxyUnusable(_hold(job, f"the proxy that came with the job's files is not the delegated one: {change}"))
 
 
 def _hold(job: Description, text: str) -> Hold:

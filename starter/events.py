@@ -6,7 +6,7 @@ from enum import Enum
 
 import attrs
 
-from starter.verdict import Hold, Verdict
+from starter.verdict import Hold, Requeue, Verdict
 
 # --- events ------------------------------------------------------------------------------------------------------
 
@@ -99,6 +99,15 @@ class ProxyEnding:
 
 
 @attrs.frozen
+class IdentityChanged:
+    """A renewed proxy that is not the same person's (or group's) came, and the settings say that the job must end.
+
+    ``verdict``: a hold, or another try with the new proxy."""
+
+    verdict: Hold | Requeue
+
+
+@attrs.frozen
 class DeactivateAsked:
     """The startd wants the job ended.
 
@@ -160,6 +169,7 @@ Event = (
     | ShadowLost
     | StartdLost
     | ProxyEnding
+    | IdentityChanged
     | DeactivateAsked
     | LimitExceeded
     | CheckpointReached
@@ -171,8 +181,8 @@ Event = (
 # Facts come from the kernel, a peer or the clock at any moment: each has a rule in every state. The other events are
 # the outcome of a step and come only while that step runs.
 FACTS: tuple[type, ...] = (
-    JobEnded, ShadowLost, StartdLost, ProxyEnding, DeactivateAsked, LimitExceeded, CheckpointReached, SuspendAsked,
-    ContinueAsked,
+    JobEnded, ShadowLost, StartdLost, ProxyEnding, IdentityChanged, DeactivateAsked, LimitExceeded, CheckpointReached,
+    SuspendAsked, ContinueAsked,
 )  # fmt: skip
 
 
@@ -219,12 +229,19 @@ class DeclareBroken:
 
 
 @attrs.frozen
+class LeaveToJanitor:
+    """Tell the startd that the sandbox could not be removed: its janitor tries again; the slot stays in use."""
+
+    text: str
+
+
+@attrs.frozen
 class Exit:
     """The starter ends; its exit status is ``EXIT_*`` of HTCondor's starter (execute-side reference 3.8)."""
 
     status: int
 
 
-Command = Begin | Suspend | Resume | DeclareBroken | Exit
+Command = Begin | Suspend | Resume | DeclareBroken | LeaveToJanitor | Exit
 
 EXIT_NORMAL, EXIT_FAILURE, EXIT_LOST_SHADOW, EXIT_UNKILLABLE = 0, 1, 2, 16

@@ -34,6 +34,7 @@ from starter.events import (
     Event,
     Exit,
     JobEnded,
+    LeaveToJanitor,
     ProxyEnding,
     Resume,
     ShadowLost,
@@ -51,6 +52,7 @@ from starter.messages import (
     Deactivate,
     Ended,
     JobUpdate,
+    LeftBehind,
     PassedCommand,
     Progress,
     SlotBroken,
@@ -59,7 +61,7 @@ from starter.messages import (
 )
 from starter.orphans import reap_orphans
 from starter.shadow import ShadowRefused
-from starter.verdict import Hold, wants_output, words
+from starter.verdict import Exited, Hold, wants_output, words
 from starter.visits import Visits
 from starter.work import Work
 
@@ -143,6 +145,9 @@ class Job:
             case DeclareBroken(text=text):
                 self._log.warning("slot declared broken: %s", text)
                 await self._say(SlotBroken(updates.one_line(text)))
+            case LeaveToJanitor(text=text):
+                self._log.warning("left to the janitor: %s", text)
+                await self._say(LeftBehind(updates.one_line(text)))
             case Exit():
                 raise AssertionError("handled by the caller")
 
@@ -191,7 +196,7 @@ class Job:
             case Step.CHECKPOINT:
                 return lambda: steps.send_checkpoint(work)
             case Step.STAGE_OUT:
-                return lambda: steps.send_sandbox(work)
+                return lambda: steps.send_sandbox(work, complete=isinstance(verdict, Exited))
             case Step.CLEAN:
                 return lambda: steps.clean(work)
             case Step.REPORT:
@@ -249,7 +254,7 @@ class Job:
         assert credential is not None
         margin_s = self._work.settings.sailplane_proxy_margin * (1 + random.random() * PROXY_JITTER_FRACTION)
         while True:
-            left_s = credential.expires_at - margin_s - time.time()
+            left_s = credential.usable_until - margin_s - time.time()
             if left_s <= 0:
                 break
             await trio.sleep(min(left_s, PROXY_LOOK_EVERY_S))

@@ -30,8 +30,10 @@ from starter.events import (
     Event,
     Exit,
     FamilyStopped,
+    IdentityChanged,
     JobEnded,
     JobKnown,
+    LeaveToJanitor,
     LimitExceeded,
     ProxyEnding,
     Reported,
@@ -202,8 +204,11 @@ def _failed_launch(life: Life, event: Event) -> Outcome:
 
 
 def _failed_output(life: Life, event: Event) -> Outcome:
+    """A job that is held anyway stays so for the first reason."""
     assert isinstance(event, StepFailed)
-    life.verdict, life.sandbox = event.verdict, event.sandbox
+    life.sandbox = event.sandbox
+    if not isinstance(life.verdict, Hold):
+        life.verdict = event.verdict
     return _clean_or_report(life)
 
 
@@ -237,7 +242,7 @@ def _removed(life: Life, event: Event) -> Outcome:
     life.sandbox = bool(event.left)
     state, commands = _report(life)
     if event.left:
-        return state, (DeclareBroken(event.left), *commands)
+        return state, (LeaveToJanitor(event.left), *commands)
     return state, commands
 
 
@@ -283,21 +288,26 @@ def _deactivate_staging_out(life: Life, event: Event) -> Outcome:
     return _begin(State.CLEANING, Step.CLEAN)
 
 
-def _proxy_ending(life: Life, event: Event) -> Outcome:
-    assert isinstance(event, ProxyEnding)
-    life.verdict = Hold(4, 0, event.text)
+def _credential_over(life: Life, event: Event, *, output: bool) -> None:
+    """The proxy ends, or is another's now. What the job has made by then is not lost."""
+    assert isinstance(event, ProxyEnding | IdentityChanged)
+    verdict = Hold(4, 0, event.text) if isinstance(event, ProxyEnding) else event.verdict
+    life.verdict = attrs.evolve(verdict, output=output) if isinstance(verdict, Hold) else verdict
+
+
+def _credential_over_running(life: Life, event: Event) -> Outcome:
+    _credential_over(life, event, output=True)
     return _stop(life, soft=True)
 
 
-def _proxy_ending_early(life: Life, event: Event) -> Outcome:
-    assert isinstance(event, ProxyEnding)
-    life.verdict = Hold(4, 0, event.text)
+def _credential_over_early(life: Life, event: Event) -> Outcome:
+    _credential_over(life, event, output=False)
     return _clean_or_report(life)
 
 
-def _proxy_ending_launch(life: Life, event: Event) -> Outcome:
-    assert isinstance(event, ProxyEnding)
-    life.verdict = Hold(4, 0, event.text)
+def _credential_over_launch(life: Life, event: Event) -> Outcome:
+    """A job that wrote a checkpoint has run, and has something to bring back."""
+    _credential_over(life, event, output=life.state is State.CHECKPOINTING)
     return _stop(life, soft=False)
 
 
@@ -406,6 +416,7 @@ S = State
 _EARLY = (S.ASKING, S.CREDENTIAL, S.STAGING_IN)
 _WITH_JOB = (S.LAUNCHING, S.RUNNING, S.SUSPENDED)
 _LOST = (ShadowLost, StartdLost)
+_CREDENTIAL_OVER = (ProxyEnding, IdentityChanged)
 
 # The numbered rules, in the order of docs/job-life.md.
 NUMBERED: tuple[tuple[tuple[State, ...], tuple[type, ...], Rule], ...] = (
@@ -432,9 +443,9 @@ NUMBERED: tuple[tuple[tuple[State, ...], tuple[type, ...], Rule], ...] = (
     ((S.STAGING_OUT,), _LOST, _abandon_staging_out),  # 21
     ((S.CLEANING,), _LOST, _abandon_cleaning),  # 22
     ((S.REPORTING,), _LOST, _abandon_reporting),  # 23
-    (_EARLY, (ProxyEnding,), _proxy_ending_early),  # 24
-    ((S.LAUNCHING,), (ProxyEnding,), _proxy_ending_launch),  # 25
-    ((S.RUNNING, S.SUSPENDED), (ProxyEnding,), _proxy_ending),  # 26
+    (_EARLY, _CREDENTIAL_OVER, _credential_over_early),  # 24
+    ((S.LAUNCHING,), _CREDENTIAL_OVER, _credential_over_launch),  # 25
+    ((S.RUNNING, S.SUSPENDED), _CREDENTIAL_OVER, _credential_over_running),  # 26
     ((S.RUNNING,), (SuspendAsked,), _suspend),  # 27
     ((S.SUSPENDED,), (ContinueAsked,), _resume),  # 28
     (_EARLY, (LimitExceeded,), _limit_early),  # 29
@@ -448,7 +459,7 @@ NUMBERED: tuple[tuple[tuple[State, ...], tuple[type, ...], Rule], ...] = (
     ((S.CHECKPOINTING,), (StepFailed,), _failed_checkpoint),  # 37
     ((S.CHECKPOINTING,), (DeactivateAsked,), _deactivate_checkpointing),  # 38
     ((S.CHECKPOINTING,), _LOST, _abandon_running),  # 39
-    ((S.CHECKPOINTING,), (ProxyEnding,), _proxy_ending_launch),  # 40
+    ((S.CHECKPOINTING,), _CREDENTIAL_OVER, _credential_over_launch),  # 40
 )
 
 

@@ -131,6 +131,11 @@ class PassedCommand:
 
 
 @attrs.frozen
+class RenewalAnnounced:
+    """startd -> starter: the shadow wanted to send the proxy as a copy (487), which was refused before it was sent."""
+
+
+@attrs.frozen
 class Progress:
     """starter -> startd: the job's state as in ``starter.life.State``, for the slot ad; ``uid`` once it is known."""
 
@@ -161,6 +166,13 @@ class SlotBroken:
 
 
 @attrs.frozen
+class LeftBehind:
+    """starter -> startd: the sandbox could not be removed; its note stays for the janitor."""
+
+    text: str
+
+
+@attrs.frozen
 class Ended:
     """starter -> startd: last message before the starter exits; ``verdict`` as in ``starter.life.Verdict``."""
 
@@ -171,5 +183,6 @@ class Ended:
 
 SPAWNER = Protocol(StartStarter, CleanUp, SpawnerReady, StarterStarted, StarterFailed, StarterEnded)
 STARTER = Protocol(
-    Deactivate, SuspendJob, ContinueJob, PassedCommand, Progress, JobUpdate, UserRefused, SlotBroken, Ended
+    Deactivate, SuspendJob, ContinueJob, PassedCommand, RenewalAnnounced, Progress, JobUpdate, UserRefused,
+    SlotBroken, LeftBehind, Ended,
 )  # fmt: skip

@@ -8,6 +8,8 @@ from __future__ import annotations
 import datetime
 import errno
 import os
+import time
+from functools import partial
 
 import trio
 from classad2 import ClassAd
@@ -23,7 +25,7 @@ from pilot.rpc import RpcRefused
 from pilot.switch import Denied, Outcome, Unavailable
 from starter import ahead, checkpoint, furnish, launching, orphans, updates
 from starter.checkpoint import checkpoint_names
-from starter.credential import ProxyUnusable, fetch_proxy
+from starter.credential import ProxyUnusable, check_proxy, fetch_proxy, same_as
 from starter.description import WRAPPER_FAILURE_NAME, Unrunnable, describe
 from starter.events import (
     Cleaned,
@@ -113,9 +115,7 @@ def _refuse_without_proxy(work: Work) -> Verdict | None:
 async def fetch_credential(work: Work) -> Event:
     """The job's proxy by delegation, before any file."""
     try:
-        credential = await fetch_proxy(
-            work.shadow, work.description, certificates_dir=work.settings.sailplane_certificates_dir
-        )
+        credential = await fetch_proxy(work.shadow, work.description, work.trust)
     except ProxyUnusable as fault:
         return StepFailed(fault.hold, sandbox=False)
     work.credential = credential
@@ -140,7 +140,7 @@ async def fill_sandbox(work: Work) -> Event:
             sink = InputSink(
                 inward,
                 work.description,
-                work.settings.sailplane_certificates_dir,
+                partial(_check_transferred, work),
                 _progress(work),
                 begun=lambda: _open_launch(work),
             )
@@ -181,6 +181,16 @@ def open_output(work: Work) -> None:
     """
     if work.ahead is not None and work.switch.isolates:
         work.ahead.open(work.context(), ahead.STAGE_OUT, deadline_s=work.settings.sailplane_switch_deadline)
+
+
+def _check_transferred(work: Work, pem: bytes) -> None:
+    """The proxy that came with the files enters the sandbox only if it is the one by which the site let us in, or a
+    renewal of it.
+
+    Raises:
+        CredentialError, ProxyUnusable: it is not.
+    """
+    same_as(work.credential, check_proxy(pem, work.description, work.trust), work.description)
 
 
 def _progress(work: Work) -> Progress:
@@ -277,16 +287,23 @@ async def _stop_guests(work: Work) -> list[int]:
 
 
 def _grace_s(work: Work) -> float:
-    """As much time as job and slot agree on."""
+    """As much time as job and slot agree on, and no more than half of what the proxy has left: the other half is for
+    the kill, the output and the sandbox."""
     asked_s, most_s = work.description.vacate_s, work.activation.vacate_max_s
-    return most_s if asked_s < 0 else min(asked_s, most_s)
+    agreed_s = most_s if asked_s < 0 else min(asked_s, most_s)
+    if work.credential is None:
+        return agreed_s
+    return min(agreed_s, max(0.0, (work.credential.usable_until - time.time()) / 2))
 
 
 # --- stage out ---------------------------------------------------------------------------------------------------
 
 
-async def send_sandbox(work: Work) -> Event:
-    """Third call of the switch: output to the shadow, then the sandbox is removed."""
+async def send_sandbox(work: Work, *, complete: bool) -> Event:
+    """Third call of the switch: output to the shadow, then the sandbox is removed.
+
+    complete: the job ended by itself, so that listed output which is not there is its fault.
+    """
     failed: Verdict | None = None
     try:
         async with stage_out(
@@ -299,7 +316,7 @@ async def send_sandbox(work: Work) -> Event:
             deadline_s=work.settings.sailplane_switch_deadline,
             far=await ahead.taken(work.ahead, ahead.STAGE_OUT),
         ) as outward:
-            failed = await _offer_output(work, outward)
+            failed = await _offer_output(work, outward, complete=complete)
             await outward.remove()
     except StageFailed as fault:
         return StepFailed(_output_verdict(work, fault), sandbox=True)
@@ -324,9 +341,9 @@ def _wanted(work: Work, names: tuple[str, ...] | None) -> Wanted:
     return Changed(work.catalogue)
 
 
-async def _offer_output(work: Work, outward: Outward) -> Verdict | None:
+async def _offer_output(work: Work, outward: Outward, *, complete: bool) -> Verdict | None:
     """Send; after a transient failure ask the far side for the same again. The verdict if it never went through."""
-    own = missing_output(outward.manifest.missing, work.host)
+    own = missing_output(outward.manifest.missing, work.host) if complete else None
     for left in reversed(range(OUTPUT_TRIES)):
         try:
             await send_output(work.route, outward, work.description, own, _progress(work))

@@ -8,7 +8,6 @@ import errno
 import os
 import posixpath
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 
 import attrs
 import trio
@@ -28,7 +27,7 @@ from cedar.filetransfer import (
 from cedar.sessions import Session
 from cedar.sinful import Sinful
 from pilot.credentials import CredentialError
-from starter.credential import ProxyUnusable, check_proxy, receive_proxy
+from starter.credential import ProxyUnusable, receive_proxy
 from starter.description import NULL_DEVICE, OWN_NAMES, Description
 from starter.sandbox import Inward, OutDirectory, OutFile, Outward
 
@@ -93,7 +92,7 @@ class InputSink:
 
     inward: Inward
     job: Description
-    certificates_dir: Path | None
+    check_proxy: Callable[[bytes], object]
     progress: Progress
     begun: Callable[[], None] = lambda: None
     proxy_stored: bool = False
@@ -124,7 +123,7 @@ class InputSink:
 
     async def _store_proxy(self, name: str, pem: bytes) -> None:
         try:
-            check_proxy(pem, self.job, certificates_dir=self.certificates_dir)
+            self.check_proxy(pem)
         except (CredentialError, ProxyUnusable) as fault:
             raise StoreFailed(HoldCode.CORRUPTED_CREDENTIAL, 0, str(fault)) from fault
         await self.inward.file(name, 0o600, len(pem), _once(pem))

@@ -15,6 +15,7 @@ from pilot.switch import Switch
 from procd.client import ProcdClient
 from procd.messages import Usage
 from starter.ahead import Ahead
+from starter.credential import Trust
 from starter.description import Description
 from starter.launch import Launched
 from starter.messages import Activation
@@ -137,6 +138,11 @@ class Work:
     def used(self, usage: Usage) -> Usage:
         """What all legs have used, from what procd says of this one."""
         return usage if self.spent is None else together(self.spent, usage)
+
+    @property
+    def trust(self) -> Trust:
+        """Whom the site believes when it looks at a proxy."""
+        return Trust(self.settings.sailplane_certificates_dir, self.settings.sailplane_voms_dir)
 
     def context(self) -> Context:
         """For calls of the identity switch."""

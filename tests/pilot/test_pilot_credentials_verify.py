@@ -23,7 +23,7 @@ from demo.grid import (
     write_private,
 )
 from pilot import credentials
-from tests.pilot.proxies import DER, PEM, at, certificates_only, forged, openssl_accepts, refusal, verify
+from tests.pilot.proxies import DER, PEM, at, forged, openssl_accepts, refusal, verify
 
 
 @pytest.fixture(scope="module")
@@ -129,10 +129,12 @@ def test_what_only_we_refuse(grid: Grid, alice: Certified, tmp_path: Path) -> No
         assert openssl_accepts(grid, credential, tmp_path), name
 
 
-def test_sha1_is_refused(grid: Grid, alice: Certified, tmp_path: Path) -> None:
-    write_private(tmp_path / "alice.pem", alice.pem)
-    (tmp_path / "extensions").write_text("proxyCertInfo=critical,language:id-ppl-inheritAll\n")
-    name = f"{alice.subject}/CN=7"
+def test_sha1_is_refused_for_a_persons_certificate(tmp_path: Path) -> None:
+    """Of proxies it is accepted: the tools that users have still make them so."""
+    grid = make_grid(tmp_path, key="rsa")
+    write_private(tmp_path / "alice.pem", grid.authority.pem)
+    (tmp_path / "extensions").write_text("keyUsage=critical,digitalSignature\n")
+    name = "/DC=org/DC=sailplane-demo/CN=Sam Stone"
     key, request = tmp_path / "key", tmp_path / "request"
     for command in (
         f"openssl req -new -newkey rsa:2048 -nodes -keyout {key} -out {request} -subj",
@@ -141,7 +143,7 @@ def test_sha1_is_refused(grid: Grid, alice: Certified, tmp_path: Path) -> None:
     ):
         words = command.split() + ([name] if command.endswith("-subj") else [])
         subprocess.run(words, capture_output=True, check=True, timeout=20)
-    pem = (tmp_path / "proxy").read_bytes() + key.read_bytes() + certificates_only(alice)
+    pem = (tmp_path / "proxy").read_bytes() + key.read_bytes()
     error = refusal(lambda: verify(grid, pem, now=time.time() + 60))
     assert error.code == "broken"
     assert "SHA-1" in str(error)

@@ -13,9 +13,11 @@ from cedar.codec import encode
 from cedar.errors import PeerFault
 from demo.grid import make_grid, make_proxy
 from pilot.credentials import CredentialError
-from starter.credential import MAX_LIFETIME_S, ProxyUnusable, check_proxy, fetch_proxy
+from starter.credential import MAX_LIFETIME_S, ProxyUnusable, Trust, check_proxy, fetch_proxy
 from starter.description import describe
 from starter.shadow import Shadow
+
+NOBODY = Trust(Path("/nonexistent"), Path("/nonexistent"))
 
 
 class FakeShadow:
@@ -35,7 +37,7 @@ async def test_the_expiration_is_never_none_and_fits_the_wire(asked_s: int, got_
     ad = ClassAd({"ClusterId": 1, "ProcId": 0, "Cmd": "/x", "DelegateJobGSICredentialsLifetime": asked_s})
     shadow = FakeShadow()
     with pytest.raises(PeerFault):
-        await fetch_proxy(cast(Shadow, shadow), describe(ad), certificates_dir=None)
+        await fetch_proxy(cast(Shadow, shadow), describe(ad), NOBODY)
     assert encode([shadow.expiration], keyed=True)
     assert abs(shadow.expiration - time.time() - got_s) < 60
 
@@ -45,12 +47,13 @@ def test_a_proxy_that_is_not_the_ads_is_refused_with_both_names(tmp_path: Path) 
     alice, bob = grid.user("Alice Adams"), grid.user("Bob Baker")
     said = {"x509userproxy": "/tmp/proxy", "x509userproxysubject": alice.identity}
     job = describe(ClassAd({"ClusterId": 1, "ProcId": 0, "Cmd": "/x", **said}))
-    own = check_proxy(make_proxy(alice).pem, job, certificates_dir=grid.certificates_dir)
+    trust = Trust(grid.certificates_dir, tmp_path)
+    own = check_proxy(make_proxy(alice).pem, job, trust)
     assert own.identity == alice.identity
     with pytest.raises(ProxyUnusable) as refused:
-        check_proxy(make_proxy(bob).pem, job, certificates_dir=grid.certificates_dir)
+        check_proxy(make_proxy(bob).pem, job, trust)
     assert alice.identity in str(refused.value)
     assert bob.identity in str(refused.value)
     with pytest.raises(CredentialError) as late:
-        check_proxy(make_proxy(alice, lifetime_s=-60).pem, job, certificates_dir=grid.certificates_dir)
+        check_proxy(make_proxy(alice, lifetime_s=-60).pem, job, trust)
     assert late.value.code == "expired"

@@ -25,8 +25,10 @@ from starter.events import (
     Event,
     Exit,
     FamilyStopped,
+    IdentityChanged,
     JobEnded,
     JobKnown,
+    LeaveToJanitor,
     LimitExceeded,
     ProxyEnding,
     Reported,
@@ -42,7 +44,7 @@ from starter.events import (
     SuspendAsked,
 )
 from starter.life import NUMBERED, RULES, BrokenRule, Life, State
-from starter.verdict import Abandoned, Exited, Hold, Killed
+from starter.verdict import Abandoned, Exited, Hold, Killed, Requeue
 
 HOLD = Hold(28, 0, "refused")
 SOFT = DeactivateAsked("rm", 1009, soft=True, output=False)
@@ -61,6 +63,7 @@ SAMPLES: dict[type, Event] = {
     ShadowLost: ShadowLost("cut"),
     StartdLost: StartdLost(),
     ProxyEnding: ProxyEnding("soon"),
+    IdentityChanged: IdentityChanged(Hold(4, 0, "another")),
     DeactivateAsked: SOFT,
     SuspendAsked: SuspendAsked(),
     ContinueAsked: ContinueAsked(),
@@ -130,7 +133,9 @@ def test_a_hard_request_overtakes_a_soft_one_and_not_the_other_way() -> None:
 
 def test_survivors_break_the_slot_and_the_sandbox_is_still_tried() -> None:
     _, commands = walk(*RUNNING, JobEnded(0, True), FamilyStopped((17,)), Cleaned("x is left"), Reported())
-    assert [type(c) for c in commands if isinstance(c, DeclareBroken)] == [DeclareBroken, DeclareBroken]
+    assert [type(c) for c in commands if isinstance(c, DeclareBroken | LeaveToJanitor)] == [
+        DeclareBroken, LeaveToJanitor
+    ]  # fmt: skip
     assert commands[-1] == Exit(EXIT_UNKILLABLE)
 
 
@@ -141,10 +146,30 @@ def test_a_lost_shadow_stops_the_job_removes_the_sandbox_and_ends() -> None:
     assert isinstance(life.verdict, Abandoned)
 
 
-def test_the_proxys_end_stops_the_job_before_and_holds_it() -> None:
-    life, commands = walk(*RUNNING, ProxyEnding("ends at noon"))
-    assert commands[-1] == Begin(Step.STOP_SOFTLY)
-    assert life.verdict == Hold(4, 0, "ends at noon")
+def test_the_proxys_end_stops_the_job_before_fetches_its_output_and_holds_it() -> None:
+    life, commands = walk(*RUNNING, ProxyEnding("ends at noon"), JobEnded(15, True), FamilyStopped(()), StagedOut(""))
+    assert [c.step for c in commands if isinstance(c, Begin)][3:] == [Step.STOP_SOFTLY, Step.STAGE_OUT, Step.REPORT]
+    assert life.verdict == Hold(4, 0, "ends at noon", output=True)
+
+
+def test_output_that_cannot_be_fetched_does_not_hide_why_the_job_is_held() -> None:
+    life, commands = walk(
+        *RUNNING, ProxyEnding("ends at noon"), FamilyStopped(()), StepFailed(Hold(13, 2, "no file"), sandbox=True)
+    )
+    assert commands[-1] == Begin(Step.CLEAN)
+    assert isinstance(life.verdict, Hold)
+    assert life.verdict.code == 4
+
+
+@pytest.mark.parametrize(("verdict", "following"), [(HOLD, Step.STAGE_OUT), (Requeue(4, "again"), Step.CLEAN)])
+def test_another_identity_holds_with_output_or_tries_again(verdict: Hold | Requeue, following: Step) -> None:
+    _, commands = walk(*RUNNING, SuspendAsked(), IdentityChanged(verdict), FamilyStopped(()))
+    assert commands[-2:] == [Begin(Step.STOP_SOFTLY), Begin(following)]
+
+
+def test_a_sandbox_that_stays_goes_to_the_janitor_and_does_not_break_the_slot() -> None:
+    _, commands = walk(*RUNNING, JobEnded(0, True), FamilyStopped(()), StagedOut("s is left"), Reported())
+    assert commands[-3:] == [LeaveToJanitor("s is left"), Begin(Step.REPORT), Exit(EXIT_NORMAL)]
 
 
 def test_suspend_and_continue() -> None:

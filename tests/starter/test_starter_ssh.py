@@ -192,7 +192,7 @@ async def test_sessions_end_with_the_job() -> None:
     work = SimpleNamespace(
         registered=True, suspended=False, ended=trio.Event(), family="f", procd=procd, guests=guests, launched=None,
         settings=SimpleNamespace(killing_timeout=1), description=SimpleNamespace(vacate_s=-1),
-        activation=SimpleNamespace(vacate_max_s=1),
+        activation=SimpleNamespace(vacate_max_s=1), credential=None,
     )  # fmt: skip
     assert await steps.stop(cast(Work, work), soft=False) == FamilyStopped((7, 7))
     assert procd.stopped == ["f", "f.ssh1"]
