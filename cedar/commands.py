@@ -140,15 +140,62 @@ class Syscall(enum.IntEnum):
     JOB_TERMINATION = -82
     DPRINTF_STATS = -84
     GET_DOCKER_CREDS = -85
+    ACCESS = 1
+    CHMOD = 7
+    CHOWN = 8
+    CLOSE = 10
+    FCHMOD = 19
+    FCHOWN = 20
+    FSTAT = 24
+    FSTATFS = 25
+    FSYNC = 26
+    FTRUNCATE = 27
+    LINK = 52
+    LSEEK = 54
+    LSTAT = 55
+    MKDIR = 58
+    OPEN = 66
+    READ = 71
+    READLINK = 72
+    RENAME = 78
+    RMDIR = 79
+    STAT = 108
+    STATFS = 109
+    SYMLINK = 111
+    TRUNCATE = 113
+    UNLINK = 115
+    WRITE = 120
+    UTIME = 242
+    LCHOWN = 251
     ULOG = 284
     GET_JOB_ATTR = 285
     SET_JOB_ATTR = 286
     CONSTRAIN = 287
     GET_SEC_SESSION_INFO = 288
+    PREAD = 289
+    PWRITE = 290
+    SWRITE = 291
+    RMALL = 292
+    GETLONGDIR = 295
+    GETDIR = 296
+    WHOAMI = 297
+    WHOAREYOU = 298
+    SREAD = 299
     GETCREDS = 302
     GET_DELEGATED_PROXY = 303
     EVENT_NOTIFICATION = 304
     REQUEST_GUIDANCE = 305
+
+
+class OpenFlag(enum.IntFlag):
+    """How OPEN's flags stand on the wire, whatever they are on this system."""
+
+    WRONLY = 0x0001
+    RDWR = 0x0002
+    CREAT = 0x0100
+    TRUNC = 0x0200
+    EXCL = 0x0400
+    APPEND = 0x1000
 
 
 class ExitReason(enum.IntEnum):

@@ -22,6 +22,7 @@ from pilot.switch import Outcome, Signalled
 from starter import keptfiles, steps, updates
 from starter.ahead import Ahead
 from starter.checkpoint import is_checkpoint
+from starter.chirp import as_ad
 from starter.description import UPDATE_AD_NAME
 from starter.events import (
     Begin,
@@ -38,6 +39,7 @@ from starter.events import (
     ProxyEnding,
     Resume,
     ShadowLost,
+    StagedIn,
     StartdLost,
     Started,
     Step,
@@ -129,6 +131,8 @@ class Job:
     def _start_watching(self, event: Event) -> None:
         if isinstance(event, CredentialStored):
             self._nursery.start_soon(self._watch_proxy)
+        elif isinstance(event, StagedIn) and self._work.chirp is not None:
+            self._nursery.start_soon(self._work.chirp.run)
         elif isinstance(event, Started) and self._work.legs == 0:
             self._nursery.start_soon(self._send_updates)
         elif isinstance(event, JobEnded) and self._life.verdict is not None and wants_output(self._life.verdict):
@@ -286,11 +290,15 @@ class Job:
         ad = updates.running(
             usage, suspended=self._life.state is State.SUSPENDED, address=work.activation.startd_address
         )
+        delayed = work.chirp.delayed.pending() if work.chirp else {}
+        updates.add_delayed(ad, as_ad(delayed), work.shadow_version)
         try:
             await work.shadow.register_job_info(ad)
         except (PeerFault, ShadowRefused) as fault:
             await self._post(ShadowLost(f"usage update: {fault}"))
             return
+        if work.chirp:
+            work.chirp.delayed.sent(delayed)
         keptfiles.overwrite(work.kept.get(UPDATE_AD_NAME), as_file(ad))
         await self._say(JobUpdate(str(ad)))
 

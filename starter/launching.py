@@ -169,6 +169,7 @@ def surroundings(work: Work) -> Surroundings:
         cpus=work.activation.cpus,
         account=work.account.name,
         proxy=work.proxy_in_sandbox,
+        chirp=work.chirp is not None,
         chirp_prefix=settings.chirp_delayed_update_prefix,
         wrapped=settings.user_job_wrapper is not None,
         threads=tuple(settings.starter_num_threads_env_vars.replace(",", " ").split()),

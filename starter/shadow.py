@@ -22,6 +22,8 @@ from cedar.stream import CedarStream
 CALL_DEADLINE_S = 120.0
 # Longest answer to a delegation: a chain of 32 certificates of 4 kB (the limits of pilot.credentials).
 MAX_DELEGATION_BYTES = 256 * 1024
+# Tokens of one job; each is for a service that the user named at submit time.
+MAX_CREDENTIALS = 64
 
 
 class ShadowRefused(Exception):
@@ -114,6 +116,10 @@ class Shadow:
             if scope.cancelled_caught:
                 raise PeerFault("timeout", f"the shadow did not answer within {CALL_DEADLINE_S:.0f} s")
 
+    async def remote(self, call: Syscall, *arguments: Item) -> tuple[int, Reader]:
+        """A call on the job's behalf (chirp). Raises as all calls do: PeerFault, ShadowRefused."""
+        return await self._call(call, *arguments)
+
     # --- the calls -----------------------------------------------------------------------------------------------
 
     async def get_job_info(self) -> ClassAd:
@@ -150,6 +156,24 @@ class Shadow:
 
     async def job_exit(self, wait_status: int, reason: int, update: ClassAd) -> None:
         await self._call(Syscall.JOB_EXIT, wait_status, reason, update)
+
+    async def get_credentials(self) -> list[ClassAd]:
+        """getcreds (302): an ad {Service, Data} for each token of the job. Only for a job that needs tokens: a stock
+        shadow holds the job when it has none to give (wire reference T44).
+
+        Raises:
+            PeerFault: also when the shadow says that it failed.
+        """
+        async with self._turn():
+            reader = await self._exchange(int(Syscall.GETCREDS), "")
+            found: list[ClassAd] = []
+            while (more := reader.int()) > 0:
+                if len(found) == MAX_CREDENTIALS:
+                    raise PeerFault("limit", f"the shadow sends more than {MAX_CREDENTIALS} tokens")
+                found.append(reader.ad())
+            if more < 0:
+                raise PeerFault("credentials", "the shadow could not give the job's tokens")
+            return found
 
     async def log_event(self, event: ClassAd) -> None:
         """ulog (284): no answer."""

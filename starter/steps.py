@@ -20,13 +20,15 @@ from cedar.commands import HoldCode
 from cedar.errors import PeerFault, Refused
 from cedar.filetransfer import TransferLimits
 from cedar.sinful import Sinful
-from pilot import credentials
+from pilot import credentials, logs
 from pilot.rpc import RpcRefused
 from pilot.switch import Denied, Outcome, Unavailable
 from starter import ahead, checkpoint, furnish, launching, orphans, updates
 from starter.checkpoint import checkpoint_names
+from starter.chirp import Delayed, as_ad
+from starter.chirpserver import ChirpServer
 from starter.credential import ProxyUnusable, check_proxy, fetch_proxy, same_as
-from starter.description import WRAPPER_FAILURE_NAME, Unrunnable, describe
+from starter.description import CHIRP_CONFIG_NAME, WRAPPER_FAILURE_NAME, Unrunnable, describe
 from starter.events import (
     Cleaned,
     CredentialStored,
@@ -163,6 +165,25 @@ async def _furnish(work: Work, inward: Inward) -> None:
     await furnish.lay_ads(inward, work.job_ad, ClassAd(work.activation.slot_ad))
     if work.settings.user_job_wrapper is not None:
         await furnish.lay(inward, WRAPPER_FAILURE_NAME, b"", furnish.OPEN)
+    await _furnish_chirp(work, inward)
+
+
+async def _furnish_chirp(work: Work, inward: Inward) -> None:
+    """A job that may use none of it gets no server."""
+    settings = work.settings
+    allowed = {
+        "files": settings.enable_chirp_io,
+        "updates": settings.enable_chirp_updates,
+        "delayed": settings.enable_chirp_delayed,
+    }
+    wishes = frozenset(wish for wish in work.description.chirp if settings.enable_chirp and allowed[wish])
+    if not wishes:
+        return
+    assert work.job_ad is not None
+    patterns = settings.chirp_delayed_update_prefix.replace(",", " ").split()
+    delayed = Delayed(patterns, settings.chirp_delayed_update_max_attrs)
+    work.chirp = ChirpServer(work.shadow, wishes, delayed, work.job_ad, logs.get("chirp", slot=work.host))
+    await furnish.lay(inward, CHIRP_CONFIG_NAME, await work.chirp.open(), furnish.PRIVATE)
 
 
 def _open_launch(work: Work) -> None:
@@ -418,6 +439,8 @@ async def report(work: Work, verdict: Verdict, ended: JobEnded | None) -> Event:
                 await work.shadow.wait_gone()
         else:
             update = updates.final(verdict, ended, work.usage, work.duration_s)
+            if work.chirp is not None:
+                updates.add_delayed(update, as_ad(work.chirp.delayed.pending()), work.shadow_version)
             wait_status = ended.wait_status if ended else 0
             if isinstance(verdict, Exited):
                 await work.shadow.register_job_info(update)

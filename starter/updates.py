@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from classad2 import ClassAd, ExprTree
 
@@ -93,6 +94,27 @@ def _put_wait_status(ad: ClassAd, ended: JobEnded) -> None:
     else:
         ad["ExitCode"] = ended.wait_status >> 8
         ad["SailplaneExitCodeExact"] = ended.exact
+
+
+def add_delayed(ad: ClassAd, delayed: ClassAd, shadow_version: str) -> None:
+    """Attributes that the job set by chirp: since 25.3 as an ad of their own, before that as they are."""
+    if not len(delayed):
+        return
+    if _version(shadow_version) >= NESTED_SINCE:
+        ad["ChirpDelayedAttrs"] = delayed
+        return
+    for name in delayed:
+        if name not in ad:
+            ad[name] = delayed[name]
+
+
+NESTED_SINCE = (25, 3)
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """Of a peer, from its `$CondorVersion: 25.8.2 ... $`."""
+    found = re.search(r"\b([0-9]{1,4})\.([0-9]{1,4})\.", text)
+    return tuple(map(int, found.groups())) if found else (0, 0)
 
 
 def error_event(verdict: Hold | Requeue, host: str, event_time: str) -> ClassAd:

@@ -8,6 +8,7 @@ import attrs
 import trio
 from classad2 import ClassAd
 
+from cedar.classads import get_str
 from pilot.credentials import Credential
 from pilot.rpc import ChannelClosed, RpcFault, RpcRefused
 from pilot.settings import Settings
@@ -15,6 +16,7 @@ from pilot.switch import Switch
 from procd.client import ProcdClient
 from procd.messages import Usage
 from starter.ahead import Ahead
+from starter.chirpserver import ChirpServer
 from starter.credential import Trust
 from starter.description import Description
 from starter.launch import Launched
@@ -86,6 +88,8 @@ class Work:
     account: Account | None = None
     catalogue: Catalogue | None = None
     proxy_in_sandbox: bool = False
+    # serves the job from when its sandbox is filled; None for one that may not
+    chirp: ChirpServer | None = None
     # files of the sandbox that are open here, by name
     kept: dict[str, int] = attrs.field(factory=dict)
     registered: bool = False
@@ -117,6 +121,11 @@ class Work:
     def know(self, job_ad: ClassAd, description: Description, route: Route) -> None:
         """Set by the first step, once."""
         self.job_ad, self._description, self._route = job_ad, description, route
+
+    @property
+    def shadow_version(self) -> str:
+        """What the shadow says that it is; empty when it does not."""
+        return "" if self.job_ad is None else get_str(self.job_ad, "ShadowVersion", "")
 
     @property
     def credential_path(self) -> Path | None:
