@@ -14,10 +14,16 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from bench import kill, snapshot, spread, turnaround
+from bench import kill, snapshot, spread, switch, turnaround
 from bench.figures import Figure, report
 
-BENCHES: dict[str, ModuleType] = {"kill": kill, "snapshot": snapshot, "spread": spread, "turnaround": turnaround}
+BENCHES: dict[str, ModuleType] = {
+    "kill": kill,
+    "snapshot": snapshot,
+    "spread": spread,
+    "switch": switch,
+    "turnaround": turnaround,
+}
 _VERSIONS_OF = ("sailplane", "trio", "cryptography", "htcondor")
 
 

@@ -17,8 +17,8 @@ import random
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -221,11 +221,28 @@ def draw() -> float:
 # -- acting ----
 
 _children: set[int] = set()
+_starting: list[object] = []
 
 
 def own_children() -> frozenset[int]:
     """Pids of running calls of this process: whoever reaps orphans leaves these alone."""
     return frozenset(_children)
+
+
+def may_reap() -> bool:
+    """Whether `own_children` is complete now: somebody else may be making a child of ours."""
+    return not _starting
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """While a call is started by another process, as a child of this one."""
+    token = object()
+    _starting.append(token)
+    try:
+        yield
+    finally:
+        _starting.remove(token)
 
 
 class Running:
@@ -248,6 +265,7 @@ class Running:
         self.control = control
         self.unheard: socket.socket | None = None
         self.authorised = False
+        _children.add(pid)
         self._pidfd = os.pidfd_open(pid)
         self._errors = errors
         self._printed = b""
@@ -268,7 +286,7 @@ class Running:
                 await trio.lowlevel.wait_readable(mine)
             finally:
                 os.close(mine)
-            self._reap()
+            self.reap()
         return self._classify(self._status, self.errors(), authorised=self.authorised)
 
     def errors(self) -> str:
@@ -297,7 +315,7 @@ class Running:
 
     def close(self) -> None:
         """Give back the descriptors; `wait` is of no use afterwards unless the call has ended."""
-        self._reap()
+        self.reap()
         for fd in (self._pidfd, self._errors):
             if fd >= 0:
                 os.close(fd)
@@ -307,7 +325,8 @@ class Running:
                 end.close()
         self.control = self.unheard = None
 
-    def _reap(self) -> None:
+    def reap(self) -> None:
+        """Wait for it if it has ended."""
         if self._status is not None:
             return
         pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -424,14 +443,8 @@ def spawn(
 ) -> Running:
     """For switches: start their own process. `more`: further descriptors, target to source, above CONTROL_FD."""
     with ExitStack() as always, ExitStack() as on_failure:
-        errors, errors_far = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        on_failure.callback(os.close, errors)
-        always.callback(os.close, errors_far)
-        near, far = _control_pair(always, on_failure) if control else (None, None)
-        descriptors = {0: call.stdin, 1: _null(always) if call.stdout is None else call.stdout, 2: errors_far}
-        if far is not None:
-            descriptors[CONTROL_FD] = far.fileno()
-        descriptors.update(more or {})
+        fds, errors, near = call_descriptors(call, always, on_failure, control=control)
+        descriptors = dict(enumerate(fds)) | dict(more or {})
         pid = os.posix_spawn(
             argv[0],
             argv,
@@ -442,10 +455,21 @@ def spawn(
             setsigmask=(),
             setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
         )
-        _children.add(pid)
         running = Running(pid, errors=errors, control=near, classify=classify)
         on_failure.pop_all()
     return running
+
+
+def call_descriptors(
+    call: Call, always: ExitStack, on_failure: ExitStack, *, control: bool | None = None
+) -> tuple[list[int], int, socket.socket | None]:
+    """Descriptors 0 to 2 of a call, or to CONTROL_FD; our ends of its standard error and of its control socket."""
+    errors, errors_far = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    on_failure.callback(os.close, errors)
+    always.callback(os.close, errors_far)
+    near, far = _control_pair(always, on_failure) if (call.control if control is None else control) else (None, None)
+    fds = [call.stdin, _null(always) if call.stdout is None else call.stdout, errors_far]
+    return fds if far is None else [*fds, far.fileno()], errors, near
 
 
 def _control_pair(always: ExitStack, on_failure: ExitStack) -> tuple[socket.socket, socket.socket]:

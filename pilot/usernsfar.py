@@ -1,20 +1,34 @@
 """The middle of the switch `userns`: from the pilot's account into a user namespace, and to a sub-uid of it.
 
-Started for each call by `pilot.userns`, single-threaded, at the pilot's uid. It makes a namespace in which the pilot
-is 0 and the job's sub-uid is itself, and waits for what runs there. With a pid namespace ("own") pid 1 stands between,
-at the pilot's uid, where the job can't touch it: it forwards signals, reaps, obeys the control socket (the words of
-glexec's root part) and takes all of the tree with it when it ends. Without one ("host") the call sees the host's pids:
-that is for signals to the account's processes.
+A helper, one for each sub-uid in use, single-threaded, at the pilot's uid. It is started by `pilot.userns`, makes a
+namespace in which the pilot is 0 and the job's sub-uid is itself, says so, and then starts calls as it is told: making
+the namespace takes four times as long as a call in it. A call is a process of its own, and a child of whoever has the
+helper, who waits for it, signals it and learns its exact end; it lives on when the helper ends. With a pid namespace
+("own") pid 1 stands below it, at the pilot's uid, where the job can't touch it: it forwards signals, reaps, obeys the
+control socket (the words of glexec's root part) and takes all of the tree with it when it ends. Without one ("host")
+the call sees the host's pids: that is for signals to the account's processes.
+
+The helper ends when nobody holds the other end of its socket, and after a while without a call.
 
 Standard library only, and C modules (_signal, _socket, _ctypes) instead of their Python fronts, each of which costs
-milliseconds in every call. Exits with 201 or 202, and words, when nothing was run; else as what it ran.
+milliseconds at the start. Helper and call exit with 201 or 202, and words, when nothing was run; a call else as what
+it ran.
 """
 
 from __future__ import annotations
 
 import _ctypes
 import os
-from _socket import AF_UNIX, MSG_DONTWAIT, MSG_NOSIGNAL, SOCK_SEQPACKET, socket
+from _socket import (
+    AF_UNIX,
+    CMSG_SPACE,
+    MSG_CMSG_CLOEXEC,
+    MSG_DONTWAIT,
+    MSG_NOSIGNAL,
+    SHUT_RD,
+    SOCK_SEQPACKET,
+    socket,
+)
 from errno import EINVAL, EPERM
 
 # As typing.TYPE_CHECKING, which costs an import.
@@ -25,16 +39,26 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     _Data = _ctypes._SimpleCData[int]
+    _Long_ = _ctypes._SimpleCData[int]
 else:
     import _signal
 
     _Data = _ctypes._SimpleCData
+    _Long_ = _Data
 
 MISUSED, UNAVAILABLE = 201, 202
-CONTROL_FD, LEASE_FD = 3, 4
+# Of a call. ASK_FD is the helper's, whose own 0 to 2 are the null device.
+CONTROL_FD, LEASE_FD, ASK_FD = 3, 4, 5
+# A command line that is longer is refused by the near side; a datagram of this size fits into any socket's buffer.
+REQUEST_BYTES = 128 * 1024
+# Standard input, output and error of a call, and its control socket.
+_MOST_FDS = 4
 # <sched.h>, <sys/mount.h>, <sys/prctl.h>
 _NEWNS, _NEWIPC, _NEWUSER, _NEWPID = 0x00020000, 0x08000000, 0x10000000, 0x20000000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_SLAVE = 2, 4, 8, 0x4000, 0x80000
+_CLONE_PARENT = 0x00008000
+# The system call clone(2) by machine; <asm/unistd.h>.
+_SYS_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220, "ppc64le": 120}
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _FORWARDED = (
     _signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM, _signal.SIGUSR1, _signal.SIGUSR2,
@@ -44,6 +68,10 @@ _FORWARDED = (
 
 class _Int(_Data):
     _type_ = "i"
+
+
+class _Long(_Long_):
+    _type_ = "l"
 
 
 class _Function(_ctypes.CFuncPtr):
@@ -76,18 +104,82 @@ def _call(name: str, *arguments: object) -> None:
 
 
 def main(words: list[str]) -> NoReturn:
-    """`UID GID own|own+control|host NEWUIDMAP NEWGIDMAP COMMAND [ARGUMENT ...]`."""
-    uid, gid, style, newuidmap, newgidmap, *command = words
-    for fd in (CONTROL_FD, LEASE_FD):
-        with suppress(OSError):
-            os.set_inheritable(fd, False)
+    """`UID GID IDLE_MS NEWUIDMAP NEWGIDMAP`: a helper, which leaves after a time without a call."""
+    uid, gid, idle_ms, newuidmap, newgidmap = words
+    for fd in (LEASE_FD, ASK_FD):
+        os.set_inheritable(fd, False)
+    if os.uname().machine not in _SYS_CLONE:
+        _fail(MISUSED, f"user namespaces on a {os.uname().machine}: its number of clone(2) is not known here")
     try:
         _enter(int(uid), int(gid), newuidmap, newgidmap)
+    except OSError as error:
+        _fail(MISUSED if error.errno in (EPERM, EINVAL) else UNAVAILABLE, error.strerror or str(error))
+    asked = socket(AF_UNIX, SOCK_SEQPACKET, 0, ASK_FD)
+    try:
+        asked.send(b"ready", MSG_NOSIGNAL)
+        _let_go(2)
+        _serve(asked, int(uid), int(gid), int(idle_ms))
+    except OSError:
+        pass  # nobody is there any more
+    os._exit(0)
+
+
+def _serve(asked: socket, uid: int, gid: int, idle_ms: int) -> None:
+    """Start calls until nobody can ask for any, or none is asked for. OSError when the other end is gone."""
+    from select import POLLIN, poll
+
+    waiting = poll()
+    waiting.register(asked, POLLIN)
+    while True:
+        if not waiting.poll(idle_ms):
+            # From here on nothing more can be sent to us, and what was sent before is still carried out.
+            asked.shutdown(SHUT_RD)
+        words, ancillary, _flags, _address = asked.recvmsg(REQUEST_BYTES, CMSG_SPACE(4 * _MOST_FDS), MSG_CMSG_CLOEXEC)
+        if not words:
+            return
+        fds = [fd for _level, _kind, data in ancillary for fd in memoryview(data).cast("i")]
+        pid = _be_born()
+        if pid == 0:
+            _begin(words, fds, uid, gid)
+        for fd in fds:
+            os.close(fd)
+        asked.send(b"%d" % pid, MSG_NOSIGNAL)
+
+
+def _be_born() -> int:
+    """A fork whose child is not ours, but a sibling: a child of whoever started us."""
+    function = _Function(_ctypes.dlsym(_LIBC, "syscall"))
+    pid = int(function(_Long(_SYS_CLONE[os.uname().machine]), _Long(_CLONE_PARENT | _signal.SIGCHLD), *[_Long(0)] * 3))
+    if pid < 0:
+        number = _ctypes.get_errno()
+        raise OSError(number, f"clone: {os.strerror(number)}")
+    return pid
+
+
+def _begin(words: bytes, fds: list[int], uid: int, gid: int) -> NoReturn:
+    """A fresh call: its descriptors in their places, and on with it."""
+    try:
+        os.setsid()
+        for target, fd in enumerate(fds):
+            os.dup2(fd, target, inheritable=target < CONTROL_FD)
+            os.close(fd)
+        if len(fds) <= CONTROL_FD:
+            with suppress(OSError):
+                os.close(CONTROL_FD)
+        os.close(ASK_FD)
+        style, *command = [os.fsdecode(word) for word in words.split(b"\0")]
+        _run(style, command, uid, gid)
+    finally:
+        os._exit(UNAVAILABLE)
+
+
+def _run(style: str, command: list[str], uid: int, gid: int) -> NoReturn:
+    try:
         if style == "host":
-            status = _run_beside(command, int(uid), int(gid))
+            status = _run_beside(command, uid, gid)
         else:
             _call("unshare", _NEWPID | _NEWIPC)
-            status = _run_inside(command, int(uid), int(gid), control=style == "own+control")
+            status = _run_inside(command, uid, gid, control=style == "own+control")
     except OSError as error:
         _fail(MISUSED if error.errno in (EPERM, EINVAL) else UNAVAILABLE, error.strerror or str(error))
     _end_as(status)

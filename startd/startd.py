@@ -18,7 +18,7 @@ from cedar.server import Server, ServerPolicy
 from cedar.sessions import SessionTable
 from cedar.sinful import Sinful
 from pilot.settings import Settings
-from pilot.switch import Switch, own_children
+from pilot.switch import Switch, may_reap, own_children
 from startd import claim as life
 from startd import lifetime
 from startd.advertise import Advertiser, collector_addresses
@@ -312,7 +312,7 @@ class Startd:
         """Wait for adopted children: starters whose spawner died, and what falls to us of their trees."""
         while True:
             await trio.sleep(REAP_EVERY_S)
-            for pid in _children() - owned_pids() - own_children():
+            for pid in _children() - owned_pids() - own_children() if may_reap() else ():
                 ended, wait_status = _try_wait(pid)
                 if ended:
                     self._starter_ended(pid, wait_status)

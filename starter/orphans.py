@@ -10,7 +10,7 @@ import os
 
 import trio
 
-from pilot.switch import own_children
+from pilot.switch import may_reap, own_children
 
 _PR_SET_CHILD_SUBREAPER = 36
 # An orphan's zombie costs a slot in the process table until then, and nothing else.
@@ -33,7 +33,7 @@ async def reap_orphans() -> None:
     """Until cancelled: wait for children that ended and that are no call of ours under way."""
     while True:
         await trio.sleep(LOOK_EVERY_S)
-        for pid in set(_children()) - own_children():
+        for pid in set(_children()) - own_children() if may_reap() else ():
             _reap(pid)
 
 

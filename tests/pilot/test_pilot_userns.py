@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -381,6 +382,99 @@ def test_the_hello_shows_the_sub_uid_and_a_signal_by_the_switch_arrives(
     assert uid == owner != accounts["pilot"].uid
     assert name == f"userns-{uid}"
     assert left == 0
+
+
+async def _helpers(home: Path) -> list[list[str]]:
+    """Of three calls: the account, and what children we have then."""
+    job = Words(home)
+    mine: list[list[str]] = []
+
+    async def look() -> None:
+        outcome, out, _ = await job.run("id -u")
+        assert outcome == Exited(0), outcome
+        mine.append([out.strip(), *filter(None, _commands_of_children())])  # one that was killed may be a zombie yet
+
+    await look()
+    await look()
+    (helper,) = [pid for pid in _children_of_ours() if "usernsstart" in _command_line(pid)]
+    running, read = await job.start("/bin/sh", "-c", "id -u; read x; exit 5")
+    os.kill(helper, signal.SIGKILL)
+    assert await running.wait() == Exited(5)  # it lives on without its helper
+    os.close(read)
+    running.close()
+    await look()
+    return mine
+
+
+def _children_of_ours() -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+
+
+def _command_line(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+
+
+def _commands_of_children() -> list[str]:
+    return [_command_line(pid).partition("usernsstart.py")[1] for pid in _children_of_ours()]
+
+
+@pytest.mark.needs_root
+@needs_userns
+def test_one_helper_starts_all_calls_and_is_replaced(accounts: Mapping[str, Account], home: Path) -> None:
+    first, second, after = as_account(accounts["pilot"], _helpers, home)
+    assert first == second == after
+    assert first[1:] == ["usernsstart.py"]
+
+
+async def _idle(home: Path) -> tuple[set[str], int, bool]:
+    """Calls that come just when their helper leaves: the accounts that they ran at, how often a helper began anew, and
+    whether the last one left by itself."""
+    job = Words(home)
+    job.switch = UsernsSwitch(home / "leases", idle_s=0.01)
+    uids, helpers = set(), set()
+    for number in range(30):
+        outcome, out, errors = await job.run("id -u")
+        assert outcome == Exited(0), (outcome, errors)
+        uids.add(out.strip())
+        helpers.update(_children_of_ours())
+        await trio.sleep(0.001 * (number % 10))
+    with trio.move_on_after(20) as waiting:
+        while not all(_is_zombie(pid) for pid in _children_of_ours()):  # noqa: ASYNC110 - nobody tells
+            await trio.sleep(0.01)
+    return uids, len(helpers), not waiting.cancelled_caught
+
+
+def _is_zombie(pid: int) -> bool:
+    return b") Z " in Path(f"/proc/{pid}/stat").read_bytes()
+
+
+@pytest.mark.needs_root
+@needs_userns
+def test_a_call_that_meets_a_leaving_helper_is_made(accounts: Mapping[str, Account], home: Path) -> None:
+    uids, helpers, left = as_account(accounts["pilot"], _idle, home)
+    assert len(uids) == 1
+    assert helpers > 1
+    assert left
+
+
+async def _hung(home: Path) -> str:
+    job = Words(home)
+    await job.run("true")
+    (helper,) = _children_of_ours()
+    os.kill(helper, signal.SIGSTOP)
+    try:
+        await job.run("true")
+    except CannotCall as refusal:
+        return str(refusal.outcome) + str((await job.run("true"))[0])
+    return "made"
+
+
+@pytest.mark.needs_root
+@needs_userns
+def test_a_helper_that_hangs_is_replaced(accounts: Mapping[str, Account], home: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("pilot.userns._ANSWER_S", 0.5)
+    words = as_account(accounts["pilot"], _hung, home)
+    assert words == str(Unavailable("the helper in the user namespace does not answer")) + str(Exited(0))
 
 
 async def _two_pilots(home: Path) -> list[int]:
