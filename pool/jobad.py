@@ -37,6 +37,7 @@ TransferInputSizeMB JobUniverse ShouldTransferFiles WhenToTransferOutput StreamI
 AuthenticatedIdentity AuthenticationMethod RemoteUserCpu RemoteSysCpu RemoteWallClockTime CumulativeRemoteUserCpu
 CumulativeRemoteSysCpu CumulativeSlotTime CumulativeSuspensionTime CommittedTime CommittedSlotTime
 CommittedSuspensionTime TotalSuspensions LastSuspensionTime NumCkpts NumJobCompletions NumSystemHolds
+CheckpointNumber JobLastCheckpointTime
 JobSubmitMethod LeaveJobInQueue JobNotification UserLog
 """
 POOL_ONLY = frozenset(_POOL_ONLY.lower().split())
@@ -135,11 +136,15 @@ def _check_requests(ad: Any) -> None:
 
 
 def _check_names(ad: Any) -> None:
-    for name in split_list(text_of(ad, "TransferOutput")):
-        check_relative(name.rstrip("/") or name, "transfer_output_files")
+    for attribute, command in _LISTS.items():
+        for name in split_list(text_of(ad, attribute)):
+            check_relative(name.rstrip("/") or name, command)
     for source, target in remaps(text_of(ad, "TransferOutputRemaps")).items():
         check_relative(source, "transfer_output_remaps")
         check_relative(target, "transfer_output_remaps")
+
+
+_LISTS = {"TransferOutput": "transfer_output_files", "TransferCheckpoint": "transfer_checkpoint_files"}
 
 
 def check_relative(name: str, where: str) -> None:
@@ -253,11 +258,13 @@ def kib(size_bytes: int) -> int:
     return -(-size_bytes // 1024)
 
 
-def activation_ad(queued: Any, facts: PoolFacts) -> Any:
-    """The ad of ACTIVATE_CLAIM. The transfer key is not in it: only get_job_info's answer has it."""
+def activation_ad(queued: Any, facts: PoolFacts, *, checkpoint: int | None = None) -> Any:
+    """The ad of ACTIVATE_CLAIM. The transfer key is not in it: only get_job_info's answer has it. ``checkpoint``: the
+    number of the job's last one."""
     return complete(
         queued,
         {
+            "CheckpointNumber": checkpoint,
             "ShadowIpAddr": facts.address,
             "ShadowVersion": facts.version,
             "MyAddress": facts.address,

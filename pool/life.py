@@ -52,7 +52,11 @@ class Life:
         self._run = run
         self._settle = settle
         self._late: Finish | None = None
-        activated = jobad.activation_ad(jobad.queue_ad(ad, job, entries, parts.facts), parts.facts)
+        checkpoint = parts.queue.checkpoint(job.id)
+        queued = jobad.queue_ad(ad, job, entries, parts.facts)
+        activated = jobad.activation_ad(
+            queued, parts.facts, checkpoint=None if checkpoint is None else checkpoint.number
+        )
         self.transfer = Transfer(
             spool=parts.spool,
             cluster=job.id.cluster,
@@ -62,6 +66,9 @@ class Life:
             proxy_name=job.cluster.proxy_name,
             limits=parts.limits,
             on_output=self._stored,
+            proc=job.id.proc,
+            checkpoint=checkpoint,
+            on_checkpoint=lambda checkpoint: parts.queue.save_checkpoint(job.id, checkpoint),
         )
         self.shadow = Shadow(
             parts.client,

@@ -125,3 +125,13 @@ class OutputFile:
     mode: int
     size: int
     key: int | None
+
+
+@frozen
+class Checkpoint:
+    """What a job left to be started again from: files of the spool directory ``directory``, which replace inputs of
+    the same names. ``number`` counts from 0."""
+
+    number: int
+    directory: str
+    files: tuple[OutputFile, ...]

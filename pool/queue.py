@@ -19,7 +19,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from pool.model import Cluster, Entry, Job, JobId, JobState, OutputFile, Run
+from pool.model import Checkpoint, Cluster, Entry, Job, JobId, JobState, OutputFile, Run
 
 SCHEMA_VERSION = 1
 
@@ -47,6 +47,12 @@ CREATE INDEX runs_of_job ON runs(cluster, proc);
 CREATE TABLE outputs (
   run INTEGER NOT NULL, position INTEGER NOT NULL, name BLOB NOT NULL, mode INTEGER NOT NULL,
   size INTEGER NOT NULL, key INTEGER, PRIMARY KEY (run, position)) WITHOUT ROWID;
+CREATE TABLE checkpoints (
+  cluster INTEGER NOT NULL, proc INTEGER NOT NULL, number INTEGER NOT NULL, directory TEXT NOT NULL,
+  PRIMARY KEY (cluster, proc)) WITHOUT ROWID;
+CREATE TABLE checkpoint_files (
+  cluster INTEGER NOT NULL, proc INTEGER NOT NULL, position INTEGER NOT NULL, name BLOB NOT NULL,
+  mode INTEGER NOT NULL, size INTEGER NOT NULL, key INTEGER, PRIMARY KEY (cluster, proc, position)) WITHOUT ROWID;
 CREATE TABLE claims (
   id TEXT PRIMARY KEY, slot TEXT NOT NULL, startd_address TEXT NOT NULL, lease_s REAL NOT NULL, run INTEGER);
 CREATE TABLE owners (identity TEXT PRIMARY KEY, owner TEXT NOT NULL UNIQUE);
@@ -352,6 +358,31 @@ class Queue:
                 (job_id.cluster, job_id.proc),
             )
             db.execute("UPDATE jobs SET output_run=NULL WHERE cluster=? AND proc=?", (job_id.cluster, job_id.proc))
+
+    # Checkpoints
+
+    def checkpoint(self, job_id: JobId) -> Checkpoint | None:
+        """The job's last one."""
+        place = (job_id.cluster, job_id.proc)
+        row = self._db.execute("SELECT number, directory FROM checkpoints WHERE cluster=? AND proc=?", place).fetchone()
+        if row is None:
+            return None
+        rows = self._db.execute(
+            "SELECT name, mode, size, key FROM checkpoint_files WHERE cluster=? AND proc=? ORDER BY position", place
+        )
+        files = tuple(OutputFile(os.fsdecode(name), mode, size, key) for name, mode, size, key in rows)
+        return Checkpoint(row[0], row[1], files)
+
+    def save_checkpoint(self, job_id: JobId, checkpoint: Checkpoint) -> None:
+        """It replaces the one before."""
+        place = (job_id.cluster, job_id.proc)
+        with self._change() as db:
+            db.execute("DELETE FROM checkpoint_files WHERE cluster=? AND proc=?", place)
+            db.execute(
+                "INSERT OR REPLACE INTO checkpoints VALUES (?,?,?,?)", (*place, checkpoint.number, checkpoint.directory)
+            )
+            rows = ((*place, p, os.fsencode(f.name), f.mode, f.size, f.key) for p, f in enumerate(checkpoint.files))
+            db.executemany("INSERT INTO checkpoint_files VALUES (?,?,?,?,?,?,?)", rows)
 
     # Claims
 

@@ -1,6 +1,7 @@
 """The pool's own files: what users gave and what came back, under numbers, never under names that others chose.
 
-DIR/<cluster>/in/<key>, DIR/<cluster>/proxy.pem, DIR/<cluster>/out/<run>/<key>; files 0600, directories 0700. A name
+DIR/<cluster>/in/<key>, DIR/<cluster>/proxy.pem, DIR/<cluster>/out/<run>/<key>, DIR/<cluster>/kept/<proc>.<n>/<key>
+(what a job is started again from); files 0600, directories 0700. A name
 that a user or a job gave lives in the queue and is never a path here. Blocking work runs in threads.
 """
 
@@ -42,6 +43,20 @@ class Spool:
     def outputs(self, cluster: int, run: int) -> Path:
         return self.cluster(cluster) / "out" / str(run)
 
+    def kept(self, cluster: int, directory: str) -> Path:
+        return self.cluster(cluster) / "kept" / directory
+
+    def keep(self, arrived: Path, cluster: int, directory: str) -> None:
+        """Make what has arrived whole a checkpoint; one of that name was never entered into the queue."""
+        target = self.kept(cluster, directory)
+        shutil.rmtree(target, ignore_errors=True)
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        arrived.rename(target)
+        sync_directory(target.parent)
+
+    def remove_kept(self, cluster: int, directory: str) -> None:
+        shutil.rmtree(self.kept(cluster, directory), ignore_errors=True)
+
     def make_cluster(self, number: int) -> None:
         """Directories of a new cluster; what an unfinished submission of a former life left there goes."""
         self.remove_cluster(number)
@@ -60,8 +75,9 @@ class Spool:
         shutil.rmtree(self.outputs(cluster, run), ignore_errors=True)
 
     def remove_inputs(self, cluster: int) -> None:
-        """Inputs and proxy of a cluster whose jobs are all over; what came back stays."""
-        shutil.rmtree(self.cluster(cluster) / "in", ignore_errors=True)
+        """Inputs, checkpoints and proxy of a cluster whose jobs are all over; what came back stays."""
+        for name in ("in", "kept"):
+            shutil.rmtree(self.cluster(cluster) / name, ignore_errors=True)
         self.proxy(cluster).unlink(missing_ok=True)
 
 

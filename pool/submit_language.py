@@ -31,8 +31,8 @@ _QUIET = POOL_ONLY - {"x509userproxy"}
 # What a user relies on must not be dropped in silence.
 _NOT_ACTED_ON_TEXT = """
 max_retries retry_until success_exit_code hold noop_job stream_input stream_output stream_error output_destination
-docker_image container_image vm_type transfer_checkpoint_files checkpoint_exit_code preserve_relative_paths
-next_job_start_delay concurrency_limits allowed_job_duration allowed_execute_duration transfer_plugins
+docker_image container_image vm_type checkpoint_destination preserve_relative_paths
+next_job_start_delay concurrency_limits transfer_plugins
 encrypt_input_files
 """
 _NOT_ACTED_ON = frozenset(_NOT_ACTED_ON_TEXT.split())

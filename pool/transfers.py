@@ -25,7 +25,7 @@ from cedar.sessions import SessionTable
 from pilot import credentials
 from pool.claims import SESSION_AFTERLIFE_S
 from pool.jobad import BadJob, check_relative
-from pool.model import Entry, OutputFile
+from pool.model import Checkpoint, Entry, OutputFile
 from pool.spool import Spool, SpoolTrouble, read, sync_directory, write
 
 # How long a delegated proxy may live beyond ours: never; and at most this (DELEGATE_JOB_GSI_CREDENTIALS_LIFETIME).
@@ -70,6 +70,9 @@ class Transfer:
     proxy_name: str | None
     limits: filetransfer.TransferLimits
     on_output: Callable[[], None]
+    proc: int = 0
+    checkpoint: Checkpoint | None = None
+    on_checkpoint: Callable[[Checkpoint], None] = lambda checkpoint: None
     key: str = field(factory=lambda: secrets.token_hex(32), repr=False)
     input_sent: bool = False
     outputs: list[OutputFile] | None = None
@@ -79,12 +82,23 @@ class Transfer:
         """The proxy first, directories before their files, the executable last."""
         if self.proxy_name is not None:
             yield ProxyItem(self.proxy_name, proxy_signer(self.spool.proxy(self.cluster)))
-        for entry in sorted(self.entries, key=lambda entry: entry.name == self.executable):
-            if entry.key is None:
-                yield Directory(entry.name, entry.mode)
+        kept = () if self.checkpoint is None else self.checkpoint.files
+        replaced = {file.name for file in kept}
+        entries = [entry for entry in self.entries if entry.name not in replaced]
+        own = sorted(entries, key=lambda entry: entry.name == self.executable)
+        items: list[Entry | OutputFile] = [*kept, *own]
+        for item in items:
+            if item.key is None:
+                yield Directory(item.name, item.mode)
             else:
-                mode = entry.mode | 0o755 if entry.name == self.executable else entry.mode
-                yield File(entry.name, mode, entry.size, read(self.spool.input(self.cluster, entry.key)))
+                mode = item.mode | 0o755 if item.name == self.executable else item.mode
+                yield File(item.name, mode, item.size, read(self._path(item, item.key)))
+
+    def _path(self, item: Entry | OutputFile, key: int) -> Path:
+        if isinstance(item, Entry):
+            return self.spool.input(self.cluster, key)
+        assert self.checkpoint is not None
+        return self.spool.kept(self.cluster, self.checkpoint.directory) / str(key)
 
     async def send(self, request: Request) -> None:
         """61000: the execution point receives."""
@@ -93,7 +107,8 @@ class Transfer:
         self.input_sent = own.ok and peer.ok
 
     async def receive(self, request: Request) -> None:
-        """61001: the execution point sends; a second time replaces what the first brought."""
+        """61001: the execution point sends; a second time replaces what the first brought. What is not final is what
+        the job is started again from: a checkpoint, or its files at an eviction."""
         await trio.to_thread.run_sync(self.spool.remove_outputs, self.cluster, self.run)
         directory = self.spool.make_outputs(self.cluster, self.run)
         self.outputs = None
@@ -106,6 +121,19 @@ class Transfer:
             await trio.to_thread.run_sync(sync_directory, directory)
             self.outputs = sink.files
             self.on_output()
+        elif own.ok and peer.ok and stated == [False]:
+            await trio.to_thread.run_sync(sync_directory, directory)
+            await self._keep(directory, tuple(sink.files))
+
+    async def _keep(self, directory: Path, files: tuple[OutputFile, ...]) -> None:
+        before = self.checkpoint
+        number = 0 if before is None else before.number + 1
+        name = f"{self.proc}.{number}"
+        await trio.to_thread.run_sync(self.spool.keep, directory, self.cluster, name)
+        self.checkpoint = Checkpoint(number, name, files)
+        self.on_checkpoint(self.checkpoint)
+        if before is not None:
+            await trio.to_thread.run_sync(self.spool.remove_kept, self.cluster, before.directory)
 
     async def serve(self, request: Request) -> None:
         """One connection; a second one of the same direction at the same time is refused."""

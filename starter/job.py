@@ -63,7 +63,7 @@ from starter.messages import (
 )
 from starter.orphans import reap_orphans
 from starter.shadow import ShadowRefused
-from starter.verdict import Exited, Hold, wants_output, words
+from starter.verdict import Hold, wants_output, words
 from starter.visits import Visits
 from starter.work import Work
 
@@ -200,7 +200,8 @@ class Job:
             case Step.CHECKPOINT:
                 return lambda: steps.send_checkpoint(work)
             case Step.STAGE_OUT:
-                return lambda: steps.send_sandbox(work, complete=isinstance(verdict, Exited))
+                assert verdict is not None
+                return lambda: steps.send_sandbox(work, verdict)
             case Step.CLEAN:
                 return lambda: steps.clean(work)
             case Step.REPORT:

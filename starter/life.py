@@ -252,7 +252,7 @@ def _reported(life: Life, _event: Event) -> Outcome:
 
 def _killed(life: Life, event: Event, *, output: bool) -> None:
     assert isinstance(event, DeactivateAsked)
-    life.verdict = Killed(event.reason, event.vacate_code, output)
+    life.verdict = Killed(event.reason, event.vacate_code, output, final=output and event.output)
 
 
 def _deactivate_early(life: Life, event: Event) -> Outcome:

@@ -67,7 +67,7 @@ from starter.transfer import (
     send_output,
     wanted_names,
 )
-from starter.verdict import Exited, Hold, Requeue, Verdict, hold_for_user_refused, job_exit_reason
+from starter.verdict import Exited, Hold, Requeue, Verdict, hold_for_user_refused, is_final, job_exit_reason
 from starter.work import PROCD_FAULTS, Work
 
 # Output is offered again after a transient failure, on the same stream of the far side.
@@ -320,10 +320,11 @@ def _grace_s(work: Work) -> float:
 # --- stage out ---------------------------------------------------------------------------------------------------
 
 
-async def send_sandbox(work: Work, *, complete: bool) -> Event:
+async def send_sandbox(work: Work, verdict: Verdict) -> Event:
     """Third call of the switch: output to the shadow, then the sandbox is removed.
 
-    complete: the job ended by itself, so that listed output which is not there is its fault.
+    Of a job that did not end by itself listed output may be missing, and the submit side keeps what there is for the
+    next start, unless it asked for it as the job's last.
     """
     failed: Verdict | None = None
     try:
@@ -337,7 +338,7 @@ async def send_sandbox(work: Work, *, complete: bool) -> Event:
             deadline_s=work.settings.sailplane_switch_deadline,
             far=await ahead.taken(work.ahead, ahead.STAGE_OUT),
         ) as outward:
-            failed = await _offer_output(work, outward, complete=complete)
+            failed = await _offer_output(work, outward, complete=isinstance(verdict, Exited), final=is_final(verdict))
             await outward.remove()
     except StageFailed as fault:
         return StepFailed(_output_verdict(work, fault), sandbox=True)
@@ -362,12 +363,12 @@ def _wanted(work: Work, names: tuple[str, ...] | None) -> Wanted:
     return Changed(work.catalogue)
 
 
-async def _offer_output(work: Work, outward: Outward, *, complete: bool) -> Verdict | None:
+async def _offer_output(work: Work, outward: Outward, *, complete: bool, final: bool) -> Verdict | None:
     """Send; after a transient failure ask the far side for the same again. The verdict if it never went through."""
     own = missing_output(outward.manifest.missing, work.host) if complete else None
     for left in reversed(range(OUTPUT_TRIES)):
         try:
-            await send_output(work.route, outward, work.description, own, _progress(work))
+            await send_output(work.route, outward, work.description, own, _progress(work), final=final)
             return None
         except TransferFailed as fault:
             if left == 0 or not fault.ack.retry:

@@ -38,11 +38,13 @@ class Requeue:
 
 @attrs.frozen
 class Killed:
-    """The startd's side ended it (rm, hold, vacate, shutdown). ``output``: fetch the sandbox's output first."""
+    """The startd's side ended it (rm, hold, vacate, shutdown). ``output``: fetch the sandbox's output first; ``final``:
+    for the job's owner, and not to be started again from."""
 
     reason: str
     vacate_code: int
     output: bool
+    final: bool = False
 
 
 @attrs.frozen
@@ -58,6 +60,11 @@ Verdict = Exited | Hold | Requeue | Killed | Abandoned
 def wants_output(verdict: Verdict) -> bool:
     """Whether the sandbox's output is fetched before the sandbox is removed."""
     return isinstance(verdict, Exited) or (isinstance(verdict, Killed | Hold) and verdict.output)
+
+
+def is_final(verdict: Verdict) -> bool:
+    """Whether the output goes to where the owner wants it. Otherwise the submit side keeps it for the next start."""
+    return isinstance(verdict, Exited) or (isinstance(verdict, Killed) and verdict.final)
 
 
 def words(verdict: Verdict) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from pool.model import Cluster, Entry, Job, JobId, JobState, OutputFile
+from pool.model import Checkpoint, Cluster, Entry, Job, JobId, JobState, OutputFile
 from pool.queue import Queue, QueueTrouble, SavedClaim
 
 
@@ -130,3 +130,13 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     os.symlink(tmp_path / "other", tmp_path / "q")
     with pytest.raises(OSError, match="symbolic"):
         Queue(tmp_path / "q")
+
+
+def test_a_checkpoint_replaces_the_one_before_and_is_its_jobs_alone(queue: Queue) -> None:
+    one, other = two_jobs(queue)
+    assert queue.checkpoint(one.id) is None
+    queue.save_checkpoint(one.id, Checkpoint(0, "0.0", (OutputFile("a", 0o644, 1, 0), OutputFile("b", 0o644, 1, 1))))
+    last = Checkpoint(1, "0.1", (OutputFile("d", 0o755, 0, None), OutputFile("d/\udcff", 0o644, 3, 1)))
+    queue.save_checkpoint(one.id, last)
+    assert queue.checkpoint(one.id) == last
+    assert queue.checkpoint(other.id) is None

@@ -1,0 +1,58 @@
+"""Jobs that checkpoint themselves: sent, started again in the same sandbox, and elsewhere from what was sent."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.e2e.e2e_jobs import Jobs
+
+pytestmark = [pytest.mark.needs_root, pytest.mark.timeout(300)]
+
+# Counts its legs in a file that is its checkpoint, and remembers by another one whether the sandbox is the same.
+COUNTING = """
+n=$(cat state 2>/dev/null || echo 0); n=$((n + 1)); echo $n > state
+echo "leg $n $(test -e here && echo same || echo new)"; touch here
+(sleep 600 &)
+[ $n -ge 3 ] || exit 85
+echo done
+"""
+WISHES = {"checkpoint_exit_code": "85", "transfer_checkpoint_files": "state", "transfer_output_files": "state"}
+
+
+def test_a_checkpointed_job_goes_on_in_its_sandbox(lingering: Jobs) -> None:
+    jobs = lingering
+    job = jobs.submit("alice", COUNTING, **WISHES)
+    assert jobs.done(job)["exit_code"] == 0
+    files = jobs.fetch("alice", job)
+    assert files["out"].decode().splitlines() == ["leg 1 new", "leg 2 same", "leg 3 same", "done"]
+    assert files["state"] == b"3\n"
+    assert len(jobs.runs(job)) == 1
+    assert len(jobs.calls(job)) == 3 + 2 * 2
+    jobs.until_nothing_is_left_of("alice")
+
+
+# As above, but the second leg hangs where the first one ran.
+HANGING = COUNTING.replace("touch here", "[ -e here ] && [ $n = 2 ] && sleep 600; touch here")
+
+
+def test_a_killed_starters_job_starts_elsewhere_from_its_checkpoint(lingering: Jobs) -> None:
+    jobs = lingering
+    mark = len(jobs.log("StarterLog"))
+    job = jobs.submit("alice", HANGING, **WISHES)
+    jobs.until("the second leg", lambda: jobs.log("StarterLog")[mark:].count("-> running ") == 2)
+    (starter,) = jobs.starters()
+    jobs.kill(starter)
+    assert jobs.done(job)["exit_code"] == 0
+    files = jobs.fetch("alice", job)
+    assert files["out"].decode().splitlines() == ["leg 1 new", "leg 2 new", "leg 3 same", "done"]
+    assert len(jobs.runs(job)) == 2
+    jobs.until_nothing_is_left_of("alice")
+
+
+def test_a_checkpoint_file_that_is_not_there_holds_the_job(lingering: Jobs) -> None:
+    wishes = {**WISHES, "transfer_checkpoint_files": "state, missing"}
+    job = lingering.submit("bob", COUNTING, **wishes)
+    row = lingering.wait_for(job, "held")
+    assert row["hold_code"] == 36
+    assert "missing" in row["reason"]
+    lingering.until_nothing_is_left_of("bob")
