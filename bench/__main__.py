@@ -14,13 +14,14 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from bench import kill, snapshot, spread, switch, turnaround
+from bench import kill, snapshot, spread, staging, switch, turnaround
 from bench.figures import Figure, report
 
 BENCHES: dict[str, ModuleType] = {
     "kill": kill,
     "snapshot": snapshot,
     "spread": spread,
+    "staging": staging,
     "switch": switch,
     "turnaround": turnaround,
 }
