@@ -49,17 +49,19 @@ class Other(enum.IntEnum):
     SIGN_URLS = 9
 
 
+Piece: TypeAlias = bytes | bytearray | memoryview
 FILES: Final = frozenset({Kind.FILE, Kind.FILE_ENCRYPTED, Kind.FILE_CLEAR})
 
 
 @attrs.frozen
 class File:
-    """A file to send. `chunks` gives exactly `size` bytes in pieces of any size; it may raise ReadFailed."""
+    """A file to send. `chunks` gives exactly `size` bytes in pieces of any size, each of them good until the next is
+    asked for; it may raise ReadFailed."""
 
     name: str
     mode: int
     size: int
-    chunks: AsyncIterator[bytes] = attrs.field(repr=False)
+    chunks: AsyncIterator[Piece] = attrs.field(repr=False)
 
 
 @attrs.frozen

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import AsyncIterable, AsyncIterator, Callable
-from typing import TypeAlias
 
 import attrs
 
@@ -23,6 +22,7 @@ from cedar.transferitems import (
     Item,
     Kind,
     Missing,
+    Piece,
     ProxyItem,
     ReadFailed,
     ack_ad,
@@ -30,8 +30,6 @@ from cedar.transferitems import (
     read_ack,
     wire_mode,
 )
-
-Piece: TypeAlias = bytes | bytearray | memoryview
 
 
 async def send_files(
@@ -187,7 +185,7 @@ class _Sender:
 class _Pieces:
     """Bytes in the sizes that are asked for, out of an iterator that gives them in its own."""
 
-    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+    def __init__(self, chunks: AsyncIterator[Piece]) -> None:
         self._chunks = chunks
         self._rest = memoryview(b"")  # of the last chunk
         self._ended = False

@@ -9,6 +9,7 @@ Names in `entries` are those at the destination: what is asked for goes there by
 directory with all that is in it, and `dir/` by its contents.
 """
 
+import errno
 import os
 import stat
 
@@ -227,7 +228,7 @@ def _send_file(out: "Out", name: bytes, item: Item) -> None:
         out.add(header(name, item.mode, item.size, b"0"))
         left = item.size
         while left:
-            got = out.read(fd, left)
+            got = out.read(fd, left) if left < BUFFER else out.pass_on(fd, item.size - left, left)
             if not got:
                 raise OSError(5, "a file became shorter while it was sent: " + to_text(item.source))
             left -= got
@@ -255,6 +256,19 @@ class Out:
             self.flush()
         got = os.readv(fd, [self.buffer[self.used : self.used + limit]])
         self.used += got
+        return got
+
+    def pass_on(self, fd: int, offset: int, limit: int) -> int:
+        """A large piece from file to line, which the kernel does without copying it to us; 0 at end of file."""
+        self.flush()
+        try:
+            got = os.sendfile(self.line.socket.fileno(), fd, offset, limit)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS):
+                raise
+            got = self.read(fd, limit)  # a file system that cannot
+        else:
+            os.lseek(fd, offset + got, os.SEEK_SET)
         return got
 
     def flush(self) -> None:

@@ -143,6 +143,13 @@ class FarSide:
         except trio.BrokenResourceError:
             return b""
 
+    async def receive_into(self, view: memoryview) -> int:
+        """At least one byte into `view`; 0 at end of file. For content: it saves a copy."""
+        try:
+            return await self.stream.socket.recv_into(view)
+        except OSError:
+            return 0
+
     def take_descriptor(self) -> tuple[int, int] | None:
         """A descriptor that the far side has passed, with the byte that came with it; None when none waits.
 

@@ -86,12 +86,13 @@ class OutDirectory:
 
 @frozen
 class OutFile:
-    """One file of the output; `chunks` gives exactly `size` bytes, and what is not read is skipped."""
+    """One file of the output; `chunks` gives exactly `size` bytes, each piece good until the next is asked for; what
+    is not read is skipped."""
 
     name: str
     mode: int
     size: int
-    chunks: AsyncIterator[bytes] = field(repr=False)
+    chunks: AsyncIterator[bytes | memoryview] = field(repr=False)
 
 
 class Rows:

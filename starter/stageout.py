@@ -6,7 +6,7 @@ limited. Nothing of the job's is stored or opened here by a path.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -33,9 +33,10 @@ from starter.entries import (
 from starter.places import Place
 from starter.tarstream import Data, Entry, Event, Limits, TarFault, TarReader
 
-# What a read asks for: headers and small files together, or the content of a large one alone.
+# What a read asks for: headers and small files together, or the content of a large one alone, in the pieces that the
+# wire has: they go on without being joined or cut.
 MIXED_BYTES = 256 * 1024
-CONTENT_BYTES = 1024 * 1024
+CONTENT_BYTES = 256 * 1024
 # The far side stops emptying after 240 s (jobwrapper/clear.py) and reports.
 REMOVE_S = 270.0
 MISSING_NAMES = 1000
@@ -87,7 +88,8 @@ class Outward:
         self._far = far
         self._limits = limits
         self._reader = TarReader(limits)
-        self._events: Iterator[Event] = iter(())
+        self._events = _nothing()
+        self._piece = memoryview(bytearray(CONTENT_BYTES))
 
     async def begin(self) -> None:
         """Read the manifest; done by `stage_out` and `again`."""
@@ -97,7 +99,7 @@ class Outward:
         if total > self._limits.max_bytes:
             raise StageFailed("limit", f"the output has {total} bytes, allowed are {self._limits.max_bytes}")
         self._reader = TarReader(self._limits)
-        self._events = iter(())
+        self._events = _nothing()
 
     def entries(self) -> AsyncIterator[OutFile | OutDirectory]:
         """What the manifest announced, in its order.
@@ -168,11 +170,23 @@ class Outward:
                 raise StageFailed("tar", str(fault)) from fault
         return None
 
+    async def whole_piece(self) -> memoryview:
+        """CONTENT_BYTES of a file that has so many left, read past the reader; valid until the next is asked for."""
+        self._events.close()
+        self._events = _nothing()
+        filled = self._reader.take(self._piece)
+        while filled < CONTENT_BYTES:
+            with deadline("send the output", STALL_S):
+                count = await self._far.receive_into(self._piece[filled:])
+            if not count:
+                raise self._far.gone()
+            self._reader.passed(count)
+            filled += count
+        return self._piece
+
     async def _receive(self) -> bytes:
-        content = self._reader.content_to_come
-        limit = min(content, CONTENT_BYTES) if content >= MIXED_BYTES else MIXED_BYTES
         with deadline("send the output", STALL_S):
-            data = await self._far.receive_some(limit)
+            data = await self._far.receive_some(MIXED_BYTES)
         if not data:
             raise self._far.gone()
         return data
@@ -181,6 +195,10 @@ class Outward:
         """Read to the end mark, so that the conversation can go on. Bounded by the limits."""
         while await self.next_event() is not None:
             pass
+
+
+def _nothing() -> Generator[Event, None, None]:
+    yield from ()
 
 
 class _Entries:
@@ -220,9 +238,12 @@ class _Content:
     def __aiter__(self) -> _Content:
         return self
 
-    async def __anext__(self) -> bytes:
+    async def __anext__(self) -> bytes | memoryview:
         if not self._left:
             raise StopAsyncIteration
+        if self._left >= CONTENT_BYTES:
+            self._left -= CONTENT_BYTES
+            return await self._outward.whole_piece()
         event = await self._outward.next_event()
         if not isinstance(event, Data):
             raise StageFailed("tar", "a file is shorter than announced")

@@ -8,7 +8,7 @@ Memory is bounded by the limits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from attrs import field, frozen
 
@@ -106,12 +106,23 @@ class TarReader:
         self._total = 0
         self.ended = False
 
-    @property
-    def content_to_come(self) -> int:
-        """How many bytes of pure content come next: reading at most that many saves a copy."""
-        return self._content if not self._buffer else 0
+    def take(self, view: memoryview) -> int:
+        """Content of the current entry that has been fed and not told of yet, into `view`; how many bytes.
 
-    def feed(self, data: bytes) -> Iterator[Event]:
+        What is still missing of `view` must then be read past this reader, and told by `passed`. No other events may
+        be waiting: a suspended `feed` has to be closed first.
+        """
+        count = min(len(view), self._content, len(self._buffer))
+        view[:count] = self._buffer[:count]
+        del self._buffer[:count]
+        self._content -= count
+        return count
+
+    def passed(self, count: int) -> None:
+        """So many bytes of the current entry's content went by without being fed."""
+        self._content -= count
+
+    def feed(self, data: bytes) -> Generator[Event, None, None]:
         """The events in the next piece of the stream."""
         if self._content >= len(data) and not self._buffer and data:
             self._content -= len(data)
@@ -125,7 +136,7 @@ class TarReader:
         if not self.ended:
             raise TarFault("truncated", "the stream ended before its end mark")
 
-    def _events(self) -> Iterator[Event]:
+    def _events(self) -> Generator[Event, None, None]:
         position = 0
         available = len(self._buffer)
         view = memoryview(self._buffer)

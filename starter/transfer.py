@@ -8,6 +8,7 @@ import errno
 import os
 import posixpath
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
 
 import attrs
 import trio
@@ -31,6 +32,7 @@ from starter.credential import ProxyUnusable, receive_proxy
 from starter.description import NULL_DEVICE, OWN_NAMES, Description
 from starter.sandbox import Inward, OutDirectory, OutFile, Outward
 
+T = TypeVar("T")
 # A proxy with its chain; the limit of pilot.credentials.
 MAX_PROXY_BYTES = 1 << 20
 
@@ -58,7 +60,7 @@ class Progress:
         """Something moved."""
         self.scope.deadline = trio.current_time() + self._limit_s
 
-    async def watched(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def watched(self, chunks: AsyncIterator[T]) -> AsyncIterator[T]:
         """The same chunks; each counts as progress."""
         async for chunk in chunks:
             self.made()

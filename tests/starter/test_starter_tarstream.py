@@ -219,7 +219,20 @@ def test_large_content_is_passed_on_as_it_came() -> None:
     (event,) = reader.feed(piece)
     assert isinstance(event, Data)
     assert event.content is piece
-    assert reader.content_to_come == (1 << 35) - (1 << 16)
+
+
+def test_content_may_be_read_past_the_reader() -> None:
+    """What was fed behind the header is taken first; the rest is told; the stream goes on in step."""
+    reader = TarReader(LIMITS)
+    events = reader.feed(header(b"big", mode=0, size=1000) + b"x" * 300)
+    assert isinstance(next(events), Entry)
+    events.close()
+    room = memoryview(bytearray(700))
+    assert reader.take(room) == 300
+    reader.passed(400)
+    (data, entry, end) = reader.feed(b"y" * 300 + padding(1000) + header(b"next", mode=0) + END)
+    assert (data, entry, end) == (Data(b"y" * 300), Entry(b"next", False, 0, 0), End())
+    assert bytes(room[:300]) == b"x" * 300
 
 
 def test_memory_does_not_grow_with_the_stream() -> None:
