@@ -118,6 +118,7 @@ def _reason(error: OSError) -> str:
 async def _pass_shared_port(stream: CedarStream, address: Sinful, own_name: str) -> None:
     if address.sock is None:
         return
+    stream.shared_port = address.sock
     await stream.put(int(Command.SHARED_PORT_CONNECT), address.sock, own_name, _NO_DEADLINE, 0)
     if address.sock != _SHARED_PORT_SELF:
         stream.reset_digests()

@@ -17,6 +17,7 @@ from cedar.security import (
     Get,
     Handshake,
     MakeDirectory,
+    PeerEndpoint,
     ProposeDirectory,
     Put,
     RemoveDirectory,
@@ -73,8 +74,11 @@ async def _perform(stream: CedarStream, action: Action) -> Any:
             return _make_directory(path)
         case RemoveDirectory(path):
             _remove_directory(path)
+        case PeerEndpoint():
+            return (*stream.endpoints()[1], stream.shared_port)
         case ProposeDirectory():
-            return f"{_FS_PARENT}/FS_{secrets.token_hex(12)}"
+            host, port = stream.endpoints()[0]
+            return f"{_FS_PARENT}/FS_{host}_{port}_{secrets.token_hex(12)}"
         case DirectoryOwner(path):
             return await _owner(path)
     return None

@@ -75,8 +75,13 @@ class RemoveDirectory:
 
 
 @frozen
+class PeerEndpoint:
+    """Where the other end is, as we see it: (host, port, name behind a shared port or None)."""
+
+
+@frozen
 class ProposeDirectory:
-    """Name a directory that does not exist; gives its path."""
+    """Name a directory that does not exist, with our own address and port in its name; gives its path."""
 
 
 @frozen
@@ -86,7 +91,7 @@ class DirectoryOwner:
     path: str
 
 
-Action = Put | Get | UseKey | MakeDirectory | RemoveDirectory | ProposeDirectory | DirectoryOwner
+Action = Put | Get | UseKey | PeerEndpoint | MakeDirectory | RemoveDirectory | ProposeDirectory | DirectoryOwner
 Handshake = Generator[Action, Any, T]
 
 

@@ -59,10 +59,16 @@ class Side:
 
 @frozen
 class Accepted:
-    """A client that may go on with its command's payload."""
+    """A client that may go on with its command's payload.
+
+    fresh: it has shown who it is on this connection. One that resumes a session shows that it has the key by its first
+    message, not before. only_asked: it wanted to know whether it might.
+    """
 
     command: int
     session: Session
+    fresh: bool = False
+    only_asked: bool = False
 
 
 @frozen
@@ -86,9 +92,12 @@ def accept(first: Reader, side: Side) -> Handshake[Accepted]:
     command = get_int(request, "Command")
     if command in _META_COMMANDS:
         command = get_int(request, "AuthCommand", command)
-    if get_str(request, "UseSession", "NO").upper() == "YES":
-        return (yield from _resume(request, command, side))
-    return (yield from _negotiate(request, command, side))
+    resumed = get_str(request, "UseSession", "NO").upper() == "YES"
+    accepted = yield from (_resume if resumed else _negotiate)(request, command, side)
+    if get_int(request, "Command") != Command.SEC_QUERY:
+        return accepted
+    yield Put((make_ad([("AuthorizationSucceeded", True)]),))
+    return Accepted(command, accepted.session, accepted.fresh, only_asked=True)
 
 
 # --- resumed ---
@@ -157,7 +166,7 @@ def _negotiate(request: ClassAd, command: int, side: Side) -> Handshake[Accepted
     if not allowed:
         raise Refused("DENIED", f"{client.identity} may not call command {command}")
     side.sessions.add(session)
-    return Accepted(command, session)
+    return Accepted(command, session, fresh=True)
 
 
 def _agree(request: ClassAd, level: str, side: Side) -> _Terms:

@@ -38,6 +38,7 @@ class Request:
     identity: str
     method: str
     permits: Callable[[int], bool]  # may a later command come on this connection?
+    fresh: bool = False  # the peer has shown who it is; else its first message will show that it has the key
 
 
 def _admit_all(session: Session) -> bool:
@@ -156,6 +157,8 @@ class Server:
     async def _serve_stream(self, stream: CedarStream) -> None:
         try:
             request = await self._accept(stream)
+            if request is None:
+                return
             limit_s = self._anonymous_s if request.identity == ANONYMOUS else math.inf
             with trio.move_on_after(limit_s) as scope:
                 await self._table[request.command].handle(request)
@@ -164,7 +167,8 @@ class Server:
         except (PeerFault, Refused) as error:
             self._report(stream.peer, error)
 
-    async def _accept(self, stream: CedarStream) -> Request:
+    async def _accept(self, stream: CedarStream) -> Request | None:
+        """The command that comes; None for a client that only asked what it may (condor_ping)."""
         with trio.move_on_after(self._deadline_s) as scope:
             self._strangers[scope] = None
             try:
@@ -178,8 +182,12 @@ class Server:
         stream.lift_limit()
         session = accepted.session
         stream.session = session
+        if accepted.only_asked:
+            return None
         permits = self._permits(session)
-        return Request(accepted.command, stream, session, session.identity, session.method, permits)
+        return Request(
+            accepted.command, stream, session, session.identity, session.method, permits, fresh=accepted.fresh
+        )
 
     def _permits(self, session: Session) -> Callable[[int], bool]:
         def permits(command: int) -> bool:

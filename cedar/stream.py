@@ -6,7 +6,7 @@ Thin: framing and encryption are `frames`, items are `codec`. One task may put w
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -51,6 +51,8 @@ class CedarStream(trio.abc.AsyncResource):
         self._putting = False
         self._exported = False
         self.peer = _peer_name(transport)
+        # The name behind a shared port that this connection was passed on to.
+        self.shared_port: str | None = None
 
     def __repr__(self) -> str:
         return f"<CedarStream {self.peer}{' keyed' if self.keyed else ''}>"
@@ -64,6 +66,10 @@ class CedarStream(trio.abc.AsyncResource):
     def exported(self) -> bool:
         """True when the socket was given away."""
         return self._exported
+
+    def endpoints(self) -> tuple[tuple[str, int], tuple[str, int]]:
+        """Address and port of this end and of the other; ("", 0) where there is none (a Unix socket)."""
+        return _endpoint(self._transport.socket.getsockname), _endpoint(self._transport.socket.getpeername)
 
     def lift_limit(self) -> None:
         """The peer is known: messages may have the full size."""
@@ -157,6 +163,14 @@ class CedarStream(trio.abc.AsyncResource):
         self._broken = True
         if not self._exported:
             await self._transport.aclose()
+
+
+def _endpoint(name_of: Callable[[], object]) -> tuple[str, int]:
+    try:
+        name = name_of()
+    except OSError:
+        return "", 0
+    return (str(name[0]), int(name[1])) if isinstance(name, tuple) else ("", 0)
 
 
 def _peer_name(transport: trio.SocketStream) -> str:

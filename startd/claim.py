@@ -99,9 +99,11 @@ class LeaseOver:
 
 @attrs.frozen
 class Shutdown:
-    """The startd ends: gracefully or fast."""
+    """The claim has to go at once: gracefully or fast."""
 
     fast: bool
+    reason: str = "the pilot shuts down"
+    vacate_code: int = 1013
 
 
 @attrs.frozen
@@ -227,7 +229,7 @@ class Entry:
 
 
 # Vacate codes of the wire reference (appendix A).
-_CODE_DEACTIVATED, _CODE_RELEASED, _CODE_SHUTDOWN = 1009, 1017, 1013
+_CODE_DEACTIVATED, _CODE_RELEASED = 1009, 1017
 # States with a starter, or with one on its way.
 WITH_STARTER = frozenset({State.STARTING, State.BUSY, State.RETIRING, State.VACATING, State.CLOSING})
 
@@ -337,14 +339,14 @@ def _shutdown_idle(_claim: Claim, _event: Event) -> Outcome:
 def _shutdown(claim: Claim, event: Event) -> Outcome:
     assert isinstance(event, Shutdown)
     how: How = "fast" if event.fast else "graceful"
-    return State.CLOSING, (TellSchedd(), *_end_job(claim, how, "the pilot shuts down", _CODE_SHUTDOWN))
+    return State.CLOSING, (TellSchedd(), *_end_job(claim, how, event.reason, event.vacate_code))
 
 
 def _shutdown_again(claim: Claim, event: Event) -> Outcome:
     assert isinstance(event, Shutdown)
     if not event.fast:
         return claim.state, ()
-    return State.CLOSING, _end_job(claim, "fast", "the pilot shuts down", _CODE_SHUTDOWN)
+    return State.CLOSING, _end_job(claim, "fast", event.reason, event.vacate_code)
 
 
 def _retire_idle(_claim: Claim, _event: Event) -> Outcome:

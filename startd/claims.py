@@ -21,6 +21,7 @@ from cedar.errors import PeerFault, Refused
 from pilot.rpc import Channel, ChannelClosed, RpcFault
 from pilot.settings import Settings
 from startd import claim as life
+from startd.drain import Drain
 from startd.held import Held, Requester, Slots
 from startd.processes import Spawner
 from startd.resources import Resources
@@ -55,6 +56,8 @@ class Claims:
     retirement_s: Callable[[Held], float] = lambda held: 0.0
     # why no new job is taken; empty while jobs are
     retiring: str = ""
+    # what an administrator has asked for
+    drain: Drain | None = None
     draining: bool = False
     trouble: str = ""
     refused: dict[str, float] = attrs.field(factory=dict)
@@ -65,6 +68,11 @@ class Claims:
     async def wait_change(self) -> None:
         """Until any claim has handled an event."""
         await self._change.wait()
+
+    def look_again(self) -> None:
+        """Wake whoever waits for a change: something else than a claim has changed."""
+        self._change.set()
+        self._change = trio.Event()
 
     # --- lookups -------------------------------------------------------------------------------------------------
 
@@ -87,7 +95,7 @@ class Claims:
     @property
     def takes_jobs(self) -> bool:
         """Whether a new claim, or a new job on a claim, is welcome."""
-        return not (self.draining or self.retiring)
+        return not (self.draining or self.retiring or self.drain)
 
     # --- making and ending claims --------------------------------------------------------------------------------
 
@@ -114,8 +122,7 @@ class Claims:
         for command in commands:
             self._carry_out(held, command)
         held.note_change()
-        self._change.set()
-        self._change = trio.Event()
+        self.look_again()
         self.changed()
         return commands
 
@@ -189,9 +196,15 @@ class Claims:
     def retire_all(self, limit_s: float, reason: str, vacate_code: int) -> None:
         """No claim takes another job; those that run have their retirement time, and ``limit_s`` seconds at most."""
         for held in list(self.slots.held.values()):
-            self.handle(held, life.Retire(min(limit_s, self._retirement_left_s(held)), reason, vacate_code))
+            self.handle(held, life.Retire(min(limit_s, self.retirement_left_s(held)), reason, vacate_code))
 
-    def _retirement_left_s(self, held: Held) -> float:
+    def unretire_all(self) -> None:
+        """Jobs that were given their retirement time go on; the slot takes jobs again."""
+        self.handle_all(life.Unretire())
+        self.changed()
+
+    def retirement_left_s(self, held: Held) -> float:
+        """What MaxJobRetirementTime leaves to a claim's present job."""
         ran_s = 0.0 if held.activated_s is None else trio.current_time() - held.activated_s
         return max(0.0, self.retirement_s(held) - ran_s)
 

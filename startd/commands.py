@@ -51,6 +51,16 @@ _HOW: Mapping[Command, How] = {
 }
 
 
+# condor_ping asks whether it may call these; they do nothing.
+_PINGS = {
+    Command.NOP: "READ",
+    Command.NOP_READ: "READ",
+    Command.NOP_WRITE: "WRITE",
+    Command.NOP_ADMINISTRATOR: "ADMINISTRATOR",
+    Command.NOP_DAEMON: "DAEMON",
+}
+
+
 @attrs.frozen
 class Commands:
     """Handlers of one startd. ``slot_ads`` gives all public ads, ``pslot_ad`` and ``dslot_ad`` one."""
@@ -84,6 +94,7 @@ class Commands:
             # A level that nobody without a session gets; a claim's session has it, and is not admitted.
             **{command: Served("DAEMON", _bounded(handle), job.admits) for command, handle in job.on_owner().items()},
             Command.QUERY_STARTD_ADS: Served("READ", _bounded(self.query)),
+            **{command: Served(level, _nothing) for command, level in _PINGS.items()},
         }
 
     # --- REQUEST_CLAIM -------------------------------------------------------------------------------------------
@@ -274,6 +285,10 @@ class Commands:
             if "Requirements" not in wanted or evaluate(wanted, "Requirements", ad) is True:
                 items += [1, ad]
         await request.stream.put(*items, 0)
+
+
+async def _nothing(_request: Request) -> None:
+    await trio.lowlevel.checkpoint()
 
 
 def _bounded(handle: Handler) -> Handler:

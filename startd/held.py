@@ -179,7 +179,14 @@ class Slots:
         self.sessions.add(session)
 
     def state(
-        self, *, refused_users: tuple[str, ...], draining: bool, trouble: str, entered_at: int, retiring: str = ""
+        self,
+        *,
+        refused_users: tuple[str, ...],
+        draining: bool,
+        trouble: str,
+        entered_at: int,
+        retiring: str = "",
+        drain_request: str = "",
     ) -> SlotState:
         """The partitionable slot, for its ad."""
         return SlotState(
@@ -195,4 +202,5 @@ class Slots:
             draining=draining,
             trouble=trouble,
             retiring=retiring,
+            drain_request=drain_request,
         )

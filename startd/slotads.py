@@ -67,6 +67,7 @@ class SlotState:
     draining: bool = False
     trouble: str = ""
     retiring: str = ""
+    drain_request: str = ""
     usage: Mapping[str, object] = attrs.field(factory=dict)
 
 
@@ -189,11 +190,14 @@ def start_expression(machine: Machine, slot: SlotState) -> str:
 def _activity(ad: ClassAd, slot: SlotState) -> None:
     claimed = slot.dynamic_id is not None
     if slot.draining and not claimed:
-        ad["State"], ad["Activity"] = "Drained", "Retiring"
+        ad["State"], ad["Activity"] = "Drained", "Retiring" if slot.children else "Idle"
     else:
         ad["State"] = "Claimed" if claimed else "Unclaimed"
         ad["Activity"] = _ACTIVITY[slot.state] if claimed else "Idle"
     ad["EnteredCurrentState"] = ad["EnteredCurrentActivity"] = slot.entered_at
+    if slot.drain_request:
+        ad["Draining"] = True
+        set_str(ad, "DrainingRequestId", slot.drain_request)
     if slot.retiring:
         set_str(ad, "SailplaneRetiring", slot.retiring)
     if slot.trouble:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pwd
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
@@ -17,10 +18,11 @@ from cedar.classads import evaluate, parse_expression
 from cedar.server import Server, ServerPolicy
 from cedar.sessions import SessionTable
 from cedar.sinful import Sinful
-from pilot.settings import Settings
+from pilot.settings import Settings, SettingsError, load
 from pilot.switch import Switch, may_reap, own_children
 from startd import claim as life
 from startd import lifetime
+from startd.administration import CAPABILITY, LEVEL, Administration
 from startd.advertise import Advertiser, collector_addresses
 from startd.claims import CODE_SHUTDOWN, Claims
 from startd.commands import Commands
@@ -30,12 +32,17 @@ from startd.machine import cores, describe, resources
 from startd.namesake import living_namesake
 from startd.owncredentials import OwnCredentials
 from startd.processes import Spawner, degradations, owned_pids, run_procd
+from startd.reconfigure import merge
 from startd.slotads import Machine, private_ad, public_ad
 from starter import messages
+from starter.updates import one_line
 
 # A signal's orderly end is 0; glidein scripts expect 99 for one that the startd came to by itself.
 EXIT_DONE, EXIT_END_OF_LIFE = 0, 99
+SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT, signal.SIGHUP)
 REAP_EVERY_S = 0.5
+# Refusals at the port that are logged in a minute; strangers must not fill the log.
+MAX_REPORTS_A_MINUTE = 20
 # After the last claim has ended fast, starters need this long at most to be reaped.
 FAST_END_WITHIN_S = 60.0
 
@@ -63,6 +70,8 @@ class Startd:
         self._sequence = 0
         self._entered_at = int(time.time())
         self._status = EXIT_DONE
+        self._reports_minute = self._reports = 0
+        self._administration: Administration
         self._own_credentials = OwnCredentials(settings.sailplane_pilot_proxy, settings.sec_token_directory)
 
     async def run(self, ready: Callable[[], None]) -> int:
@@ -92,7 +101,7 @@ class Startd:
         await self._refuse_namesake(collectors, address)
         async with trio.open_nursery() as nursery:
             self._build(nursery, sessions, address, collectors)
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGQUIT, signal.SIGINT) as signals:
+            with trio.open_signal_receiver(*SIGNALS) as signals:
                 await self._start_parts(nursery, listeners)
                 ready()
                 self.log.info("ready at %s as %s", address, settings.startd_name)
@@ -111,6 +120,7 @@ class Startd:
 
     def _build(self, nursery: trio.Nursery, sessions: SessionTable, address: str, collectors: list[Sinful]) -> None:
         settings = self.settings
+        self._nursery = nursery
         self._spawner = Spawner(self.config, self.log, heard=self._heard_spawner, lost=self._lost_spawner)
         self._claims = Claims(
             settings=settings,
@@ -131,13 +141,23 @@ class Startd:
             dslot_ad=self._dslot_ad,
             log=self.log,
         )
+        self._administration = Administration(
+            claims=self._claims,
+            ads=self._slot_ads,
+            shut_down=lambda reason, fast: self._shut_down(reason, fast=fast, status=EXIT_END_OF_LIFE),
+            reconfigure=self._reconfigure,
+            nursery=nursery,
+            log=self.log,
+        )
         policy = ServerPolicy(
             signing_keys_dir=None,
             trust_domain=settings.trust_domain,
-            methods=(),
-            authorise=lambda identity, scopes, level: level == "READ",
+            methods=("FS",),
+            authorise=self._authorise,
         )
-        self._server = Server(commands.table(), sessions, policy)
+        self._server = Server(
+            {**commands.table(), **self._administration.table()}, sessions, policy, report=self._report_refusal
+        )
         self._advertisers = [
             Advertiser(
                 collector=collector,
@@ -166,11 +186,17 @@ class Startd:
     # --- the end -------------------------------------------------------------------------------------------------
 
     async def _until_ended(self, signals: AsyncIterator[int]) -> None:
-        """TERM: gracefully. QUIT, INT, a second TERM: fast. Or when the pilot's life is over (``startd.lifetime``)."""
+        """TERM: gracefully. QUIT, INT, a second TERM: fast. Or when the pilot's life is over (``startd.lifetime``).
+
+        HUP: the settings are read again.
+        """
         async with trio.open_nursery() as ending:
             self._ending = ending
             ending.start_soon(self._watch_life)
             async for number in signals:
+                if number == signal.SIGHUP:
+                    self._reconfigure()
+                    continue
                 fast = number != signal.SIGTERM or self._claims.draining
                 self._shut_down(signal.Signals(number).name, fast=fast, status=EXIT_DONE)
 
@@ -200,18 +226,11 @@ class Startd:
 
     async def _watch_life(self) -> None:
         """Until the pilot shuts down."""
-        settings = self.settings
-        limits = lifetime.Limits(
-            retire_at=settings.glidein_toretire,
-            die_at=settings.glidein_todie,
-            noclaim_s=settings.startd_noclaim_shutdown,
-            credential_margin_s=settings.sailplane_proxy_margin,
-        )
         idle_since_s = trio.current_time()
         while not self._claims.draining:
             if self._slots.held:
                 idle_since_s = trio.current_time()
-            decision = lifetime.decide(limits, self._life_facts(trio.current_time() - idle_since_s))
+            decision = lifetime.decide(self._life_limits(), self._life_facts(trio.current_time() - idle_since_s))
             match decision.wish:
                 case lifetime.Wish.RETIRE if not self._claims.retiring:
                     self.log.info("no more jobs: %s", decision.reason)
@@ -221,6 +240,15 @@ class Startd:
                     self._shut_down(decision.reason, fast=fast, status=EXIT_END_OF_LIFE)
             with trio.move_on_after(lifetime.LOOK_EVERY_S):
                 await self._claims.wait_change()
+
+    def _life_limits(self) -> lifetime.Limits:
+        settings = self.settings
+        return lifetime.Limits(
+            retire_at=settings.glidein_toretire,
+            die_at=settings.glidein_todie,
+            noclaim_s=settings.startd_noclaim_shutdown,
+            credential_margin_s=settings.sailplane_proxy_margin,
+        )
 
     def _life_facts(self, idle_s: float) -> lifetime.Facts:
         ad = self._pslot_ad()
@@ -234,6 +262,46 @@ class Startd:
             shutdown=evaluate(ad, "DaemonShutdown") is True,
             shutdown_fast=evaluate(ad, "DaemonShutdownFast") is True,
         )
+
+    def _reconfigure(self) -> None:
+        self._nursery.start_soon(self._read_settings)
+
+    async def _read_settings(self) -> None:
+        """Settings that cannot be read change nothing."""
+        try:
+            read = await trio.to_thread.run_sync(load, self.config)
+        except SettingsError as fault:
+            self.log.error("settings not read again, everything stays as it is: %s", fault)
+            return
+        merged = merge(self.settings, read)
+        self.settings = self._claims.settings = merged.settings
+        self._machine = attrs.evolve(
+            self._machine,
+            start=merged.settings.start,
+            rank=merged.settings.rank,
+            max_retirement=merged.settings.maxjobretirementtime,
+        )
+        for advertiser in self._advertisers:
+            advertiser.interval_s = merged.settings.update_interval
+        self.log.info("settings read again: %s", ", ".join(merged.taken) or "nothing has changed")
+        if merged.left:
+            self.log.warning("changed, but taken over by a restart only: %s", ", ".join(merged.left))
+        self._claims.look_again()
+        self._changed()
+
+    def _authorise(self, identity: str, _scopes: tuple[str, ...] | None, level: str) -> bool:
+        """Everybody may look. The pilot's own account on this machine may command its startd, too."""
+        own = f"{pwd.getpwuid(os.geteuid()).pw_name}@{self.settings.trust_domain}"
+        return level == "READ" or (identity == own and level in ("WRITE", LEVEL))
+
+    def _report_refusal(self, peer: str, error: Exception) -> None:
+        """Somebody at the port was refused, or broke off: said while that is not a flood."""
+        minute = int(trio.current_time() // 60)
+        if minute != self._reports_minute:
+            self._reports_minute, self._reports = minute, 0
+        self._reports += 1
+        if self._reports <= MAX_REPORTS_A_MINUTE:
+            self.log.info("%s: %s", peer, one_line(str(error)))
 
     async def _see_claims_end(self, waiting: trio.CancelScope) -> None:
         """Ends ``waiting`` when no claim is left, or nothing more can be done."""
@@ -255,7 +323,8 @@ class Startd:
     def _pslot_ad(self) -> ClassAd:
         state = self._slots.state(
             refused_users=self._claims.refused_users(),
-            draining=self._claims.draining,
+            draining=self._claims.draining or self._claims.drain is not None,
+            drain_request=self._claims.drain.request_id if self._claims.drain else "",
             trouble=self._claims.trouble,
             retiring=self._claims.retiring,
             entered_at=self._entered_at,
@@ -272,11 +341,16 @@ class Startd:
     def _all_ads(self) -> list[tuple[ClassAd, ClassAd]]:
         self._sequence += 1
         pslot = self._pslot_ad()
-        pairs = [(pslot, private_ad(pslot, self._slots.current))]
+        pairs = [(self._with_capability(pslot), private_ad(pslot, self._slots.current))]
         for held in self._slots.held.values():
             ad = self._dslot_ad(held)
-            pairs.append((ad, private_ad(ad, held.claim_id)))
+            pairs.append((self._with_capability(ad), private_ad(ad, held.claim_id)))
         return pairs
+
+    def _with_capability(self, ad: ClassAd) -> ClassAd:
+        """For the collector, which shows it to administrators alone; never in an answer of our own."""
+        ad[CAPABILITY] = self._administration.capability()
+        return ad
 
     def _changed(self) -> None:
         for advertiser in self._advertisers:

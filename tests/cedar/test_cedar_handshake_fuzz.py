@@ -9,12 +9,12 @@ from classad2 import ClassAd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cedar import security_client, security_fs, security_server, security_token, tokens
+from cedar import security_client, security_server, security_token, tokens
 from cedar.classads import set_str
 from cedar.codec import Item, Reader, encode
 from cedar.crypto import KeyPair
 from cedar.errors import PeerFault, Refused
-from cedar.security import Get, Handshake, Put
+from cedar.security import Get, Handshake, PeerEndpoint, ProposeDirectory, Put
 from cedar.sessions import Session, SessionTable
 
 KEY = tokens.new_signing_key()
@@ -110,6 +110,16 @@ bodies = st.one_of(
 scripts = st.lists(bodies, max_size=8)
 
 
+def _answer(action: object) -> object:
+    match action:
+        case PeerEndpoint():
+            return "127.0.0.1", 9618, None
+        case ProposeDirectory():
+            return "/tmp/FS_127.0.0.1_9618_1"
+        case _:
+            return None
+
+
 def play(handshake: Handshake[Any], script: Sequence[Sequence[Item]]) -> bool:
     """Feed the script to a handshake; True when it came to a good end. Anything but our errors escapes."""
     replies = iter(script)
@@ -125,7 +135,7 @@ def play(handshake: Handshake[Any], script: Sequence[Sequence[Item]]) -> bool:
                 encode(action.items, keyed=True)
                 answer = None
             else:
-                answer = "/tmp/FS_1" if isinstance(action, security_fs.ProposeDirectory) else None
+                answer = _answer(action)
             action = handshake.send(answer)
     except StopIteration as end:
         return end.value is not False

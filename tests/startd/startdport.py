@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import cast
 
 import trio
-from attrs import define
+from attrs import define, field
 from classad2 import ClassAd
 
 from cedar.claims import EXECUTE_SIDE, ClaimId
@@ -21,6 +21,7 @@ from cedar.server import Server, ServerPolicy
 from cedar.sessions import SessionTable
 from cedar.sinful import Sinful
 from pilot.settings import load
+from startd.administration import Administration
 from startd.claims import Claims
 from startd.commands import Commands
 from startd.held import Held, Slots
@@ -47,6 +48,9 @@ class Port:
 
     address: Sinful
     claims: Claims
+    administration: Administration
+    ended: list[tuple[str, bool]] = field(factory=list)
+    reconfigured: list[None] = field(factory=list)
 
     @property
     def slots(self) -> Slots:
@@ -57,7 +61,8 @@ class Port:
             self.address, command, Resume(session_of.session(EXECUTE_SIDE)), subsystem="SCHEDD", deadline_s=5.0
         )
         async with stream:
-            await stream.put(*items)
+            if items:
+                await stream.put(*items)
             with trio.fail_after(5):
                 return await stream.get() if answer else None
 
@@ -71,7 +76,8 @@ class Port:
 
 
 @asynccontextmanager
-async def port() -> AsyncIterator[Port]:
+async def port(*, own_account: bool = False) -> AsyncIterator[Port]:
+    """``own_account``: whether the account of this process may command the startd."""
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         address = Sinful("127.0.0.1", listeners[0].socket.getsockname()[1], {"noUDP": ""})
@@ -97,9 +103,17 @@ async def port() -> AsyncIterator[Port]:
             claims=claims, procd_socket="/nowhere", slot_ads=lambda: [pslot_ad()], pslot_ad=pslot_ad,
             dslot_ad=dslot_ad, log=LOG,
         )  # fmt: skip
-        policy = ServerPolicy(None, "x", (), lambda identity, scopes, level: level == "READ")
-        await nursery.start(Server(commands.table(), slots.sessions, policy).serve, listeners)
-        yield Port(address, claims)
+        policy = ServerPolicy(None, "x", ("FS",), lambda identity, scopes, level: level == "READ" or own_account)
+        ended: list[tuple[str, bool]] = []
+        reconfigured: list[None] = []
+        administration = Administration(
+            claims=claims, ads=lambda: [pslot_ad(), *map(dslot_ad, slots.held.values())],
+            shut_down=lambda reason, fast: ended.append((reason, fast)),
+            reconfigure=lambda: reconfigured.append(None), nursery=nursery, log=LOG,
+        )  # fmt: skip
+        table = {**commands.table(), **administration.table()}
+        await nursery.start(Server(table, slots.sessions, policy).serve, listeners)
+        yield Port(address, claims, administration, ended, reconfigured)
         nursery.cancel_scope.cancel()
 
 

@@ -1,0 +1,100 @@
+"""Draining: what an administrator asked for, how far it is, and what follows. Pure (execute-side reference 3.6)."""
+
+from __future__ import annotations
+
+import math
+from enum import Enum, IntEnum
+
+import attrs
+from classad2 import ClassAd
+
+from cedar.classads import get_int, get_str
+from startd.claim import Event, Retire, Shutdown
+
+# Vacate codes of the wire reference (appendix A).
+CODE_VACATED, CODE_DRAINING = 1010, 1014
+# What an administrator may write as a reason, in a log line and an ad.
+MAX_REASON = 200
+
+
+class HowFast(IntEnum):
+    """How jobs are ended: with their retirement time, with their vacate time alone, or at once."""
+
+    GRACEFUL = 0
+    QUICK = 10
+    FAST = 20
+
+
+class Then(IntEnum):
+    """What follows when no job is left."""
+
+    NOTHING = 0
+    RESUME = 1
+    EXIT = 2
+    RESTART = 3
+    RECONFIGURE = 4
+
+
+class Refusal(Enum):
+    """HTCondor's error codes of a drain request."""
+
+    INVALID = 1
+    ALREADY_DRAINING = 2
+    NO_SUCH_REQUEST = 3
+    CHECK_FAILED = 4
+
+
+class CannotDrain(Exception):
+    """A request that changes nothing; ``refusal`` for the answer's ErrorCode."""
+
+    def __init__(self, refusal: Refusal, text: str) -> None:
+        super().__init__(text)
+        self.refusal = refusal
+
+
+@attrs.frozen
+class Drain:
+    """One request that is being carried out."""
+
+    request_id: str
+    how_fast: HowFast
+    then: Then
+    reason: str
+    check: str = ""
+    """An expression that must hold for every slot before anything is done; empty: none."""
+
+
+def parse(ad: ClassAd, request_id: str) -> Drain:
+    """The request of DRAIN_JOBS (wire reference 3.9).
+
+    Raises:
+        CannotDrain: a number that stands for nothing.
+    """
+    try:
+        how_fast = HowFast(get_int(ad, "HowFast", int(HowFast.GRACEFUL)))
+        then = Then(get_int(ad, "ResumeOnCompletion", int(Then.NOTHING)))
+    except ValueError as fault:
+        raise CannotDrain(Refusal.INVALID, f"the drain request has a value that is not known: {fault}") from None
+    reason = "".join(c if c.isprintable() else "?" for c in get_str(ad, "DrainReason", "")[:MAX_REASON])
+    return Drain(request_id, how_fast, then, reason or "by administrator", _text_of_check(ad))
+
+
+def _text_of_check(ad: ClassAd) -> str:
+    return str(ad.lookup("CheckExpr")) if "CheckExpr" in ad else ""
+
+
+def event(how_fast: HowFast, reason: str, retirement_left_s: float, code: int = CODE_DRAINING) -> Event:
+    """What each claim is told. ``retirement_left_s``: what its job may still have, if it is given that at all."""
+    match how_fast:
+        case HowFast.GRACEFUL:
+            return Retire(retirement_left_s, reason, code)
+        case HowFast.QUICK:
+            return Retire(0.0, reason, code)
+        case HowFast.FAST:
+            return Shutdown(fast=True, reason=reason, vacate_code=code)
+
+
+def expected_end(now: float, left_s: list[float]) -> int:
+    """ExpectedMachineGracefulDrainingCompletion: unix time by which every job has had its time."""
+    finite = [left for left in left_s if math.isfinite(left)]
+    return int(now + max(finite, default=0.0))

@@ -1,0 +1,48 @@
+"""Which settings a running startd takes over when they are read again. Pure."""
+
+from __future__ import annotations
+
+import attrs
+
+from pilot.settings import KNOBS, Settings
+
+# What the startd itself looks up each time. All others are known to other processes (starters, procd), to the pool
+# (name, address) or to the machine (directories, sizes): they need a restart.
+CHANGEABLE = frozenset(
+    {
+        "start",
+        "rank",
+        "maxjobretirementtime",
+        "claim_worklife",
+        "update_interval",
+        "killing_timeout",
+        "machinemaxvacatetime",
+        "shutdown_graceful_timeout",
+        "glidein_toretire",
+        "glidein_todie",
+        "startd_noclaim_shutdown",
+        "daemon_shutdown",
+        "daemon_shutdown_fast",
+        "sailplane_proxy_margin",
+    }
+)
+
+
+@attrs.frozen
+class Merged:
+    """``settings`` to go on with; names of the knobs that changed, and of those whose change needs a restart."""
+
+    settings: Settings
+    taken: tuple[str, ...]
+    left: tuple[str, ...]
+
+
+def merge(now: Settings, read: Settings) -> Merged:
+    """The present settings with what may change from those that were read."""
+    different = [field for field in KNOBS if getattr(now, field) != getattr(read, field)]
+    taken = [field for field in different if field in CHANGEABLE]
+    return Merged(
+        attrs.evolve(now, **{field: getattr(read, field) for field in taken}),
+        tuple(KNOBS[field].name for field in taken),
+        tuple(KNOBS[field].name for field in different if field not in CHANGEABLE),
+    )

@@ -1,0 +1,91 @@
+"""What a pool's administrators do with a Sailplane startd, by stock commands."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from demo.daemons import switched
+from tests.interop.conftest import STARTD_KNOBS
+from tests.interop.stockjobs import EVICTED, EXECUTING, IDLE, StockJobs
+
+pytestmark = [pytest.mark.interop, pytest.mark.timeout(300)]
+
+SLOT = "slot1@sailplane.example"
+PATIENT = "sleep 300"
+
+
+@pytest.fixture
+def retiring(stock: StockJobs) -> StockJobs:
+    """The execution point gives jobs their retirement time."""
+    startd = stock.site.startd
+    assert startd is not None
+    stock.site.startd = None
+    startd.stop(deadline_s=60.0)
+    (stock.site.layout.pilot / "tokens.d" / "startd.token").unlink(missing_ok=True)
+    stock.site.start_startd(**STARTD_KNOBS | {"MAXJOBRETIREMENTTIME": 600})
+    return stock
+
+
+def as_pilot(stock: StockJobs, *argv: str) -> str:
+    """A stock tool at the pilot's own account, on its node."""
+    done = subprocess.run(
+        argv,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, env=stock.pool.environment, cwd="/", timeout=60,
+        check=False, **switched(stock.site.accounts["pilot"]),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done.stdout
+
+
+def slots(stock: StockJobs) -> dict[str, str]:
+    rows = stock.pool.tool("condor_status", "-af", "Name", "State", "Activity").splitlines()
+    return {name: f"{state}/{activity}" for name, state, activity in map(str.split, rows)}
+
+
+def until_slot(stock: StockJobs, name: str, wanted: str) -> None:
+    stock.until(lambda: True if slots(stock).get(name) == wanted else None, f"{name} to be {wanted}")
+
+
+def test_drained_gracefully_a_slot_finishes_its_job_and_called_off_takes_the_next(retiring: StockJobs) -> None:
+    stock = retiring
+    job = stock.one("alice", PATIENT)
+    stock.wait(job, EXECUTING)
+    stock.pool.tool("condor_drain", "-graceful", SLOT)
+    until_slot(stock, SLOT, "Drained/Retiring")
+    other = stock.one("bob", "echo other")
+    stock.pool.tool("condor_drain", "-cancel", SLOT)
+    assert stock.done(other) == "other\n"
+    assert stock.status(job) == 2, "it was not touched"
+    stock.pool.tool("condor_rm", job.id, user=stock.user("alice"))
+
+
+def test_drained_fast_a_slot_gives_its_job_back_and_resumes(stock: StockJobs) -> None:
+    job = stock.one("alice", PATIENT)
+    stock.wait(job, EXECUTING)
+    stock.pool.tool("condor_drain", "-fast", "-resume-on-completion", SLOT)
+    stock.wait(job, EVICTED)
+    stock.wait(job, EXECUTING, after=len(stock.events(job)))
+    stock.pool.tool("condor_rm", job.id, user=stock.user("alice"))
+
+
+def test_the_pilots_account_may_vacate_ping_and_reconfigure_its_startd(stock: StockJobs) -> None:
+    job = stock.one("alice", PATIENT)
+    stock.wait(job, EXECUTING)
+    as_pilot(stock, "condor_vacate", SLOT)
+    stock.wait(job, EVICTED)
+    stock.pool.tool("condor_rm", job.id, user=stock.user("alice"))
+    said = as_pilot(stock, "condor_ping", "-type", "startd", "-name", SLOT, "-table", "READ", "ADMINISTRATOR")
+    assert said.count("ALLOW") == 2, said
+    as_pilot(stock, "condor_reconfig", "-startd", "-name", SLOT)
+    stock.until(lambda: True if "settings read again" in stock.start_log() else None, "the settings to be read")
+
+
+def test_another_account_may_not(stock: StockJobs) -> None:
+    job = stock.one("alice", PATIENT)
+    stock.wait(job, EXECUTING)
+    said = stock.pool.tool("condor_vacate", "-fast", SLOT, user=stock.user("bob"), check=False)
+    assert "Sent" not in said
+    assert stock.status(job) != IDLE
+    stock.pool.tool("condor_rm", job.id, user=stock.user("alice"))
