@@ -30,7 +30,8 @@ def test_no_descriptor_signal_mask_limit_or_variable_of_the_pilots_reaches_the_j
     script = """
 ls /proc/self/fd | sort -n | tr '\\n' ' '; echo
 grep -E '^Sig(Blk|Ign)' /proc/self/status
-env | cut -d= -f1 | grep -v '^PYTHON_CPU_COUNT$' | grep -ciE 'pilot|glexec|_CONDOR_(Coll|SEC)|X509_CERT|SAILPLANE|PYTHON|SUDO' ; umask
+names=$(env | cut -d= -f1 | grep -v '^PYTHON_CPU_COUNT$')
+echo "$names" | grep -ciE 'pilot|glexec|_CONDOR_(Coll|SEC)|X509_CERT|SAILPLANE|PYTHON|SUDO' ; umask
 """
     (job,) = jobs.submit_many("alice", [script])
     jobs.done(job)
