@@ -13,7 +13,9 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from demo import accounts, daemons
@@ -28,7 +30,7 @@ PATIENCE_S = 60.0
 # Says its number, waits for a byte, forks until it is `argv[1]` processes, says "up". All in one process group.
 FAMILY = f"""
 import os, signal, sys
-os.setpgid(0, 0)
+if os.getsid(0) != os.getpid(): os.setpgid(0, 0)
 os.write(1, b"%d\\n" % os.getpid())
 os.read(0, 1)
 def rest():
@@ -84,7 +86,8 @@ import json, os, sys
 from pathlib import Path
 import trio
 from pilot.control import read_linger
-from pilot.switch import Call, GlexecSwitch
+from pilot.switch import Call, GlexecSwitch, NoneSwitch
+from pilot.userns import UsernsSwitch
 from procd.client import ProcdClient
 from procd.proc import ProcReader
 from starter.orphans import become_subreaper, reap_orphans
@@ -99,8 +102,15 @@ async def line(fd):
         said += piece
     return said
 
-async def main(path, front, credential, control, *command):
+def root_of(pid, reader):
+    # below the call's own process and the namespace's pid 1; the numbers that the job sees are others
+    for _ in range(2):
+        pid = reader.children(reader.read(pid))[0]
+    return pid
+
+async def main(path, kind, front, credential, control, *command):
     client = await ProcdClient.connect(path)
+    switch = {"glexec": lambda: GlexecSwitch(front, None), "userns": UsernsSwitch, "none": NoneSwitch}[kind]()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reap_orphans)
         while True:
@@ -108,21 +118,24 @@ async def main(path, front, credential, control, *command):
                 asked = json.loads(await line(0))
             except EOFError:
                 break
-            ended = await one(client, front, Path(credential), control == "yes", command, **asked)
+            ended = await one(client, switch, Path(credential), control == "yes", command, **asked)
             print(json.dumps(ended), flush=True)
         nursery.cancel_scope.cancel()
 
-async def one(client, front, credential, control, command, processes):
+async def one(client, switch, credential, control, command, processes):
     heard, told = os.pipe()
     taken, given = os.pipe()
-    call = Call((*command, str(processes)), "bench#kill", credential, stdin=taken, stdout=told, control=control)
-    running = await GlexecSwitch(front, None).start(call)
+    place = credential.parent
+    call = Call((*command, str(processes)), "bench#kill", credential, taken, told, control=control, place=place)
+    running = await switch.start(call)
     os.close(told); os.close(taken)
     near = None
     if running.control is not None and await read_linger(running.control) is not None:
         near = running.control.fileno()
     pid = int(await line(heard))
     reader = ProcReader()
+    if switch.name == "userns":
+        pid = root_of(running.pid, reader)
     await client.register("job", root_pid=pid, root_ticks=reader.ticks(pid), starter_pid=os.getpid(),
                           credential=str(credential), audit_id="bench#kill", control_fd=near)
     reader.close()
@@ -163,38 +176,102 @@ class Starter:
 
 
 @contextmanager
-def starting(site: Site) -> Iterator[Starter]:
-    """A starter's stand-in and a procd, both at the pilot's account of a site, ended afterwards."""
+def starting(site: Site, switch: str = "glexec", cgroup: Path | None = None) -> Iterator[Starter]:
+    """A starter's stand-in and a procd, both at the pilot's account of a site, ended afterwards.
+
+    Args:
+        switch: SAILPLANE_SWITCH.
+        cgroup: where groups can be made, as `delegated` gives it.
+    """
     assert site.installed is not None
     pilot = site.accounts["pilot"]
-    proxy = write_private(
-        site.layout.pilot / "bench.proxy", site.users["alice"].proxy.read_bytes(), owner=(pilot.uid, pilot.gid)
-    )
+    path = site.layout.pilot / f"bench-{time.monotonic_ns()}.proxy"
+    proxy = write_private(path, site.users["alice"].proxy.read_bytes(), owner=(pilot.uid, pilot.gid))
     socket = site.layout.pilot / "run" / "procd"
     environment = site.environment(site.layout.pilot)
     knobs = {
-        "_CONDOR_SAILPLANE_SWITCH": "glexec",
+        "_CONDOR_SAILPLANE_SWITCH": switch,
+        "_CONDOR_SAILPLANE_CGROUP": str(cgroup or "/nonexistent"),
         "_CONDOR_GLEXEC": str(site.installed.front),
         "_CONDOR_SAILPLANE_KILL_JITTER": "0",
         "_CONDOR_SAILPLANE_SWITCH_RATE": "0",  # spreading has figures of its own
     }
-    procd = daemons.start(
-        "procd",
-        site.runtime.argv("sailplane-procd", "--socket", str(socket), "--log", str(site.layout.pilot / "log/ProcLog")),
-        account=pilot,
-        environment=environment | knobs,
-        cwd=site.layout.pilot,
-        output=site.layout.logs / "procd.out",
-        logs=site.layout.pilot / "log",
-    )
+    log = site.layout.pilot / "log"
+    with _inside(cgroup):
+        procd = daemons.start(
+            "procd",
+            site.runtime.argv("sailplane-procd", "--socket", str(socket), "--log", str(log / "ProcLog")),
+            account=pilot,
+            environment=environment | knobs,
+            cwd=site.layout.pilot,
+            output=site.layout.logs / "procd.out",
+            logs=log,
+        )
     try:
         daemons.wait_until(procd.said_ready, what="procd to be ready", deadline_s=PATIENCE_S, daemons=[procd])
         job = [os.path.realpath("/usr/bin/python3"), "-IS", "-c", FAMILY]
-        given = [str(socket), str(site.installed.front), str(proxy), "yes" if site.linger else "no", *job]
-        with _speaking([str(site.runtime.python), "-c", STARTER, *given], environment, pilot) as process:
+        python = [str(site.runtime.python), "-c"]
+        control = "yes" if site.linger or switch == "userns" else "no"
+        given = [str(socket), switch, str(site.installed.front), str(proxy), control, *job]
+        with ExitStack() as stack:
+            with _inside(cgroup):
+                process = stack.enter_context(_speaking([*python, STARTER, *given], environment, pilot))
             yield Starter(process)
     finally:
         procd.stop(deadline_s=PATIENCE_S)
+
+
+@contextmanager
+def delegated(account: Account) -> Iterator[Path | None]:
+    """A cgroup that an account may divide, as a batch system makes it, with a group "main" in it; None where the kernel
+    has no cgroup.kill to offer."""
+    mount = next((line.split()[4] for line in _mounts() if " - cgroup2 " in line), None)
+    path = None if mount is None else Path(mount, f"sptest-{os.getpid()}")
+    if path is None or not Path(mount or "", "cgroup.procs").exists():
+        yield None
+        return
+    try:
+        (path / "main").mkdir(parents=True)
+    except OSError:
+        yield None
+        return
+    try:
+        for place in (path, path / "main"):
+            for name in (".", "cgroup.procs", "cgroup.subtree_control"):
+                os.chown(place / name, account.uid, account.gid)
+        yield path if (path / "cgroup.kill").exists() else None
+    finally:
+        for place in (*path.glob("*/"), path):
+            what = f"{place} to be empty"
+            daemons.wait_until(partial(_removed, place), what=what, deadline_s=PATIENCE_S, daemons=[])
+
+
+def _mounts() -> list[str]:
+    return Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+
+
+def _removed(path: Path) -> bool:
+    try:
+        path.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def _inside(cgroup: Path | None) -> Iterator[None]:
+    """What is started meanwhile begins in the group "main" of a delegated one."""
+    if cgroup is None:
+        yield
+        return
+    own = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+    (cgroup / "main" / "cgroup.procs").write_text("0")
+    try:
+        yield
+    finally:
+        Path(cgroup.parent, own.lstrip("/"), "cgroup.procs").write_text("0")
 
 
 @contextmanager

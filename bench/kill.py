@@ -1,8 +1,9 @@
 """How long it takes to end a family of 1, 10, 100 and 1,000 processes of another account, until it is proved empty.
 
-Ours: one call of procd, with a glexec that does not linger (one call of the switch), and with one that does (its
-control socket, no call). The reference is root, who needs no switch: stop all, look again, kill, look until nobody is
-left; measured in turns with ours. Beside them the way of HTCondor 8.8: a call of the switch for each process.
+Ours: procd through a glexec that does not linger (one call of the switch), and by the routes that need no call: the
+control socket of one that lingers, the control socket of a user namespace's pid 1, a delegated cgroup, the right over
+processes of the same account. The reference is root, who needs no switch: stop all, look again, kill, look until nobody
+is left; measured in turns with ours. Beside them the way of HTCondor 8.8: a call of the switch for each process.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ import os
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
-from bench.families import family, starting
+from bench.families import delegated, family, starting
 from bench.figures import Figure
 from demo import daemons
 from demo.accounts import processes_of
 from demo.grid import write_private
 from demo.site import Site
+from pilot.userns import Host, obstacle
 
 SIZES = (1, 10, 100, 1000)
-RUNS = 7
+RUNS = 9
 # One call after the other takes a minute and a half for 1,000.
 ONE_BY_ONE = 100
 
@@ -64,7 +67,7 @@ def why_not() -> str:
 
 
 def run() -> list[Figure]:
-    """The figures of this bench; takes about a minute."""
+    """The figures of this bench; takes about a minute and a half."""
     figures: list[Figure] = []
     with Site.open("test", linger=False) as site, starting(site) as starter:
         starter.kill(1)
@@ -80,12 +83,34 @@ def run() -> list[Figure]:
             figures.append(Figure(f"kill_{size}", ours, "ms", goal, by_root))
         figures.append(Figure("kill_1000_calls", calls, "calls", "== 1", note="in the site's root log"))
         figures += _one_by_one(site)
-    with Site.open("test", linger=True) as site, starting(site) as starter:
+        with delegated(site.accounts["pilot"]) as group:
+            figures += _free(site, "cgroup", cgroup=group) if group is not None else []
+        figures += _free(site, "own", switch="none")
+        if obstacle(Host()) is None:
+            figures += _free(site, "userns", switch="userns")
+    with Site.open("test", linger=True) as site:
+        figures += _free(site, "control")
+    return figures
+
+
+def _free(site: Site, name: str, *, switch: str = "glexec", cgroup: Path | None = None) -> list[Figure]:
+    """By a route that costs no call."""
+    figures = []
+    with starting(site, switch, cgroup) as starter:
         starter.kill(1)
-        figures += [
-            Figure(f"kill_{size}_control", [starter.kill(size)["ms"] for _ in range(RUNS)], "ms", note="0 calls")
-            for size in SIZES
-        ]
+        for size in SIZES:
+            ended = [starter.kill(size) for _ in range(RUNS)]
+            routes = {each["route"] for each in ended}
+            if routes != {"control" if switch == "userns" else name}:
+                raise daemons.SiteError(f"ended by {' '.join(routes)} instead of {name}")
+            figures.append(
+                Figure(
+                    f"kill_{size}_{name}",
+                    [each["ms"] for each in ended],
+                    "ms",
+                    note=f"{sum(each['calls'] for each in ended)} calls",
+                )
+            )
     return figures
 
 
