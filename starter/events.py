@@ -80,8 +80,20 @@ class Reported:
 
 
 @attrs.frozen
+class Disconnected:
+    """The syscall socket is gone. A shadow may come back while the job's lease lasts."""
+
+    text: str
+
+
+@attrs.frozen
+class Reconnected:
+    """A shadow has taken the job up again, on a new syscall socket."""
+
+
+@attrs.frozen
 class ShadowLost:
-    """The syscall socket is gone."""
+    """The shadow is given up: none has come back while the lease lasted, or a step failed with it."""
 
     text: str
 
@@ -166,6 +178,8 @@ Event = (
     | StagedOut
     | Cleaned
     | Reported
+    | Disconnected
+    | Reconnected
     | ShadowLost
     | StartdLost
     | ProxyEnding
@@ -181,7 +195,7 @@ Event = (
 # Facts come from the kernel, a peer or the clock at any moment: each has a rule in every state. The other events are
 # the outcome of a step and come only while that step runs.
 FACTS: tuple[type, ...] = (
-    JobEnded, ShadowLost, StartdLost, ProxyEnding, IdentityChanged, DeactivateAsked, LimitExceeded, CheckpointReached,
+    JobEnded, Disconnected, Reconnected, ShadowLost, StartdLost, ProxyEnding, IdentityChanged, DeactivateAsked, LimitExceeded, CheckpointReached,
     SuspendAsked, ContinueAsked,
 )  # fmt: skip
 

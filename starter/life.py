@@ -27,6 +27,7 @@ from starter.events import (
     CredentialStored,
     DeactivateAsked,
     DeclareBroken,
+    Disconnected,
     Event,
     Exit,
     FamilyStopped,
@@ -36,6 +37,7 @@ from starter.events import (
     LeaveToJanitor,
     LimitExceeded,
     ProxyEnding,
+    Reconnected,
     Reported,
     Resume,
     ShadowLost,
@@ -99,6 +101,8 @@ class Life:
     sandbox: bool = False
     unkillable: bool = False
     stopping_softly: bool = False
+    disconnected: bool = False
+    leaving: bool = False
     ended: JobEnded | None = None
     number: int = 0
     story: deque[Entry] = attrs.field(factory=lambda: deque(maxlen=STORY_LENGTH))
@@ -138,9 +142,21 @@ def _stop(life: Life, *, soft: bool) -> Outcome:
 
 def _report(life: Life) -> Outcome:
     """Report where somebody is left to hear it; otherwise end."""
+    if _nobody_waits(life):
+        life.verdict = Abandoned("no shadow was there when the slot had to be given back")
     if isinstance(life.verdict, Abandoned):
         return _end(life)
     return _begin(State.REPORTING, Step.REPORT)
+
+
+def _nobody_waits(life: Life) -> bool:
+    """No shadow is there, and the startd wants the slot back: none is waited for."""
+    return life.disconnected and life.leaving
+
+
+def _output_in_vain(life: Life) -> bool:
+    """Nor is one for the output of a job that is held: its proxy may be about to end."""
+    return _nobody_waits(life) or (life.disconnected and isinstance(life.verdict, Hold))
 
 
 def _end(life: Life) -> Outcome:
@@ -232,7 +248,7 @@ def _stopped(life: Life, event: Event) -> Outcome:
         life.unkillable = True
         pids = ", ".join(map(str, event.survivors))
         return State.CLEANING, (DeclareBroken(f"processes {pids} survived SIGKILL"), Begin(Step.CLEAN))
-    if wants_output(life.verdict):
+    if wants_output(life.verdict) and not _output_in_vain(life):
         return _begin(State.STAGING_OUT, Step.STAGE_OUT)
     return _clean_or_report(life)
 
@@ -252,6 +268,7 @@ def _reported(life: Life, _event: Event) -> Outcome:
 
 def _killed(life: Life, event: Event, *, output: bool) -> None:
     assert isinstance(event, DeactivateAsked)
+    life.leaving = True
     life.verdict = Killed(event.reason, event.vacate_code, output, final=output and event.output)
 
 
@@ -274,6 +291,7 @@ def _deactivate_running(life: Life, event: Event) -> Outcome:
 def _deactivate_stopping(life: Life, event: Event) -> Outcome:
     """A hard request overtakes a soft one; a soft one changes nothing that is already under way."""
     assert isinstance(event, DeactivateAsked)
+    life.leaving = True
     if event.soft:
         return life.state, ()
     _killed(life, event, output=False)
@@ -282,7 +300,8 @@ def _deactivate_stopping(life: Life, event: Event) -> Outcome:
 
 def _deactivate_staging_out(life: Life, event: Event) -> Outcome:
     assert isinstance(event, DeactivateAsked)
-    if event.soft:
+    life.leaving = True
+    if event.soft and not life.disconnected:
         return life.state, ()
     _killed(life, event, output=False)
     return _begin(State.CLEANING, Step.CLEAN)
@@ -311,8 +330,37 @@ def _credential_over_launch(life: Life, event: Event) -> Outcome:
     return _stop(life, soft=False)
 
 
+def _disconnected(life: Life, event: Event) -> Outcome:
+    """The job runs on, and its output is kept, for a shadow that comes back."""
+    life.disconnected = True
+    if life.state is State.STAGING_OUT and _output_in_vain(life):
+        return _begin(State.CLEANING, Step.CLEAN)
+    if life.state is State.REPORTING and life.leaving:
+        return _end(life)
+    return life.state, ()
+
+
+def _reconnected(life: Life, _event: Event) -> Outcome:
+    life.disconnected = False
+    return life.state, ()
+
+
+def _deactivate_late(life: Life, _event: Event) -> Outcome:
+    life.leaving = True
+    return _report(life) if life.state is State.REPORTING and life.disconnected else (life.state, ())
+
+
+def _proxy_ending_undelivered(life: Life, event: Event) -> Outcome:
+    """Output that is on its way may still arrive; with no shadow there the sandbox goes while the site lets us."""
+    assert isinstance(event, ProxyEnding)
+    if not life.disconnected:
+        return life.state, ()
+    life.verdict = Hold(4, 0, event.text)
+    return _begin(State.CLEANING, Step.CLEAN)
+
+
 def _abandon(life: Life, event: Event) -> None:
-    life.verdict = Abandoned(event.text if isinstance(event, ShadowLost) else "the startd is gone")
+    life.verdict = Abandoned(event.text if isinstance(event, ShadowLost | Disconnected) else "the startd is gone")
 
 
 def _abandon_early(life: Life, event: Event) -> Outcome:
@@ -416,6 +464,8 @@ S = State
 _EARLY = (S.ASKING, S.CREDENTIAL, S.STAGING_IN)
 _WITH_JOB = (S.LAUNCHING, S.RUNNING, S.SUSPENDED)
 _LOST = (ShadowLost, StartdLost)
+# A shadow that is gone may come back from here on: the job exists.
+_ON_THE_WAY = (*_WITH_JOB, S.CHECKPOINTING, S.STOPPING, S.STAGING_OUT, S.CLEANING, S.REPORTING)
 _CREDENTIAL_OVER = (ProxyEnding, IdentityChanged)
 
 # The numbered rules, in the order of docs/job-life.md.
@@ -438,7 +488,7 @@ NUMBERED: tuple[tuple[tuple[State, ...], tuple[type, ...], Rule], ...] = (
     ((S.RUNNING, S.SUSPENDED), (DeactivateAsked,), _deactivate_running),  # 16
     ((S.STOPPING,), (DeactivateAsked,), _deactivate_stopping),  # 17
     ((S.STAGING_OUT,), (DeactivateAsked,), _deactivate_staging_out),  # 18
-    (_EARLY, _LOST, _abandon_early),  # 19
+    (_EARLY, (*_LOST, Disconnected), _abandon_early),  # 19
     ((*_WITH_JOB, S.STOPPING), _LOST, _abandon_running),  # 20
     ((S.STAGING_OUT,), _LOST, _abandon_staging_out),  # 21
     ((S.CLEANING,), _LOST, _abandon_cleaning),  # 22
@@ -460,6 +510,10 @@ NUMBERED: tuple[tuple[tuple[State, ...], tuple[type, ...], Rule], ...] = (
     ((S.CHECKPOINTING,), (DeactivateAsked,), _deactivate_checkpointing),  # 38
     ((S.CHECKPOINTING,), _LOST, _abandon_running),  # 39
     ((S.CHECKPOINTING,), _CREDENTIAL_OVER, _credential_over_launch),  # 40
+    (_ON_THE_WAY, (Disconnected,), _disconnected),  # 41
+    (tuple(S), (Reconnected,), _reconnected),  # 42
+    ((S.CLEANING, S.REPORTING), (DeactivateAsked,), _deactivate_late),  # 43
+    ((S.STAGING_OUT,), (ProxyEnding,), _proxy_ending_undelivered),  # 44
 )
 
 

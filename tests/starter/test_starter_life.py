@@ -22,6 +22,7 @@ from starter.events import (
     CredentialStored,
     DeactivateAsked,
     DeclareBroken,
+    Disconnected,
     Event,
     Exit,
     FamilyStopped,
@@ -31,6 +32,7 @@ from starter.events import (
     LeaveToJanitor,
     LimitExceeded,
     ProxyEnding,
+    Reconnected,
     Reported,
     Resume,
     ShadowLost,
@@ -60,6 +62,8 @@ SAMPLES: dict[type, Event] = {
     StagedOut: StagedOut(""),
     Cleaned: Cleaned(""),
     Reported: Reported(),
+    Disconnected: Disconnected("cut"),
+    Reconnected: Reconnected(),
     ShadowLost: ShadowLost("cut"),
     StartdLost: StartdLost(),
     ProxyEnding: ProxyEnding("soon"),
@@ -144,6 +148,51 @@ def test_a_lost_shadow_stops_the_job_removes_the_sandbox_and_ends() -> None:
     assert [c.step for c in commands if isinstance(c, Begin)][3:] == [Step.STOP_HARD, Step.CLEAN]
     assert commands[-1] == Exit(EXIT_LOST_SHADOW)
     assert isinstance(life.verdict, Abandoned)
+
+
+def test_a_cut_socket_changes_nothing_for_a_job_that_runs() -> None:
+    life, commands = walk(*RUNNING, Disconnected("cut"))
+    assert life.state is State.RUNNING
+    assert commands[-1] == Begin(Step.LAUNCH)
+    life.handle(Reconnected(), now_s=9.0)
+    assert not life.disconnected
+
+
+def test_output_is_kept_for_a_shadow_that_comes_back() -> None:
+    life, commands = walk(*RUNNING, JobEnded(0, True), FamilyStopped(()), Disconnected("cut"))
+    assert life.state is State.STAGING_OUT
+    assert commands[-1] == Begin(Step.STAGE_OUT)
+
+
+def test_the_leases_end_gives_the_output_up() -> None:
+    life, commands = walk(*RUNNING, JobEnded(0, True), FamilyStopped(()), Disconnected("cut"), ShadowLost("lease"))
+    assert commands[-1] == Begin(Step.CLEAN)
+    assert life.handle(Cleaned(""), now_s=9.0) == (Exit(EXIT_LOST_SHADOW),)
+
+
+def test_before_the_job_runs_a_cut_socket_ends_the_activation() -> None:
+    _, commands = walk(JobKnown(False, False), Disconnected("cut"), Cleaned(""))
+    assert [c.step for c in commands if isinstance(c, Begin)] == [Step.STAGE_IN, Step.CLEAN]
+    assert commands[-1] == Exit(EXIT_LOST_SHADOW)
+
+
+@pytest.mark.parametrize("first", [Disconnected("cut"), SOFT])
+def test_a_slot_that_is_wanted_back_waits_for_no_shadow(first: Event) -> None:
+    second = SOFT if isinstance(first, Disconnected) else Disconnected("cut")
+    story = (*RUNNING, first, second, FamilyStopped(()))
+    life, commands = walk(JobKnown(True, output_on_evict=True), *story[1:])
+    assert commands[-1] == Begin(Step.CLEAN)
+    assert life.handle(Cleaned(""), now_s=9.0) == (Exit(EXIT_LOST_SHADOW),)
+
+
+def test_output_of_a_held_job_waits_for_no_shadow_but_its_report_does() -> None:
+    _, commands = walk(*RUNNING, Disconnected("cut"), ProxyEnding("soon"), FamilyStopped(()), Cleaned(""))
+    assert [c.step for c in commands if isinstance(c, Begin)][3:] == [Step.STOP_SOFTLY, Step.CLEAN, Step.REPORT]
+
+
+def test_a_report_without_a_shadow_ends_when_the_slot_is_wanted_back() -> None:
+    _, commands = walk(*RUNNING, JobEnded(0, True), FamilyStopped(()), StagedOut(""), Disconnected("cut"), SOFT)
+    assert commands[-1] == Exit(EXIT_LOST_SHADOW)
 
 
 def test_the_proxys_end_stops_the_job_before_fetches_its_output_and_holds_it() -> None:
