@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 import attrs
 from classad2 import ClassAd
 
+from cedar.agentreply import FAILURE, INVALID_REQUEST, SUCCESS, agent_reply
 from cedar.claims import ClaimId
 from cedar.classads import get_str, set_str
 from cedar.commands import VERSION, Command, condor_version_text
@@ -62,14 +63,25 @@ class JobCommands:
         return self._held_of_owner(session) is not None
 
     async def claim_agent(self, request: Request) -> None:
-        """CA_CMD: of its many commands only CA_LOCATE_STARTER is for us."""
+        """CA_CMD: of its many commands two are a shadow's that has lost its starter, and are served."""
         ad = (await request.stream.get()).ad()
         command = get_str(ad, "Command", "")
-        if command != "CA_LOCATE_STARTER":
-            await request.stream.put(_reply("InvalidRequest", f"{command[:40]!a} is not served"))
+        if command == "CA_LOCATE_STARTER":
+            check_claim_id(get_str(ad, "ClaimId"), request.session)
+            await request.stream.put(self._located(request.session, get_str(ad, "GlobalJobId", "")))
+        elif command == "CA_RECONNECT_JOB":
+            await self._reconnect(request, ad)
+        else:
+            await request.stream.put(agent_reply(INVALID_REQUEST, f"{command[:40]!a} is not served"))
+
+    async def _reconnect(self, request: Request, ad: ClassAd) -> None:
+        """The claim's session is the proof; the connection becomes the starter's new syscall socket."""
+        held = self.claims.find(request.session.sid)
+        if held is None or held.starter is None or held.life.state not in WITH_STARTER:
+            await request.stream.put(agent_reply(FAILURE, "no job runs on this slot now"))
             return
-        check_claim_id(get_str(ad, "ClaimId"), request.session)
-        await request.stream.put(self._located(request.session, get_str(ad, "GlobalJobId", "")))
+        held.heard_s = self.now_s()
+        await self._pass(held, request, ad)
 
     def _located(self, session: Session, global_job_id: str) -> ClassAd:
         """Failure makes a shadow give its job up: only for a job that has ended here for certain (T24).
@@ -80,11 +92,11 @@ class JobCommands:
         held = self.claims.find(session.sid)
         asked = _job_of(global_job_id)
         if held is not None and held.life.state in WITH_STARTER and asked in ("", held.job_id):
-            answer = _reply("Success", "")
+            answer = agent_reply(SUCCESS)
             set_str(answer, "StarterIpAddr", self.claims.slots.address)
             return answer
         if held is None or (asked and asked in held.past_jobs):
-            return _reply("Failure", "the job has ended on this slot")
+            return agent_reply(FAILURE, "the job has ended on this slot")
         raise PeerFault("unsure", f"nothing is known of job {asked or '?'} on {held.name}")
 
     async def create_owner_session(self, request: Request) -> None:
@@ -124,6 +136,11 @@ class JobCommands:
         held = self._held_of_owner(request.session)
         if held is None or held.starter is None:
             raise PeerFault("owner", "the session is not that of a running job's owner")
+        await self._pass(held, request, asked)
+
+    async def _pass(self, held: Held, request: Request, asked: ClassAd) -> None:
+        """Give the connection to the starter; one that is gone is reported by the spawner."""
+        assert held.starter is not None
         sock, state = request.stream.export()
         with sock:
             message = PassedCommand(request.command, request.identity, str(asked), state)
@@ -151,16 +168,6 @@ def refuse(ad: ClassAd, text: str, *, retry: bool) -> None:
     """No, with the reason for the tool's user."""
     ad["Result"], ad["Retry"] = False, retry
     set_str(ad, "ErrorString", text)
-
-
-def _reply(result: str, text: str) -> ClassAd:
-    ad = ClassAd()
-    ad["MyType"], ad["TargetType"] = "Reply", "Command"
-    ad["CondorVersion"] = condor_version_text()
-    ad["Result"] = result
-    if text:
-        set_str(ad, "ErrorString", text)
-    return ad
 
 
 def _job_of(global_job_id: str) -> str:

@@ -168,7 +168,7 @@ def _policy(ad: ClassAd, machine: Machine, slot: SlotState) -> None:
     )
     ad["Requirements"] = ExprTree("Start && WithinResourceLimits")
     ad["HasFileTransfer"] = True
-    ad["HasReconnect"] = False
+    ad["HasReconnect"] = True
     ad["HasSelfCheckpointTransfers"] = True
     ad["HasSshd"] = machine.has_sshd
     ad["CondorScratchDir"] = _SCRATCH_MARKER

@@ -31,6 +31,9 @@ NULL_DEVICE = "/dev/null"
 SCRATCH_MARKER = "#CoNdOrScRaTcHdIr#"
 
 
+# The longest time that a job may be kept for a shadow that is gone.
+MAX_LEASE_S = 7 * 86_400.0
+
 # In the order in which they are looked for: what the ad says, and what the user wrote.
 _CONTAINERS = (
     ("WantDockerImage", "docker_image"),
@@ -93,6 +96,7 @@ class Description:
     proxy_name: str | None
     proxy_subject: str
     proxy_lifetime_s: int
+    lease_s: float
     output_on_evict: bool
     kill_signal: int
     vacate_s: float
@@ -145,6 +149,7 @@ def _describe(ad: ClassAd) -> Description:
         proxy_name=posixpath.basename(proxy) or None,
         proxy_subject=get_str(ad, "x509userproxysubject", ""),
         proxy_lifetime_s=get_int(ad, "DelegateJobGSICredentialsLifetime", DEFAULT_PROXY_LIFETIME_S),
+        lease_s=_lease_s(ad),
         output_on_evict=get_str(ad, "WhenToTransferOutput", "ON_EXIT").upper() == "ON_EXIT_OR_EVICT",
         kill_signal=_signal_number(ad, "KillSig", 15),
         vacate_s=float(get_int(ad, "JobMaxVacateTime", -1)),
@@ -267,3 +272,9 @@ def _signal_number(ad: ClassAd, name: str, default: int) -> int:
         return int(signal.Signals[word if word.startswith("SIG") else f"SIG{word}"])
     except KeyError:
         raise ValueError(f"{name} is {word!r}, which is no signal of this system") from None
+
+
+def _lease_s(ad: ClassAd) -> float:
+    """JobLeaseDuration; a job without one ends with its shadow."""
+    value = evaluate(ad, "JobLeaseDuration")
+    return min(max(float(value), 0.0), MAX_LEASE_S) if type(value) in (int, float) and value == value else 0.0

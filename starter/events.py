@@ -195,8 +195,8 @@ Event = (
 # Facts come from the kernel, a peer or the clock at any moment: each has a rule in every state. The other events are
 # the outcome of a step and come only while that step runs.
 FACTS: tuple[type, ...] = (
-    JobEnded, Disconnected, Reconnected, ShadowLost, StartdLost, ProxyEnding, IdentityChanged, DeactivateAsked, LimitExceeded, CheckpointReached,
-    SuspendAsked, ContinueAsked,
+    JobEnded, Disconnected, Reconnected, ShadowLost, StartdLost, ProxyEnding, IdentityChanged, DeactivateAsked,
+    LimitExceeded, CheckpointReached, SuspendAsked, ContinueAsked,
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 
 import trio
 
+from cedar.commands import Command as Wire
 from cedar.errors import PeerFault
 from pilot.rpc import Channel, ChannelClosed, RpcFault, RpcRefused
 from pilot.switch import Exited as SwitchExited
@@ -32,11 +33,13 @@ from starter.events import (
     CredentialStored,
     DeactivateAsked,
     DeclareBroken,
+    Disconnected,
     Event,
     Exit,
     JobEnded,
     LeaveToJanitor,
     ProxyEnding,
+    Reconnected,
     Resume,
     ShadowLost,
     StagedIn,
@@ -62,8 +65,9 @@ from starter.messages import (
     UserRefused,
 )
 from starter.orphans import reap_orphans
+from starter.reconnect import take_up
 from starter.shadow import ShadowRefused
-from starter.verdict import Hold, wants_output, words
+from starter.verdict import Abandoned, Hold, wants_output, words
 from starter.visits import Visits
 from starter.work import Work
 
@@ -135,6 +139,10 @@ class Job:
             self._nursery.start_soon(self._work.chirp.run)
         elif isinstance(event, Started) and self._work.legs == 0:
             self._nursery.start_soon(self._send_updates)
+        elif isinstance(event, Reconnected) and self._life.state in (State.RUNNING, State.SUSPENDED):
+            self._nursery.start_soon(self._update)
+        elif self._life.disconnected:
+            return
         elif isinstance(event, JobEnded) and self._life.verdict is not None and wants_output(self._life.verdict):
             steps.open_output(self._work)
 
@@ -221,15 +229,33 @@ class Job:
         await self._tell.send(event)
 
     async def _watch_shadow(self) -> None:
-        fault = await self._work.shadow.listen()
-        await self._post(ShadowLost(f"the syscall socket ended: {fault}"))
+        """Socket after socket, until none came for a whole lease."""
+        shadow = self._work.shadow
+        while True:
+            fault = await shadow.listen()
+            self._log.info("the syscall socket ended: %s", fault)
+            await self._post(Disconnected(f"the syscall socket ended: {fault}"))
+            lease_s = self._work.lease_s
+            with trio.move_on_after(max(0.0, shadow.heard_s + lease_s - trio.current_time())) as waiting:
+                await shadow.wait_connected()
+            if waiting.cancelled_caught:
+                break
+            await self._post(Reconnected())
+        shadow.give_up(fault)
+        await self._post(ShadowLost(f"{fault}; no shadow came back within the job's lease of {lease_s:.0f} s"))
+
+    async def _take_up(self, message: PassedCommand, fd: int) -> None:
+        over = isinstance(self._life.verdict, Abandoned)
+        if await take_up(self._work, message, fd, over=over, log=self._log):
+            self._log.info("a shadow has taken the job up again")
 
     async def _watch_startd(self) -> None:
         try:
             while True:
                 message, fds = await self._channel.receive()
                 if isinstance(message, PassedCommand) and len(fds) == 1:
-                    self._nursery.start_soon(self._visits.serve, message, fds[0])
+                    serve = self._take_up if message.command == Wire.CA_CMD else self._visits.serve
+                    self._nursery.start_soon(serve, message, fds[0])
                     continue
                 for fd in fds:
                     os.close(fd)
@@ -294,9 +320,9 @@ class Job:
         delayed = work.chirp.delayed.pending() if work.chirp else {}
         updates.add_delayed(ad, as_ad(delayed), work.shadow_version)
         try:
-            await work.shadow.register_job_info(ad)
+            await work.shadow.update_job_info(ad)
         except (PeerFault, ShadowRefused) as fault:
-            await self._post(ShadowLost(f"usage update: {fault}"))
+            self._log.info("no update now: %s", fault)  # a lost shadow is reported by the task that reads
             return
         if work.chirp:
             work.chirp.delayed.sent(delayed)

@@ -118,15 +118,16 @@ class ContinueJob:
 
 @attrs.frozen
 class PassedCommand:
-    """startd -> starter: a command of the job's owner. Descriptor: its connection, ready for the answer.
+    """startd -> starter: a command of the job's owner, or a shadow that takes the job up again. Descriptor: its
+    connection, ready for the answer.
 
-    ``identity`` is the session's; ``request`` is the ad that came with it (new ClassAd text); ``stream_state`` as in
-    Activation.
+    ``identity`` is the session's; ``request`` is the ad that came with it (new ClassAd text; a shadow's holds a
+    secret); ``stream_state`` as in Activation.
     """
 
     command: int
     identity: str
-    request: str
+    request: str = attrs.field(repr=False)
     stream_state: dict[str, Any] = attrs.field(repr=False)
 
 

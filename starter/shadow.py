@@ -1,13 +1,13 @@
-"""The starter's side of the syscall socket: calls to the shadow, one at a time (wire reference 4).
+"""The starter's side of the conversation with its shadow: the calls (wire reference 4), whatever socket they go over.
 
-Calls are never cut off in the middle: a cancelled caller leaves only after the answer, or after ``CALL_DEADLINE_S``.
-A lost connection is noticed also between calls. Nothing here decides what a loss means.
+A lost socket is not the end: ``take`` brings another one, and a call that was interrupted is made again on it. Until
+then callers wait, and may be cancelled. How long a shadow is waited for is decided elsewhere, and told by ``give_up``.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import attrs
 import trio
@@ -17,13 +17,17 @@ from cedar.codec import Item, Reader
 from cedar.commands import Syscall
 from cedar.errors import PeerFault
 from cedar.stream import CedarStream
+from starter.syscalls import SyscallSocket
 
-# Stock waits 300 s on this socket (wire reference 4.1); a shadow that blocks longer than this has other troubles.
-CALL_DEADLINE_S = 120.0
 # Longest answer to a delegation: a chain of 32 certificates of 4 kB (the limits of pilot.credentials).
 MAX_DELEGATION_BYTES = 256 * 1024
 # Tokens of one job; each is for a service that the user named at submit time.
 MAX_CREDENTIALS = 64
+# A call that costs so many sockets in a row is answered by nobody; the loss is reported as the caller's.
+MAX_TRIES = 5
+# The first call on a new socket (wire reference T38) is answered at once, or the socket is no good.
+FIRST_ANSWER_S = 20.0
+T = TypeVar("T")
 
 
 class ShadowRefused(Exception):
@@ -44,77 +48,101 @@ class TransferSession:
 
 
 class Shadow:
-    """One shadow at the other end of ``stream``. ``listen`` must run as long as calls are made."""
+    """The shadow of one job. ``heard_s``: when it last answered (monotonic), from which its lease is reckoned.
+
+    ``listen`` must run, again after each ``take``, as long as calls are made.
+    """
 
     def __init__(self, stream: CedarStream) -> None:
-        self._stream = stream
+        self._socket = SyscallSocket(stream)
         self._one_call = trio.Lock()
-        self._answers, self._answer = trio.open_memory_channel[Reader](0)
-        self._calling = False
-        self._fault: PeerFault | None = None
-        self._gone = trio.Event()
+        self._taken = trio.Event()
+        self._given_up: PeerFault | None = None
+        self.heard_s = trio.current_time()
 
     async def listen(self) -> PeerFault:
-        """Read answers until the connection ends; returns why it ended. Cancelling it ends all further calls."""
-        try:
-            while True:
-                reader = await self._stream.get()
-                if not self._calling:
-                    raise PeerFault("protocol", "the shadow spoke out of turn")
-                await self._answers.send(reader)
-        except PeerFault as fault:
-            self._fault = fault
-            return fault
-        finally:
-            self._fault = self._fault or PeerFault("closed", "the syscall socket is no longer read")
-            self._gone.set()
-            self._answers.close()
+        """Until the present socket ends; returns why. Cancelling it ends the calls on that socket."""
+        return await self._socket.listen()
 
     async def wait_gone(self) -> None:
-        """Until the connection has ended."""
-        await self._gone.wait()
+        """Until the present socket has ended."""
+        await self._socket.wait_gone()
+
+    async def wait_connected(self) -> None:
+        """Until there is a socket.
+
+        Raises:
+            PeerFault: the shadow was given up.
+        """
+        await self._connected(wait=True)
+
+    async def take(self, stream: CedarStream) -> TransferSession:
+        """Go on with this socket, on which a shadow has just taken the job up; the session of its file transfer.
+
+        Cancelling it, or a fault, leaves everything as it was; ``stream`` is the caller's then.
+
+        Raises:
+            PeerFault: the first call was not answered.
+            ShadowRefused: it was refused.
+        """
+        with trio.move_on_after(FIRST_ANSWER_S) as scope:
+            await stream.put(int(Syscall.GET_SEC_SESSION_INFO), "", "")
+            session = _session_in(_checked(Syscall.GET_SEC_SESSION_INFO, await stream.get())[1])
+        if scope.cancelled_caught:
+            raise PeerFault("timeout", f"the shadow did not answer within {FIRST_ANSWER_S:.0f} s")
+        before, self._socket = self._socket, SyscallSocket(stream)
+        self.heard_s = trio.current_time()
+        await before.drop(PeerFault("replaced", "a shadow has taken the job up on another socket"))
+        self._taken.set()
+        self._taken = trio.Event()
+        return session
+
+    def give_up(self, fault: PeerFault) -> None:
+        """No other socket is waited for: whoever waits for one gets ``fault``."""
+        self._given_up = fault
+        self._taken.set()
 
     async def aclose(self) -> None:
-        await self._stream.aclose()
+        await self._socket.drop(PeerFault("closed", "the job has ended"))
 
-    async def _exchange(self, *items: Item) -> Reader:
-        if self._fault is not None:
-            raise self._fault
-        await self._stream.put(*items)
-        return await self._next()
+    async def _connected(self, *, wait: bool) -> SyscallSocket:
+        while self._socket.fault is not None:
+            if self._given_up is not None or not wait:
+                raise self._given_up or self._socket.fault
+            await self._taken.wait()
+        return self._socket
 
-    async def _next(self) -> Reader:
-        try:
-            return await self._answer.receive()
-        except trio.EndOfChannel:
-            raise self._fault or PeerFault("closed", "the syscall socket ended") from None
+    async def _make(self, call: Callable[[SyscallSocket], Awaitable[T]], *, wait: bool = True) -> T:
+        """One call's turn, on whatever socket there is. ``wait``: for the next socket where there is none, and make the
+        call again there; otherwise a lost socket is the caller's.
 
-    async def _call(self, call: Syscall, *arguments: Item) -> tuple[int, Reader]:
+        Raises:
+            PeerFault: no socket; none would answer MAX_TRIES times; or what ``call`` raises.
+        """
+        tries = 0
+        async with self._one_call:
+            while True:
+                socket = await self._connected(wait=wait)
+                try:
+                    result = await socket.turn(call)
+                except PeerFault as fault:
+                    tries += 1
+                    with trio.CancelScope(shield=True):  # closing a socket does not wait
+                        await socket.drop(fault)
+                    if not wait or tries == MAX_TRIES:
+                        raise
+                    continue
+                self.heard_s = trio.current_time()
+                return result
+
+    async def _call(self, call: Syscall, *arguments: Item, wait: bool = True) -> tuple[int, Reader]:
         """Send one call and read ``rval``; the rest of the answer is the caller's.
 
         Raises:
-            PeerFault: connection lost, or no answer within CALL_DEADLINE_S.
+            PeerFault: as ``_make``.
             ShadowRefused: rval < 0.
         """
-        async with self._turn():
-            reader = await self._exchange(int(call), *arguments)
-            rval = reader.int()
-            if rval < 0:
-                raise ShadowRefused(call, reader.int() if reader.remaining() else 0)
-            return rval, reader
-
-    @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        """One call's turn on the socket: exclusive, shielded from cancelling, bounded."""
-        async with self._one_call:
-            with trio.move_on_after(CALL_DEADLINE_S, shield=True) as scope:
-                self._calling = True
-                try:
-                    yield
-                finally:
-                    self._calling = False
-            if scope.cancelled_caught:
-                raise PeerFault("timeout", f"the shadow did not answer within {CALL_DEADLINE_S:.0f} s")
+        return _checked(call, await self._make(lambda socket: socket.exchange(int(call), *arguments), wait=wait))
 
     async def remote(self, call: Syscall, *arguments: Item) -> tuple[int, Reader]:
         """A call on the job's behalf (chirp). Raises as all calls do: PeerFault, ShadowRefused."""
@@ -131,28 +159,32 @@ class Shadow:
 
     async def get_transfer_session(self) -> TransferSession:
         """Session of the file transfer; the reconnect session, told in the same answer, is the claim session."""
-        _, reader = await self._call(Syscall.GET_SEC_SESSION_INFO, "", "")
-        for _ in range(3):
-            reader.string()
-        return TransferSession(reader.string(), reader.string(), reader.string())
+        return _session_in((await self._call(Syscall.GET_SEC_SESSION_INFO, "", ""))[1])
 
     async def register_job_info(self, update: ClassAd) -> None:
         await self._call(Syscall.REGISTER_JOB_INFO, update)
+
+    async def update_job_info(self, update: ClassAd) -> None:
+        """The same for what is true now only: never made again, for by then it would be stale (wire reference T16).
+
+        Raises:
+            PeerFault: there is no shadow now.
+        """
+        await self._call(Syscall.REGISTER_JOB_INFO, update, wait=False)
 
     async def begin_execution(self) -> None:
         await self._call(Syscall.BEGIN_EXECUTION)
 
     async def note_job_ended(self) -> None:
         """event_notification (304): the job has ended now; stock reckons the times of execution and of tidying up from
-        it. Its answer is negative in normal operation, and says nothing (wire reference T20)."""
+        it; said now or not at all (PeerFault)."""
         event = ClassAd()
         event["EventType"] = "ActivationExecutionExit"
-        await self.notify(event)
+        await self._make(lambda socket: socket.exchange(int(Syscall.EVENT_NOTIFICATION), event), wait=False)
 
     async def notify(self, event: ClassAd) -> None:
-        """event_notification (304), whatever its answer."""
-        async with self._turn():
-            await self._exchange(int(Syscall.EVENT_NOTIFICATION), event)
+        """event_notification (304). Its answer is negative in normal operation and says nothing (T20)."""
+        await self._make(lambda socket: socket.exchange(int(Syscall.EVENT_NOTIFICATION), event))
 
     async def job_exit(self, wait_status: int, reason: int, update: ClassAd) -> None:
         await self._call(Syscall.JOB_EXIT, wait_status, reason, update)
@@ -164,21 +196,19 @@ class Shadow:
         Raises:
             PeerFault: also when the shadow says that it failed.
         """
-        async with self._turn():
-            reader = await self._exchange(int(Syscall.GETCREDS), "")
-            found: list[ClassAd] = []
-            while (more := reader.int()) > 0:
-                if len(found) == MAX_CREDENTIALS:
-                    raise PeerFault("limit", f"the shadow sends more than {MAX_CREDENTIALS} tokens")
-                found.append(reader.ad())
-            if more < 0:
-                raise PeerFault("credentials", "the shadow could not give the job's tokens")
-            return found
+        reader = await self._make(lambda socket: socket.exchange(int(Syscall.GETCREDS), ""))
+        found: list[ClassAd] = []
+        while (more := reader.int()) > 0:
+            if len(found) == MAX_CREDENTIALS:
+                raise PeerFault("limit", f"the shadow sends more than {MAX_CREDENTIALS} tokens")
+            found.append(reader.ad())
+        if more < 0:
+            raise PeerFault("credentials", "the shadow could not give the job's tokens")
+        return found
 
     async def log_event(self, event: ClassAd) -> None:
         """ulog (284): no answer."""
-        async with self._one_call:
-            await self._stream.put(int(Syscall.ULOG), event)
+        await self._make(lambda socket: socket.put(int(Syscall.ULOG), event))
 
     async def fetch_proxy(
         self, expiration: int, exchange: Callable[[Callable[[bytes], Awaitable[bytes]]], Awaitable[bytes]]
@@ -189,15 +219,33 @@ class Shadow:
         Raises:
             PeerFault: also when the shadow answers 'failed': it drops the connection then (wire reference 7.5).
         """
-        async with self._turn():
-            await self._stream.put(int(Syscall.GET_DELEGATED_PROXY), "", expiration)
-            return await exchange(self._delegate)
 
-    async def _delegate(self, request: bytes) -> bytes:
-        reader = await self._exchange(len(request), request)
+        async def fetch(socket: SyscallSocket) -> bytes:
+            await socket.put(int(Syscall.GET_DELEGATED_PROXY), "", expiration)
+            return await exchange(lambda request: self._delegate(socket, request))
+
+        return await self._make(fetch, wait=False)
+
+    async def _delegate(self, socket: SyscallSocket, request: bytes) -> bytes:
+        reader = await socket.exchange(len(request), request)
         length = reader.int()
         if not 0 < length <= MAX_DELEGATION_BYTES:
             raise PeerFault("delegation", f"the shadow could not delegate the job's proxy (answered length {length})")
         certificates = reader.raw(length)
         reader.end()
         return certificates
+
+
+def _checked(call: Syscall, reader: Reader) -> tuple[int, Reader]:
+    """A value that says yes, and the rest of the answer."""
+    rval = reader.int()
+    if rval < 0:
+        raise ShadowRefused(call, reader.int() if reader.remaining() else 0)
+    return rval, reader
+
+
+def _session_in(reader: Reader) -> TransferSession:
+    """Of two sessions, of three strings each, the second."""
+    for _ in range(3):
+        reader.string()
+    return TransferSession(reader.string(), reader.string(), reader.string())

@@ -18,7 +18,7 @@ from cedar.claims import EXECUTE_SIDE, ClaimId
 from cedar.classads import evaluate, get_int, get_str
 from cedar.commands import HoldCode
 from cedar.errors import PeerFault, Refused
-from cedar.filetransfer import TransferLimits
+from cedar.filetransfer import Ack, TransferLimits
 from cedar.sinful import Sinful
 from pilot import credentials, logs
 from pilot.rpc import RpcRefused
@@ -72,6 +72,10 @@ from starter.work import PROCD_FAULTS, Work
 
 # Output is offered again after a transient failure, on the same stream of the far side.
 OUTPUT_TRIES = 3
+# So often to a shadow that has come back. One whose socket was cut has forgotten the key of its transfers (T21).
+MAX_RETURNS = 20
+# The end of a shadow is seen on all its connections within milliseconds.
+LOSS_SEEN_WITHIN_S = 1.0
 # The end of the job's first process is known to the kernel when its family is empty; the switch needs a moment to tell.
 END_KNOWN_WITHIN_S = 10.0
 # After an error event the shadow closes; we wait this long so that the event is surely read.
@@ -91,7 +95,9 @@ async def ask(work: Work) -> Event:
         code = fault.code if isinstance(fault, Unrunnable) else HoldCode.IWD_ERROR
         hold = Hold(code, errno.EINVAL, updates.one_line(str(fault)))
         return JobKnown(has_proxy=False, output_on_evict=False, refusal=hold)
-    info = updates.starter_info(work.activation, str(work.place.path), work.settings.uid_domain)
+    info = updates.starter_info(
+        work.activation, str(work.place.path), work.settings.uid_domain, reconnects=description.lease_s > 0
+    )
     await work.shadow.register_starter_info(info)
     told = await work.shadow.get_transfer_session()
     session = ClaimId.from_parts(told.session_id, told.info, told.key).session(EXECUTE_SIDE)
@@ -156,7 +162,7 @@ async def fill_sandbox(work: Work) -> Event:
         return StepFailed(_switch_verdict(work, fault.outcome, str(fault)), sandbox=True)
     except TransferFailed as fault:
         return StepFailed(_transfer_verdict(fault, HoldCode.DOWNLOAD_FILE_ERROR), sandbox=True)
-    except Refused as fault:
+    except (PeerFault, Refused) as fault:
         return StepFailed(Requeue(HoldCode.DOWNLOAD_FILE_ERROR, f"input transfer: {fault}"), sandbox=True)
 
 
@@ -327,6 +333,7 @@ async def send_sandbox(work: Work, verdict: Verdict) -> Event:
     next start, unless it asked for it as the job's last.
     """
     failed: Verdict | None = None
+    await work.shadow.wait_connected()
     try:
         async with stage_out(
             work.context(),
@@ -364,20 +371,42 @@ def _wanted(work: Work, names: tuple[str, ...] | None) -> Wanted:
 
 
 async def _offer_output(work: Work, outward: Outward, *, complete: bool, final: bool) -> Verdict | None:
-    """Send; after a transient failure ask the far side for the same again. The verdict if it never went through."""
+    """Send; after a transient failure, and to a shadow that has come back, ask the far side for the same again. The
+    verdict if it never went through."""
     own = missing_output(outward.manifest.missing, work.host) if complete else None
-    for left in reversed(range(OUTPUT_TRIES)):
-        try:
-            await send_output(work.route, outward, work.description, own, _progress(work), final=final)
-            return None
-        except TransferFailed as fault:
-            if left == 0 or not fault.ack.retry:
-                return _transfer_verdict(fault, HoldCode.UPLOAD_FILE_ERROR)
-        except (PeerFault, Refused) as fault:
-            if left == 0:
-                return Requeue(HoldCode.UPLOAD_FILE_ERROR, f"output transfer: {fault}")
+    tries = returns = 0
+    while True:
+        route = work.route
+        failed, again = await _try_output(work, outward, own, final=final)
+        tries += 1
+        if failed is None or not again or tries == OUTPUT_TRIES or returns == MAX_RETURNS:
+            return failed
+        await _shadow_there(work)
+        if work.route is not route:
+            tries, returns = 0, returns + 1
         await outward.again()
-    raise AssertionError("the last try returns")
+
+
+async def _try_output(work: Work, outward: Outward, own: Ack | None, *, final: bool) -> tuple[Verdict | None, bool]:
+    """What it failed with, if it did, and whether the same may work again."""
+    try:
+        await send_output(work.route, outward, work.description, own, _progress(work), final=final)
+    except TransferFailed as fault:
+        return _transfer_verdict(fault, HoldCode.UPLOAD_FILE_ERROR), fault.ack.retry
+    except (PeerFault, Refused) as fault:
+        return Requeue(HoldCode.UPLOAD_FILE_ERROR, f"output transfer: {fault}"), True
+    return None, False
+
+
+async def _shadow_there(work: Work) -> None:
+    """A broken transfer is often the first sign of a shadow that is gone: then wait for it to come back.
+
+    Raises:
+        PeerFault: it was given up.
+    """
+    with trio.move_on_after(LOSS_SEEN_WITHIN_S):
+        await work.shadow.wait_gone()
+    await work.shadow.wait_connected()
 
 
 # What the output itself is to blame for: the owner is told. Anything else is the site's trouble.

@@ -19,8 +19,8 @@ MAX_REASON_LENGTH = 1_024
 NO_PROMISE = -1
 
 
-def starter_info(activation: Activation, sandbox: str, uid_domain: str) -> ClassAd:
-    """register_starter_info (-77). Tools reach the starter at the startd's one port. No reconnect yet: said so."""
+def starter_info(activation: Activation, sandbox: str, uid_domain: str, *, reconnects: bool) -> ClassAd:
+    """register_starter_info (-77). Tools, and a shadow that comes back, reach the starter at the startd's one port."""
     ad = ClassAd()
     ad["Name"] = activation.slot
     ad["StarterIpAddr"] = activation.startd_address
@@ -29,7 +29,7 @@ def starter_info(activation: Activation, sandbox: str, uid_domain: str) -> Class
     ad["CondorScratchDir"] = sandbox
     ad["UidDomain"] = uid_domain
     ad["FileSystemDomain"] = uid_domain
-    ad["HasReconnect"] = False
+    ad["HasReconnect"] = reconnects
     ad["Cpus"] = activation.cpus
     ad["Memory"] = activation.memory_mb
     ad["Disk"] = activation.disk_kb

@@ -122,6 +122,15 @@ class Work:
         """Set by the first step, once."""
         self.job_ad, self._description, self._route = job_ad, description, route
 
+    def reroute(self, route: Route) -> None:
+        """Another shadow has taken the job up."""
+        self._route = route
+
+    @property
+    def lease_s(self) -> float:
+        """How long the job outlives its shadow; not at all before it is known."""
+        return self._description.lease_s if self._description else 0.0
+
     @property
     def shadow_version(self) -> str:
         """What the shadow says that it is; empty when it does not."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -12,7 +13,8 @@ from cedar.codec import Item
 from cedar.commands import Syscall
 from cedar.errors import PeerFault
 from cedar.stream import CedarStream
-from starter.shadow import CALL_DEADLINE_S, Shadow, ShadowRefused
+from starter.shadow import MAX_TRIES, Shadow, ShadowRefused
+from starter.syscalls import CALL_DEADLINE_S
 
 
 @pytest.fixture
@@ -137,7 +139,7 @@ async def test_a_lost_socket_is_noticed_between_calls(ends: tuple[Shadow, FakeSh
     with trio.fail_after(5):
         await shadow.wait_gone()
     with pytest.raises(PeerFault):
-        await shadow.begin_execution()
+        await shadow.update_job_info(ClassAd())
 
 
 async def test_a_shadow_that_speaks_out_of_turn_is_at_fault(pair: list[CedarStream]) -> None:
@@ -155,6 +157,130 @@ async def test_a_silent_shadow_is_given_up(autojump_clock: trio.testing.MockCloc
         nursery.start_soon(shadow.listen)
         before = trio.current_time()
         with pytest.raises(PeerFault, match="did not answer"):
-            await shadow.begin_execution()
+            await shadow.update_job_info(ClassAd())
         assert trio.current_time() - before == pytest.approx(CALL_DEADLINE_S)
+        nursery.cancel_scope.cancel()
+
+
+# --- another socket ----------------------------------------------------------------------------------------------
+
+
+TwoEnds = Callable[[], tuple[CedarStream, CedarStream]]
+
+
+@pytest.fixture
+async def two_ends():
+    """Makes connected pairs; all are closed at the end."""
+    made: list[CedarStream] = []
+
+    def make() -> tuple[CedarStream, CedarStream]:
+        made.extend(CedarStream(trio.SocketStream(trio.socket.from_stdlib_socket(s))) for s in socket.socketpair())
+        return made[-2], made[-1]
+
+    yield make
+    for end in made:
+        await end.aclose()
+
+
+async def keep_listening(shadow: Shadow) -> None:
+    while True:
+        await shadow.listen()
+        await shadow.wait_connected()
+
+
+async def come_back(shadow: Shadow, nursery: trio.Nursery, two_ends: TwoEnds) -> FakeShadow:
+    """A shadow that takes the job up again on a new socket."""
+    ours, theirs = two_ends()
+    fake = FakeShadow(theirs)
+    fake.answers[Syscall.GET_SEC_SESSION_INFO] = (1, "r", "[ri]", "rk", "f2", "[fi]", "fk2")
+    nursery.start_soon(fake.serve)
+    session = await shadow.take(ours)
+    assert (session.session_id, session.key) == ("f2", "fk2")
+    return fake
+
+
+async def test_an_interrupted_call_is_made_again_on_the_next_socket_after_the_session(two_ends: TwoEnds) -> None:
+    ours, theirs = two_ends()
+    shadow = Shadow(ours)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keep_listening, shadow)
+
+        async def cut_in_mid_call() -> None:
+            assert (await theirs.get()).int() == Syscall.JOB_EXIT
+            await theirs.aclose()
+
+        async with trio.open_nursery() as calls:
+            calls.start_soon(shadow.job_exit, 0, 100, ClassAd())
+            await cut_in_mid_call()
+            await shadow.wait_gone()
+            fake = await come_back(shadow, nursery, two_ends)
+        assert fake.calls == [Syscall.GET_SEC_SESSION_INFO, Syscall.JOB_EXIT]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_shadow_may_come_back_while_the_old_socket_still_looks_alive(two_ends: TwoEnds) -> None:
+    ours, theirs = two_ends()
+    shadow = Shadow(ours)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keep_listening, shadow)
+        async with trio.open_nursery() as calls:
+            calls.start_soon(shadow.begin_execution)
+            await theirs.get()  # and no answer, ever
+            fake = await come_back(shadow, nursery, two_ends)
+        assert fake.calls[-1] == Syscall.BEGIN_EXECUTION
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_waits_for_a_shadow_may_be_cancelled_or_told_that_there_is_none(
+    ends: tuple[Shadow, FakeShadow],
+) -> None:
+    shadow, fake = ends
+    await fake.stream.aclose()
+    await shadow.wait_gone()
+    with trio.move_on_after(0.05) as waiting:
+        await shadow.begin_execution()
+    assert waiting.cancelled_caught
+    async with trio.open_nursery() as nursery:
+
+        async def give_up() -> None:
+            await trio.testing.wait_all_tasks_blocked()
+            shadow.give_up(PeerFault("closed", "its lease is over"))
+
+        nursery.start_soon(give_up)
+        with pytest.raises(PeerFault, match="lease"):
+            await shadow.begin_execution()
+
+
+async def test_a_shadow_that_comes_back_and_does_not_answer_changes_nothing(
+    autojump_clock: trio.testing.MockClock, ends: tuple[Shadow, FakeShadow], two_ends: TwoEnds
+) -> None:
+    shadow, _ = ends
+    mute, _theirs = two_ends()
+    with pytest.raises(PeerFault, match="did not answer"):
+        await shadow.take(mute)
+    await shadow.begin_execution()
+
+
+async def test_a_call_that_costs_socket_after_socket_is_given_up(two_ends: TwoEnds) -> None:
+    ours, theirs = two_ends()
+    shadow = Shadow(ours)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keep_listening, shadow)
+
+        async def poison() -> None:
+            nonlocal theirs
+            await theirs.get()
+            await theirs.aclose()
+            for _ in range(MAX_TRIES - 1):
+                await shadow.wait_gone()
+                ours, theirs = two_ends()
+                await theirs.put(1, "r", "[ri]", "rk", "f", "[fi]", "fk")
+                await shadow.take(ours)
+                await theirs.get()
+                await theirs.get()
+                await theirs.aclose()
+
+        nursery.start_soon(poison)
+        with pytest.raises(PeerFault):
+            await shadow.job_exit(0, 100, ClassAd())
         nursery.cancel_scope.cancel()
