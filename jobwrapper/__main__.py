@@ -16,6 +16,7 @@ VERBS = {
     "signal": "send_signals",
     "peek": "peek",
     "ssh-setup": "ssh_setup",
+    "replace-proxy": "replace_proxy",
 }
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import attrs
 
-from pilot.credentials_delegate import PendingRequest, make_request, sign_request
+from pilot.credentials_delegate import PendingRequest, make_request, make_rsa_key, request_with, sign_request
 from pilot.credentials_names import old_slash_form, slash_form
-from pilot.credentials_parse import Chain, CredentialError, check_key, parse_pem
+from pilot.credentials_parse import Chain, CredentialError, check_key, parse_pem, when
 from pilot.credentials_trust import TrustStore
 from pilot.credentials_verify import verify_chain
 from pilot.credentials_voms import stated_fqans
@@ -31,9 +31,12 @@ __all__ = [
     "change_of",
     "load",
     "make_request",
+    "make_rsa_key",
+    "request_with",
     "sign_request",
     "store_private",
     "verify",
+    "when",
 ]
 
 

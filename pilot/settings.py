@@ -276,6 +276,12 @@ class Settings:
         seconds(0),
         "A job is stopped this long before its proxy ends, while its output can still be fetched.",
     )
+    sailplane_proxy_key: str = knob(
+        "ec",
+        choice("ec", "rsa"),
+        "Kind of the keys that are made for delegated proxies: 'ec' (P-256), or 'rsa' (2048 bits) where jobs use tools"
+        " that know nothing else.",
+    )
     sailplane_on_identity_change: str = knob(
         "keep",
         choice("keep", "hold", "stop"),

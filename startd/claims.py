@@ -136,11 +136,11 @@ class Claims:
             case life.StartStarter(ticket=ticket):
                 self.nursery.start_soon(self._start_starter, held, ticket)
             case life.EndJob(how=how, reason=reason, vacate_code=code):
-                self._tell(held, to_starter.Deactivate(how, reason, code))
+                self.tell(held, to_starter.Deactivate(how, reason, code))
             case life.SuspendJob():
-                self._tell(held, to_starter.SuspendJob())
+                self.tell(held, to_starter.SuspendJob())
             case life.ContinueJob():
-                self._tell(held, to_starter.ContinueJob())
+                self.tell(held, to_starter.ContinueJob())
             case life.ArmKill(serial=serial, how=how):
                 self.nursery.start_soon(self._arm, held, serial, how)
             case life.ArmRetire(serial=serial, limit_s=limit_s):
@@ -155,7 +155,8 @@ class Claims:
                     self.trouble = f"{held.name} left something behind; its resources are withheld"
                 self.destroyed(held.name)
 
-    def _tell(self, held: Held, message: object) -> None:
+    def tell(self, held: Held, message: object) -> None:
+        """Send a message to the claim's starter, if it has one."""
         if held.starter is not None:
             self.nursery.start_soon(self._send, held.starter, message)
 
@@ -370,6 +371,15 @@ def usage_of(update: ClassAd) -> dict[str, object]:
     return {name: value for name, value in values.items() if isinstance(value, int | float | str)}
 
 
-USAGE_ATTRIBUTES = ("JobState", "NumPids", "RemoteUserCpu", "RemoteSysCpu", "ResidentSetSize", "ImageSize")
+PROXY_ATTRIBUTES = ("SailplaneProxyExpiration", "SailplaneProxyRenewal")
+USAGE_ATTRIBUTES = (
+    "JobState",
+    "NumPids",
+    "RemoteUserCpu",
+    "RemoteSysCpu",
+    "ResidentSetSize",
+    "ImageSize",
+    *PROXY_ATTRIBUTES,
+)
 # The starter's exit statuses (execute-side reference 3.8): lost shadow, unkillable process.
 EXIT_LOST_SHADOW, EXIT_UNKILLABLE = 2, 16

@@ -25,6 +25,7 @@ from startd.claim import Continue, Deactivated, How, Released, State, Suspend, W
 from startd.claims import Claims
 from startd.held import Held, Requester
 from startd.jobcommands import JobCommands, check_claim_id
+from startd.proxykeys import ProxyKeys
 from startd.resources import DoesNotFit, requested
 from starter.messages import Activation
 
@@ -71,10 +72,11 @@ class Commands:
     pslot_ad: Callable[[], ClassAd]
     dslot_ad: Callable[[Held], ClassAd]
     log: logging.LoggerAdapter[logging.Logger]
+    proxy_keys: ProxyKeys = attrs.field(factory=lambda: ProxyKeys(wanted=False))
 
     def table(self) -> dict[int, Served]:
-        """What is served at which level. Proxy pushes (487, 500) are left out: a resume for them is refused before
-        anything is sent, so that no user's key reaches us (wire reference 7.7, T46)."""
+        """What is served at which level. A proxy pushed as a copy (487) is refused at the resume, before it is sent, so
+        that no user's key reaches us; one that is delegated (500) is the starter's (wire reference 7.7, T46)."""
 
         def daemon(handle: Handler) -> Served:
             return Served("DAEMON", _bounded(handle))
@@ -93,6 +95,8 @@ class Commands:
             **{command: daemon(handle) for command, handle in job.on_claim().items()},
             # A level that nobody without a session gets; a claim's session has it, and is not admitted.
             **{command: Served("DAEMON", _bounded(handle), job.admits) for command, handle in job.on_owner().items()},
+            Command.DELEGATE_GSI_CRED_STARTER: Served("DAEMON", _bounded(job.pass_renewal), job.runs),
+            Command.UPDATE_GSI_CRED: Served("DAEMON", _bounded(job.pass_renewal), job.refuse_copy),
             Command.QUERY_STARTD_ADS: Served("READ", _bounded(self.query)),
             **{command: Served(level, _nothing) for command, level in _PINGS.items()},
         }
@@ -207,6 +211,7 @@ class Commands:
             disk_kb=held.resources.disk_kb,
             vacate_max_s=self.claims.settings.machinemaxvacatetime,
             procd_socket=self.procd_socket,
+            proxy_keys=self.proxy_keys.take(),
             cores=held.cores,
         )
 

@@ -26,7 +26,7 @@ from pilot.rpc import ChannelClosed, RpcFault
 from startd.claim import WITH_STARTER
 from startd.claims import Claims
 from startd.held import Held
-from starter.messages import PassedCommand
+from starter.messages import PassedCommand, RenewalAnnounced
 
 # All that a session of the job's owner can do.
 OWNER_COMMANDS = frozenset({int(Command.START_SSHD), int(Command.STARTER_PEEK)})
@@ -148,6 +148,34 @@ class JobCommands:
                 await held.starter.send(message, (sock.fileno(),))
             except (ChannelClosed, RpcFault) as fault:
                 self.log.info("%s: command %d could not be passed on: %s", held.name, request.command, fault.code)
+
+    # --- the job's proxy ------------------------------------------------------------------------------------------
+
+    def runs(self, session: Session) -> bool:
+        """Whether a session is that of a claim whose job has a starter, which could take a renewed proxy."""
+        held = self.claims.find(session.sid)
+        return held is not None and held.starter is not None
+
+    def refuse_copy(self, session: Session) -> bool:
+        """UPDATE_GSI_CRED: never; the starter hears that there is something to be had by delegation. It decides whether
+        to believe that: a resume proves nothing yet."""
+        held = self.claims.find(session.sid)
+        if held is not None:
+            self.claims.tell(held, RenewalAnnounced())
+        return False
+
+    async def pass_renewal(self, request: Request) -> None:
+        """DELEGATE_GSI_CRED_STARTER: the starter speaks first, so the peer's key proves itself there."""
+        held = self.claims.find(request.session.sid)
+        if held is None or held.starter is None:
+            raise PeerFault("state", "no job runs on this slot now")
+        sock, state = request.stream.export()
+        with sock:
+            message = PassedCommand(request.command, request.identity, "", state)
+            try:
+                await held.starter.send(message, (sock.fileno(),))
+            except (ChannelClosed, RpcFault) as fault:
+                self.log.info("%s: a renewed proxy could not be passed on: %s", held.name, fault.code)
 
     def _held_of_owner(self, session: Session) -> Held | None:
         return next((held for held in self.claims.slots.held.values() if session.sid in held.owner_sids), None)

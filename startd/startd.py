@@ -32,6 +32,7 @@ from startd.machine import cores, describe, resources
 from startd.namesake import living_namesake
 from startd.owncredentials import OwnCredentials
 from startd.processes import Spawner, degradations, owned_pids, run_procd
+from startd.proxykeys import ProxyKeys
 from startd.reconfigure import merge
 from startd.slotads import Machine, private_ad, public_ad
 from starter import messages
@@ -133,9 +134,12 @@ class Startd:
             retirement_s=self._retirement_s,
         )
         self._janitor = Janitor(settings.sailplane_run_dir, self._spawner.clean, self.log)
+        proxy_keys = ProxyKeys(wanted=settings.sailplane_proxy_key == "rsa")
+        nursery.start_soon(proxy_keys.run)
         commands = Commands(
             claims=self._claims,
             procd_socket=str(self._procd_socket),
+            proxy_keys=proxy_keys,
             slot_ads=self._slot_ads,
             pslot_ad=self._pslot_ad,
             dslot_ad=self._dslot_ad,

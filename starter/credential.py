@@ -29,26 +29,42 @@ class Trust:
     voms_dir: Path
 
 
+@attrs.define
+class Keys:
+    """Keys for delegations: elliptic curve, made when needed; or RSA, as many as were made ahead by the startd, and
+    after these made here, which blocks for some 40 ms."""
+
+    ahead: list[bytes] = attrs.field(factory=list, repr=False)
+    rsa: bool = False
+
+    def request(self) -> credentials.PendingRequest:
+        """A fresh key and its request."""
+        if self.ahead:
+            return credentials.request_with(self.ahead.pop())
+        return credentials.make_request("rsa" if self.rsa else "ec")
+
+
 class ProxyUnusable(Exception):
-    """The proxy that came is not fit for the job; ``hold`` says so to the user."""
+    """The proxy that came is not fit for the job; ``hold`` says so to the user, ``why`` in short."""
 
-    def __init__(self, hold: Hold) -> None:
-        super().__init__(hold.text)
-        self.hold = hold
+    def __init__(self, job: Description, why: str) -> None:
+        self.hold = _hold(job, why)
+        self.why = why
+        super().__init__(self.hold.text)
 
 
-async def receive_proxy(exchange: Exchange) -> bytes:
-    """One delegation: make key and request, let ``exchange`` have it signed; the proxy as PEM.
+async def receive_proxy(exchange: Exchange, keys: Keys) -> bytes:
+    """One delegation: take a key, make the request, let ``exchange`` have it signed; the proxy as PEM.
 
     Raises:
         CredentialError: the certificates do not fit the request, or are expired.
         PeerFault: the connection failed.
     """
-    pending = credentials.make_request("ec")
+    pending = keys.request()
     return pending.complete(await exchange(pending.der))
 
 
-async def fetch_proxy(shadow: Shadow, job: Description, trust: Trust) -> Credential:
+async def fetch_proxy(shadow: Shadow, job: Description, trust: Trust, keys: Keys) -> Credential:
     """The job's proxy by get_delegated_proxy (303), verified and held against the job.
 
     ``expiration`` is never 0: that would override the user's own limit (wire reference 7.5).
@@ -58,10 +74,10 @@ async def fetch_proxy(shadow: Shadow, job: Description, trust: Trust) -> Credent
         PeerFault: the shadow could not delegate; the syscall socket is lost then.
     """
     try:
-        pem = await shadow.fetch_proxy(wanted_end(job), receive_proxy)
+        pem = await shadow.fetch_proxy(wanted_end(job), lambda exchange: receive_proxy(exchange, keys))
         return check_proxy(pem, job, trust)
     except CredentialError as fault:
-        raise ProxyUnusable(_hold(job, str(fault))) from fault
+        raise ProxyUnusable(job, str(fault)) from fault
 
 
 # "As long as the source proxy lives", where the user asked for no limit of his own, or for more than any proxy has.
@@ -84,11 +100,15 @@ def check_proxy(pem: bytes, job: Description, trust: Trust) -> Credential:
     credential = credentials.verify(pem, trust.certificates_dir, now=time.time(), voms_dir=trust.voms_dir)
     if job.proxy_subject and not credential.is_of(job.proxy_subject):
         raise ProxyUnusable(
-            _hold(
-                job,
-                f"the delegated proxy belongs to {credential.identity}, but the job was submitted with a proxy"
-                f" of {job.proxy_subject}",
-            )
+            job,
+            f"the delegated proxy belongs to {credential.identity}, but the job was submitted with a proxy of"
+            f" {job.proxy_subject}",
+        )
+    user = job.user.rpartition("@")[0]
+    if user.startswith("/") and not credential.is_of(user):
+        raise ProxyUnusable(
+            job,
+            f"the delegated proxy belongs to {credential.identity}, but the submit side says that the user is {user}",
         )
     return credential
 
@@ -101,7 +121,7 @@ def same_as(old: Credential | None, new: Credential, job: Description) -> None:
     """
     change = "" if old is None else credentials.change_of(old, new)
     if change:
-        raise ProxyUnusable(_hold(job, f"the proxy that came with the job's files is not the delegated one: {change}"))
+        raise ProxyUnusable(job, f"the proxy that came with the job's files is not the delegated one: {change}")
 
 
 def _hold(job: Description, text: str) -> Hold:

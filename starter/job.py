@@ -60,12 +60,14 @@ from starter.messages import (
     LeftBehind,
     PassedCommand,
     Progress,
+    RenewalAnnounced,
     SlotBroken,
     SuspendJob,
     UserRefused,
 )
 from starter.orphans import reap_orphans
 from starter.reconnect import take_up
+from starter.renewal import Renewals
 from starter.shadow import ShadowRefused
 from starter.verdict import Abandoned, Hold, wants_output, words
 from starter.visits import Visits
@@ -90,6 +92,7 @@ class Job:
         self._log = log
         self._life = Life()
         self._visits = Visits(work, lambda: self._life.state, log)
+        self._renewals = Renewals(work, lambda: self._life.state, self._post, log)
         self._tell, self._told = trio.open_memory_channel[Event](MAX_WAITING_EVENTS)
         self._step_scope = trio.CancelScope()
         self._step_over = trio.Event()
@@ -129,12 +132,15 @@ class Job:
     async def _state_changed(self, before: State) -> None:
         life = self._life
         self._log.info("job: %s -> %s (rule %d)", before.value, life.state.value, life.number)
+        self._renewals.state_changed()
         account = self._work.account
         await self._say(Progress(life.state.value, account.uid if account else None))
 
     def _start_watching(self, event: Event) -> None:
         if isinstance(event, CredentialStored):
             self._nursery.start_soon(self._watch_proxy)
+            self._nursery.start_soon(self._renewals.known)
+            self._nursery.start_soon(self._renewals.run)
         elif isinstance(event, StagedIn) and self._work.chirp is not None:
             self._nursery.start_soon(self._work.chirp.run)
         elif isinstance(event, Started) and self._work.legs == 0:
@@ -254,15 +260,27 @@ class Job:
             while True:
                 message, fds = await self._channel.receive()
                 if isinstance(message, PassedCommand) and len(fds) == 1:
-                    serve = self._take_up if message.command == Wire.CA_CMD else self._visits.serve
+                    serve = self._server_of(message.command)
                     self._nursery.start_soon(serve, message, fds[0])
                     continue
                 for fd in fds:
                     os.close(fd)
+                if isinstance(message, RenewalAnnounced):
+                    self._nursery.start_soon(self._renewals.announced)
+                    continue
                 await self._post(_asked(message))
         except (ChannelClosed, RpcFault):
             self._work.procd.expect_no_other()
             await self._post(StartdLost())
+
+    def _server_of(self, command: int) -> Callable[[PassedCommand, int], Awaitable[None]]:
+        match command:
+            case Wire.CA_CMD:
+                return self._take_up
+            case Wire.DELEGATE_GSI_CRED_STARTER:
+                return self._renewals.serve
+            case _:
+                return self._visits.serve
 
     async def _watch_job(self) -> None:
         launched = self._work.launched
@@ -281,15 +299,17 @@ class Job:
             await self._work.shadow.note_job_ended()
 
     async def _watch_proxy(self) -> None:
-        credential = self._work.credential
-        assert credential is not None
+        """The proxy's clock; a renewal, also at the last moment, sets it anew."""
         margin_s = self._work.settings.sailplane_proxy_margin * (1 + random.random() * PROXY_JITTER_FRACTION)
         while True:
+            credential = self._work.credential
+            assert credential is not None
             left_s = credential.usable_until - margin_s - time.time()
             if left_s <= 0:
                 break
-            await trio.sleep(min(left_s, PROXY_LOOK_EVERY_S))
-        ends = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(credential.expires_at))
+            with trio.move_on_after(min(left_s, PROXY_LOOK_EVERY_S)):
+                await self._renewals.changed.wait()
+        ends = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(credential.usable_until))
         await self._post(
             ProxyEnding(
                 f"The proxy of {credential.identity} ends at {ends}; the job was stopped before, since afterwards the"
@@ -319,6 +339,7 @@ class Job:
         )
         delayed = work.chirp.delayed.pending() if work.chirp else {}
         updates.add_delayed(ad, as_ad(delayed), work.shadow_version)
+        updates.put_proxy(ad, work.credential, self._renewals.words)
         try:
             await work.shadow.update_job_info(ad)
         except (PeerFault, ShadowRefused) as fault:

@@ -22,6 +22,7 @@ from pilot.settings import Settings, SettingsError, load
 from pilot.switch import make_switch
 from procd.client import ProcdClient
 from procd.messages import PROCD
+from starter.credential import Keys
 from starter.events import EXIT_FAILURE, EXIT_NORMAL
 from starter.job import Job
 from starter.messages import STARTER, Activation
@@ -69,6 +70,7 @@ async def _activation(
         private_dir=private_dir,
         host=activation.slot,
         place=place,
+        keys=Keys(list(activation.proxy_keys), rsa=settings.sailplane_proxy_key == "rsa"),
     )
     status = await Job(work, channel, log).run()
     await shadow.aclose()

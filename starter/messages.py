@@ -74,7 +74,8 @@ class Activation:
 
     Ads are text in new ClassAd syntax. ``stream_state`` is what ``cedar.stream.CedarStream.export`` gave for the
     activation's connection, which becomes the syscall socket. Sizes as carved for the slot; ``cores`` are those that
-    the job is bound to, none where it is not.
+    the job is bound to, none where it is not. ``proxy_keys``: RSA keys that were made ahead (PKCS8, DER), where the
+    settings want such.
     """
 
     slot: str
@@ -89,6 +90,7 @@ class Activation:
     vacate_max_s: float
     procd_socket: str
     cores: tuple[int, ...] = ()
+    proxy_keys: tuple[bytes, ...] = attrs.field(default=(), repr=False)
 
 
 How = Literal["graceful", "fast", "final-transfer"]

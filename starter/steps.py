@@ -43,6 +43,7 @@ from starter.events import (
     StepFailed,
 )
 from starter.launch import Deadlines
+from starter.renewal import record
 from starter.sandbox import (
     Changed,
     Inward,
@@ -123,8 +124,9 @@ def _refuse_without_proxy(work: Work) -> Verdict | None:
 async def fetch_credential(work: Work) -> Event:
     """The job's proxy by delegation, before any file."""
     try:
-        credential = await fetch_proxy(work.shadow, work.description, work.trust)
+        credential = await fetch_proxy(work.shadow, work.description, work.trust, work.keys)
     except ProxyUnusable as fault:
+        record(work, "proxy-refused", why=fault.why)
         return StepFailed(fault.hold, sandbox=False)
     work.credential = credential
     path = work.credential_path
@@ -150,13 +152,14 @@ async def fill_sandbox(work: Work) -> Event:
                 work.description,
                 partial(_check_transferred, work),
                 _progress(work),
+                work.keys,
                 begun=lambda: _open_launch(work),
             )
             await fetch_input(work.route, sink, _input_limits(work))
             assert work.job_ad is not None
             await _furnish(work, inward)
             work.catalogue = await inward.finish()
-            work.proxy_in_sandbox = sink.proxy_stored
+            work.proxy_in_sandbox, work.proxy_copied = sink.proxy_stored, sink.proxy_copied
         return StagedIn()
     except StageFailed as fault:
         return StepFailed(_switch_verdict(work, fault.outcome, str(fault)), sandbox=True)

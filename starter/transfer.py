@@ -28,10 +28,12 @@ from cedar.filetransfer import (
 from cedar.sessions import Session
 from cedar.sinful import Sinful
 from pilot.credentials import CredentialError
-from starter.credential import ProxyUnusable, receive_proxy
+from starter.credential import Keys, ProxyUnusable, receive_proxy
 from starter.description import NULL_DEVICE, OWN_NAMES, Description
 from starter.sandbox import Inward, OutDirectory, OutFile, Outward
 
+# What a replacement that was killed leaves beside the proxy (jobwrapper.replace_proxy).
+PROXY_LEFT_OVER = ".tmp"
 T = TypeVar("T")
 # A proxy with its chain; the limit of pilot.credentials.
 MAX_PROXY_BYTES = 1 << 20
@@ -96,8 +98,10 @@ class InputSink:
     job: Description
     check_proxy: Callable[[bytes], object]
     progress: Progress
+    keys: Keys
     begun: Callable[[], None] = lambda: None
     proxy_stored: bool = False
+    proxy_copied: bool = False
 
     async def directory(self, name: str, mode: int) -> None:
         self.begun()
@@ -115,13 +119,14 @@ class InputSink:
     async def proxy(self, name: str, exchange: Callable[[bytes], Awaitable[bytes]]) -> None:
         """The proxy as an item of its own: answered always, compared before it enters the sandbox."""
         self.begun()
-        pem = await receive_proxy(exchange)
+        pem = await receive_proxy(exchange, self.keys)
         await self._store_proxy(name, pem)
 
     async def _copied_proxy(self, name: str, size: int, chunks: AsyncIterator[bytes]) -> None:
         if size > MAX_PROXY_BYTES:
             raise StoreFailed(HoldCode.UPLOAD_FILE_ERROR, errno.EFBIG, f"the proxy {name} has {size} bytes")
         await self._store_proxy(name, b"".join([chunk async for chunk in chunks]))
+        self.proxy_copied = True
 
     async def _store_proxy(self, name: str, pem: bytes) -> None:
         try:
@@ -178,7 +183,7 @@ def missing_output(missing: tuple[str, ...], host: str) -> Ack | None:
 
 def is_sent(name: str, job: Description) -> bool:
     """What the starter or the credential put there never goes back."""
-    return name not in OWN_NAMES and name != job.proxy_name
+    return name not in (*OWN_NAMES, job.proxy_name, f"{job.proxy_name}{PROXY_LEFT_OVER}")
 
 
 async def output_items(outward: Outward, job: Description, progress: Progress) -> AsyncIterator[Item]:

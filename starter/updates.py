@@ -8,6 +8,7 @@ import re
 from classad2 import ClassAd, ExprTree
 
 from cedar.commands import HoldSubcode, condor_version_text
+from pilot.credentials import Credential
 from procd.messages import Usage
 from starter.events import JobEnded
 from starter.messages import Activation
@@ -66,6 +67,15 @@ def checkpointed(usage: Usage | None, number: int, leg_s: float | None, now_s: i
     ad["NewlyCommittedTime"] = int(leg_s or 0)
     ad["_condor_JOBINFO_MAXINTERVAL"] = NO_PROMISE
     return ad
+
+
+def put_proxy(ad: ClassAd, credential: Credential | None, renewal: str) -> None:
+    """When the job's proxy ends, and what came of the last renewal, if there was one."""
+    if credential is None:
+        return
+    ad["SailplaneProxyExpiration"] = int(credential.usable_until)
+    if renewal:
+        ad["SailplaneProxyRenewal"] = one_line(renewal)
 
 
 def final(verdict: Verdict, ended: JobEnded | None, usage: Usage | None, duration_s: float | None) -> ClassAd:

@@ -17,7 +17,7 @@ from procd.client import ProcdClient
 from procd.messages import Usage
 from starter.ahead import Ahead
 from starter.chirpserver import ChirpServer
-from starter.credential import Trust
+from starter.credential import Keys, Trust
 from starter.description import Description
 from starter.launch import Launched
 from starter.messages import Activation
@@ -90,6 +90,9 @@ class Work:
     proxy_in_sandbox: bool = False
     # serves the job from when its sandbox is filled; None for one that may not
     chirp: ChirpServer | None = None
+    # whether the submit side sends proxies as copies, keys and all
+    proxy_copied: bool = False
+    keys: Keys = attrs.field(factory=Keys, repr=False)
     # files of the sandbox that are open here, by name
     kept: dict[str, int] = attrs.field(factory=dict)
     registered: bool = False

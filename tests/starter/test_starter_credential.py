@@ -13,7 +13,7 @@ from cedar.codec import encode
 from cedar.errors import PeerFault
 from demo.grid import make_grid, make_proxy
 from pilot.credentials import CredentialError
-from starter.credential import MAX_LIFETIME_S, ProxyUnusable, Trust, check_proxy, fetch_proxy
+from starter.credential import MAX_LIFETIME_S, Keys, ProxyUnusable, Trust, check_proxy, fetch_proxy
 from starter.description import describe
 from starter.shadow import Shadow
 
@@ -37,7 +37,7 @@ async def test_the_expiration_is_never_none_and_fits_the_wire(asked_s: int, got_
     ad = ClassAd({"ClusterId": 1, "ProcId": 0, "Cmd": "/x", "DelegateJobGSICredentialsLifetime": asked_s})
     shadow = FakeShadow()
     with pytest.raises(PeerFault):
-        await fetch_proxy(cast(Shadow, shadow), describe(ad), NOBODY)
+        await fetch_proxy(cast(Shadow, shadow), describe(ad), NOBODY, Keys())
     assert encode([shadow.expiration], keyed=True)
     assert abs(shadow.expiration - time.time() - got_s) < 60
 
@@ -57,3 +57,14 @@ def test_a_proxy_that_is_not_the_ads_is_refused_with_both_names(tmp_path: Path) 
     with pytest.raises(CredentialError) as late:
         check_proxy(make_proxy(alice, lifetime_s=-60).pem, job, trust)
     assert late.value.code == "expired"
+
+
+@pytest.mark.parametrize("user", ["/DC=org/DC=sailplane-demo/CN=Bob Baker@pool", "/CN=nobody@pool"])
+def test_a_user_that_the_submit_side_names_by_dn_must_be_the_proxys(tmp_path: Path, user: str) -> None:
+    grid = make_grid(tmp_path)
+    alice, trust = grid.user("Alice Adams"), Trust(grid.certificates_dir, tmp_path)
+    ad = {"ClusterId": 1, "ProcId": 0, "Cmd": "/x", "x509userproxy": "/tmp/proxy", "User": user}
+    with pytest.raises(ProxyUnusable, match="the submit side says that the user is"):
+        check_proxy(make_proxy(alice).pem, describe(ClassAd(ad)), trust)
+    for own in (f"{alice.identity}@pool", "alice@pool"):
+        check_proxy(make_proxy(alice).pem, describe(ClassAd({**ad, "User": own})), trust)
