@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import errno
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Final, Protocol, TypeAlias
 
 import attrs
@@ -161,6 +161,7 @@ class Ack:
         hold_code, hold_subcode, reason: why not.
         retry: a later attempt may succeed; otherwise the job is to be held.
         files, bytes: what this side sent or received (0 in a peer's).
+        stats: of what went by URL, as the ad TransferStats has it; the rest of that ad is made of files and bytes.
     """
 
     ok: bool
@@ -170,6 +171,7 @@ class Ack:
     retry: bool = False
     files: int = 0
     bytes: int = 0
+    stats: Mapping[str, int | str] = attrs.field(factory=dict)
 
 
 def failed(hold_code: int, subcode: int, reason: str, *, retry: bool = False) -> Ack:
@@ -190,11 +192,26 @@ def ack_ad(ack: Ack) -> ClassAd:
     """The ad that carries an acknowledgement: Result 0 ok, 1 transient failure, -1 hold."""
     ad = ClassAd()
     ad["Result"] = 0 if ack.ok else 1 if ack.retry else -1
-    ad["TransferStats"] = ClassAd()
+    ad["TransferStats"] = _stats(ack)
     if not ack.ok:
         ad["HoldReasonCode"] = ack.hold_code
         ad["HoldReasonSubCode"] = ack.hold_subcode
         ad["HoldReason"] = one_line(ack.reason)
+    return ad
+
+
+def _stats(ack: Ack) -> ClassAd:
+    """As stock's: the submit side adds these to its own, and shows them as TransferInputStats, TransferOutputStats."""
+    ad = ClassAd()
+    if ack.files:
+        ad["CedarFilesCount"] = ack.files
+    if ack.bytes:
+        ad["CedarSizeBytes"] = ack.bytes
+    for name, value in ack.stats.items():
+        ad[name] = value
+    protocols = ["cedar"] if ack.bytes else []
+    protocols += [name.removesuffix("FilesCount") for name in ack.stats if name.endswith("FilesCount")]
+    ad["Protocols"] = ",".join(protocols)
     return ad
 
 

@@ -70,9 +70,9 @@ async def receive_files(
     except Stopped as stopped:
         return receiver.counted(stopped.own), stopped.peer
     peer = read_ack(await get_ad(stream))
-    own = receiver.failure or Ack(ok=True)
+    own = receiver.counted(receiver.failure or Ack(ok=True))
     await stream.put(ack_ad(own))
-    return receiver.counted(own), peer
+    return own, peer
 
 
 async def _get_header(stream: CedarStream) -> tuple[bool, int]:

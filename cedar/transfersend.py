@@ -65,9 +65,9 @@ async def send_files(
     except Stopped as stopped:
         return sender.counted(stopped.own), stopped.peer
     await stream.put(Kind.FINISHED)
-    own = sender.failure or (own_failure() if own_failure is not None else None) or Ack(ok=True)
+    own = sender.counted(sender.failure or (own_failure() if own_failure is not None else None) or Ack(ok=True))
     await stream.put(ack_ad(own))
-    return sender.counted(own), read_ack(await get_ad(stream))
+    return own, read_ack(await get_ad(stream))
 
 
 async def _send_all(sender: _Sender, items: AsyncIterable[Item]) -> None:

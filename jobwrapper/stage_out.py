@@ -1,12 +1,13 @@
 """stage-out: say what is there, send it as a tar stream, and do as told afterwards.
 
 Frames: {"entries": [[name, kind, mode, size, mtime_ns], ...]} as often as needed, then {"missing": [[name,
-why], ...]} as often as needed, then {"done": true}; then a GNU tar stream of exactly these entries in this
-order. Then a word is awaited: AGAIN (all of it once more), REMOVE (empty the sandbox, report), end of file =
-KEEP.
+why], ...]} and {"left_out": [[name, why], ...]} as often as needed, then {"done": true}; then a GNU tar
+stream of exactly these entries in this order. Then a word is awaited: AGAIN (all of it once more), REMOVE
+(empty the sandbox, report), end of file = KEEP.
 
 Names in `entries` are those at the destination: what is asked for goes there by its last component, a
-directory with all that is in it, and `dir/` by its contents.
+directory with all that is in it, and `dir/` by its contents; where paths are preserved, by its whole name
+below the directories above it. Left out is what lies in such a directory and is neither file nor directory.
 """
 
 import errno
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 BUFFER = 1024 * 1024
 # Deeper than anything that is meant.
 DEPTH = 64
+# The owner is told of these; more say nothing more.
+LEFT_OUT = 20
 # Octal sizes end here (11 digits).
 OCTAL_LIMIT = 8**11
 
@@ -50,11 +53,12 @@ class Selection:
     def __init__(self) -> None:
         self.items = {}  # type: dict[bytes, Item]
         self.missing = []  # type: list[tuple[bytes, str]]
+        self.left_out = []  # type: list[tuple[bytes, str]]
 
     def add(self, name: bytes, source: bytes, found: os.stat_result) -> bool:
         """Take one entry; false when it cannot be taken."""
         if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-            self.missing.append((source, "neither a file nor a directory"))
+            self.missing.append((source, "it is " + _kind(found.st_mode)))
             return False
         if not os.access(source, os.R_OK):
             self.missing.append((source, "Permission denied"))
@@ -119,7 +123,7 @@ def select(wanted: "dict") -> Selection:  # type: ignore[type-arg]
     selection = Selection()
     if "listed" in wanted:
         for name in wanted["listed"]:
-            _listed(selection, to_bytes(name))
+            _listed(selection, to_bytes(name), bool(wanted.get("preserve")))
     else:
         _changed(selection, {to_bytes(row[0]): row for row in wanted["changed"]})
     return selection
@@ -136,9 +140,25 @@ def _changed(selection: Selection, before: "dict[bytes, list[object]]") -> None:
                 selection.add(name, name, found)
 
 
-def _listed(selection: Selection, asked: bytes) -> None:
-    """A file, a directory with its contents, or (`dir/`) the contents alone. Links are followed, as the job's
-    user."""
+def _kind(mode: int) -> str:
+    for test, word in _KINDS:
+        if test(mode):
+            return word
+    return "neither a file nor a directory"
+
+
+_KINDS = (
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISLNK, "a link"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def _listed(selection: Selection, asked: bytes, preserve: bool) -> None:
+    """A file, a directory with its contents, or (`dir/`) the contents alone. Links to files are followed, as the
+    job's user; one to a directory only where the slash asks for its contents (so does stock)."""
     path = os.path.normpath(asked) if asked else b""
     if not asked or asked.startswith(b"/") or path.split(b"/", 1)[0] == b"..":
         selection.missing.append((asked, "not inside the sandbox"))
@@ -148,11 +168,27 @@ def _listed(selection: Selection, asked: bytes) -> None:
         inside = asked.endswith(b"/") or path == b"."
         if inside and not stat.S_ISDIR(found.st_mode):
             raise NotADirectoryError(20, "Not a directory")
-        name = b"" if inside else os.path.basename(path)
+        if stat.S_ISDIR(found.st_mode) and not inside and os.path.islink(path):
+            selection.missing.append((asked, "it is a link to a directory; end its name with a slash"))
+            return
+        if preserve and path != b".":
+            _parents(selection, path)
+            inside, name = False, path
+        else:
+            name = b"" if inside else os.path.basename(path)
         if (inside or selection.add(name, path, found)) and stat.S_ISDIR(found.st_mode):
             _descend(selection, name, path)
     except OSError as error:
         selection.missing.append((asked, error.strerror or str(error)))
+
+
+def _parents(selection: Selection, path: bytes) -> None:
+    """The directories above something that keeps its path, from the top, each once."""
+    parts = path.split(b"/")
+    for count in range(1, len(parts)):
+        above = b"/".join(parts[:count])
+        if above not in selection.items:
+            selection.add(above, above, os.stat(above))
 
 
 def _descend(selection: Selection, name: bytes, source: bytes) -> None:
@@ -183,7 +219,11 @@ def _take(selection: Selection, target: bytes, path: bytes) -> bool:
         if stat.S_ISLNK(found.st_mode):
             found = os.stat(path)
             if stat.S_ISDIR(found.st_mode):
+                selection.left_out.append((path, "a link to a directory"))
                 return False
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            selection.left_out.append((path, _kind(found.st_mode)))
+            return False
         return selection.add(target, path, found) and stat.S_ISDIR(found.st_mode)
     except OSError as error:
         selection.missing.append((path, error.strerror or str(error)))
@@ -194,6 +234,7 @@ def _send_manifest(line: Line, selection: Selection) -> None:
     rows = ([to_text(name), *item.row] for name, item in selection.items.items())
     _send_list(line, "entries", rows)
     _send_list(line, "missing", ([to_text(name), why] for name, why in selection.missing))
+    _send_list(line, "left_out", ([to_text(name), why] for name, why in selection.left_out[:LEFT_OUT]))
     line.send({"done": True})
 
 

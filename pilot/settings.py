@@ -153,6 +153,16 @@ class Settings:
     starter_file_xfer_stall_timeout: float = knob(
         "3600", seconds(1), "Time without any progress after which a transfer of a job's files is given up."
     )
+    max_transfer_input_mb: int = knob(
+        "-1",
+        integer(-1, 1 << 40),
+        "Most input in MB of a job that says nothing itself (max_transfer_input_mb); -1: what its slot's disk holds.",
+    )
+    max_transfer_output_mb: int = knob(
+        "-1",
+        integer(-1, 1 << 40),
+        "Most output in MB of a job that says nothing itself (max_transfer_output_mb); -1: SAILPLANE_MAX_OUTPUT_BYTES.",
+    )
     starter_initial_update_interval: float = knob("8", seconds(0), "Time from a job's start to its first update.")
     starter_job_environment: tuple[tuple[str, str], ...] = knob(
         "",

@@ -17,6 +17,7 @@ from cedar.classads import evaluate, get_bool, get_int, get_str
 from cedar.commands import HoldCode
 from cedar.errors import PeerFault
 from starter.arguments import arguments_of, environment_of
+from starter.fileplan import FilePlan, plan_files
 
 # stdout and stderr carry these names in the sandbox and on the wire; the shadow maps them to the user's (wire 4.6).
 STDOUT_NAME, STDERR_NAME = "_condor_stdout", "_condor_stderr"
@@ -109,6 +110,7 @@ class Description:
     # of a job that ends to be started again from its checkpoint: the wait status by which it says so, and the files
     checkpoint_status: int | None = None
     checkpoint_names: tuple[str, ...] | None = None
+    files: FilePlan = attrs.field(factory=FilePlan)
 
 
 def describe(ad: ClassAd) -> Description:
@@ -161,6 +163,7 @@ def _describe(ad: ClassAd) -> Description:
         services=_services(ad),
         checkpoint_status=checkpoint,
         checkpoint_names=_names(ad, "TransferCheckpoint"),
+        files=plan_files(ad),
     )
 
 

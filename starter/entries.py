@@ -53,9 +53,11 @@ class Catalogue:
 
 @frozen
 class Listed:
-    """Exactly these: files, directories with their contents, `dir/` for the contents alone."""
+    """Exactly these: files, directories with their contents, `dir/` for the contents alone. `preserve`: below the
+    directories that their names have."""
 
     names: tuple[str, ...]
+    preserve: bool = False
 
 
 @frozen
@@ -71,11 +73,12 @@ Wanted = Listed | Changed
 @frozen
 class Manifest:
     """What will come (names are those at the destination), and what was asked for but cannot, with the
-    reasons."""
+    reasons. `left_out`: what lies in a directory that was asked for, and is no file (name, why)."""
 
     entries: tuple[CatalogueEntry, ...]
     missing: tuple[str, ...]
     reasons: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
 
 
 @frozen

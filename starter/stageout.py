@@ -40,6 +40,7 @@ CONTENT_BYTES = 256 * 1024
 # The far side stops emptying after 240 s (jobwrapper/clear.py) and reports.
 REMOVE_S = 270.0
 MISSING_NAMES = 1000
+LEFT_OUT_NAMES = 20
 
 
 @asynccontextmanager
@@ -75,7 +76,7 @@ async def stage_out(
 
 def _request(place: Place, wanted: Wanted) -> dict[str, Any]:
     if isinstance(wanted, Listed):
-        return {"path": str(place.path), "listed": list(wanted.names)}
+        return {"path": str(place.path), "listed": list(wanted.names), "preserve": wanted.preserve}
     rows = [[e.name, e.kind, e.mode, e.size, e.mtime_ns] for e in wanted.catalogue.entries]
     return {"path": str(place.path), "changed": rows}
 
@@ -128,6 +129,7 @@ class Outward:
     async def _receive_manifest(self) -> Manifest:
         rows = Rows(self._limits.max_files, self._limits.names_bytes)
         missing: list[tuple[str, str]] = []
+        left_out: list[tuple[str, str]] = []
         while True:
             answer = await self._far.receive()
             raise_if_failed(answer)
@@ -136,13 +138,18 @@ class Outward:
             if "entries" in answer:
                 rows.add(answer["entries"])
                 continue
+            if "left_out" in answer:
+                left_out += [pair_of(row) for row in filled_list_of(answer["left_out"])]
+                if len(left_out) > LEFT_OUT_NAMES:
+                    raise StageFailed("framing", f"more than {LEFT_OUT_NAMES} names that were left out")
+                continue
             missing += [pair_of(row) for row in filled_list_of(answer.get("missing"))]
             if len(missing) > MISSING_NAMES:
                 raise StageFailed("limit", f"more than {MISSING_NAMES} missing names")
         if any(entry.kind == "other" for entry in rows.entries):
             raise StageFailed("framing", "an entry that is neither a file nor a directory")
         names, reasons = zip(*missing, strict=True) if missing else ((), ())
-        return Manifest(tuple(rows.entries), names, reasons)
+        return Manifest(tuple(rows.entries), names, reasons, tuple(left_out))
 
     async def next_entry(self, expected: CatalogueEntry) -> Entry:
         """The next header of the stream, which must be the one that the manifest announced."""

@@ -42,6 +42,7 @@ from starter.events import (
     StagedOut,
     StepFailed,
 )
+from starter.fileplan import MB
 from starter.launch import Deadlines
 from starter.renewal import record
 from starter.sandbox import (
@@ -64,6 +65,7 @@ from starter.transfer import (
     Route,
     TransferFailed,
     fetch_input,
+    left_out,
     missing_output,
     send_output,
     wanted_names,
@@ -228,7 +230,12 @@ def _progress(work: Work) -> Progress:
 
 
 def _input_limits(work: Work) -> TransferLimits:
-    return TransferLimits(max_bytes=work.activation.disk_kb * 1024)
+    """The slot's disk, and the job's own limit, which counts before the knob for all jobs."""
+    settings, asked = work.settings, work.description.files.max_input_bytes
+    knob = None if settings.max_transfer_input_mb < 0 else settings.max_transfer_input_mb * MB
+    own = knob if asked is None else asked
+    most = work.activation.disk_kb * 1024
+    return TransferLimits(max_bytes=most if own is None else min(own, most))
 
 
 def _switch_verdict(work: Work, outcome: Outcome | None, text: str) -> Verdict:
@@ -341,14 +348,15 @@ async def send_sandbox(work: Work, verdict: Verdict) -> Event:
         async with stage_out(
             work.context(),
             work.place,
-            _wanted(work, wanted_names(work.description)),
-            limits=Limits(
-                max_bytes=work.settings.sailplane_max_output_bytes, max_files=work.settings.sailplane_max_output_files
-            ),
+            _wanted(work, wanted_names(work.description, failed=_failed(work, verdict))),
+            limits=_output_limits(work),
             deadline_s=work.settings.sailplane_switch_deadline,
             far=await ahead.taken(work.ahead, ahead.STAGE_OUT),
         ) as outward:
-            failed = await _offer_output(work, outward, complete=isinstance(verdict, Exited), final=is_final(verdict))
+            complete = isinstance(verdict, Exited) and not _failed(work, verdict)
+            failed = await _offer_output(work, outward, complete=complete, final=is_final(verdict))
+            if note := left_out(outward.manifest, work.host):
+                await work.shadow.log_event(updates.note_event(note, work.host, _now()))
             await outward.remove()
     except StageFailed as fault:
         return StepFailed(_output_verdict(work, fault), sandbox=True)
@@ -366,9 +374,22 @@ async def send_checkpoint(work: Work) -> Event:
     return await checkpoint.send_checkpoint(work, wanted, last_number=last)
 
 
+def _failed(work: Work, verdict: Verdict) -> bool:
+    return isinstance(verdict, Exited) and work.description.files.failed(verdict.wait_status)
+
+
+def _output_limits(work: Work) -> Limits:
+    """The site's, and the job's own, which counts before the knob for all jobs."""
+    settings, asked = work.settings, work.description.files.max_output_bytes
+    knob = None if settings.max_transfer_output_mb < 0 else settings.max_transfer_output_mb * MB
+    own = knob if asked is None else asked
+    most = settings.sailplane_max_output_bytes
+    return Limits(max_bytes=most if own is None else min(own, most), max_files=settings.sailplane_max_output_files)
+
+
 def _wanted(work: Work, names: tuple[str, ...] | None) -> Wanted:
     if names is not None:
-        return Listed(names)
+        return Listed(names, preserve=work.description.files.preserve_paths)
     assert work.catalogue is not None
     return Changed(work.catalogue)
 
@@ -376,7 +397,7 @@ def _wanted(work: Work, names: tuple[str, ...] | None) -> Wanted:
 async def _offer_output(work: Work, outward: Outward, *, complete: bool, final: bool) -> Verdict | None:
     """Send; after a transient failure, and to a shadow that has come back, ask the far side for the same again. The
     verdict if it never went through."""
-    own = missing_output(outward.manifest.missing, work.host) if complete else None
+    own = missing_output(outward.manifest, work.host) if complete else None
     tries = returns = 0
     while True:
         route = work.route
@@ -459,6 +480,10 @@ def _remove_place(work: Work) -> str:
     return ""
 
 
+def _now() -> str:
+    return datetime.datetime.now().isoformat(timespec="seconds")
+
+
 # --- report ------------------------------------------------------------------------------------------------------
 
 
@@ -466,8 +491,7 @@ async def report(work: Work, verdict: Verdict, ended: JobEnded | None) -> Event:
     """The shadow is told how it ended. A shadow that does not hear it changes nothing any more."""
     try:
         if isinstance(verdict, Hold | Requeue):
-            now = datetime.datetime.now().isoformat(timespec="seconds")
-            await work.shadow.log_event(updates.error_event(verdict, work.host, now))
+            await work.shadow.log_event(updates.error_event(verdict, work.host, _now()))
             with trio.move_on_after(SHADOW_CLOSES_WITHIN_S):
                 await work.shadow.wait_gone()
         else:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import errno
 import os
 import posixpath
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import attrs
@@ -30,7 +30,7 @@ from cedar.sinful import Sinful
 from pilot.credentials import CredentialError
 from starter.credential import Keys, ProxyUnusable, receive_proxy
 from starter.description import NULL_DEVICE, OWN_NAMES, Description
-from starter.sandbox import Inward, OutDirectory, OutFile, Outward
+from starter.sandbox import Inward, Manifest, OutDirectory, OutFile, Outward
 
 # What a replacement that was killed leaves beside the proxy (jobwrapper.replace_proxy).
 PROXY_LEFT_OVER = ".tmp"
@@ -163,22 +163,35 @@ async def fetch_input(route: Route, sink: InputSink, limits: TransferLimits) -> 
 # --- output ------------------------------------------------------------------------------------------------------
 
 
-def missing_output(missing: tuple[str, ...], host: str) -> Ack | None:
-    """Code 13 with ENOENT: we could not read output (wire reference 4.5, T34)."""
-    if not missing:
+def missing_output(manifest: Manifest, host: str) -> Ack | None:
+    """Code 13: we could not read output (wire reference 4.5, T34); ENOENT where it is not there."""
+    if not manifest.missing:
         return None
-    names = ", ".join(missing)
-    word = "file" if len(missing) == 1 else "files"
-    return Ack(
-        ok=False,
-        hold_code=HoldCode.UPLOAD_FILE_ERROR,
-        hold_subcode=errno.ENOENT,
-        reason=f"the job did not make its output {word} {names} (transfer_output_files) on {host}:"
-        f" {os.strerror(errno.ENOENT)}",
-        retry=False,
-        files=0,
-        bytes=0,
-    )
+    not_there = os.strerror(errno.ENOENT)
+    absent = [name for name, why in zip(manifest.missing, manifest.reasons, strict=True) if why == not_there]
+    if absent:
+        word = "file" if len(absent) == 1 else "files"
+        text = f"the job did not make its output {word} {_some(absent)} (transfer_output_files) on {host}: {not_there}"
+    else:
+        found = [f"{name}: {why}" for name, why in zip(manifest.missing, manifest.reasons, strict=True)]
+        text = f"output (transfer_output_files) cannot be sent from {host}: {_some(found)}"
+    code, number = HoldCode.UPLOAD_FILE_ERROR, errno.ENOENT if absent else errno.EINVAL
+    return Ack(ok=False, hold_code=code, hold_subcode=number, reason=text, retry=False, files=0, bytes=0)
+
+
+def left_out(manifest: Manifest, host: str) -> str:
+    """What the owner is told of what lies among the output and cannot be sent; "" when there is nothing."""
+    if not manifest.left_out:
+        return ""
+    return f"left out of the output on {host}: " + _some([f"{name} ({why})" for name, why in manifest.left_out])
+
+
+def _some(words: Sequence[str]) -> str:
+    return ", ".join(words[:SHOWN]) + (f" and {len(words) - SHOWN} more" if len(words) > SHOWN else "")
+
+
+# Of many names a person reads the first ones.
+SHOWN = 5
 
 
 def is_sent(name: str, job: Description) -> bool:
@@ -233,9 +246,13 @@ def _raise_if_failed(own: Ack, peer: Ack) -> None:
         raise TransferFailed(peer, "the submit side")
 
 
-def wanted_names(job: Description) -> tuple[str, ...] | None:
-    """Names to fetch: the listed ones and the standard streams; None means whatever is new or changed."""
-    if job.output_names is None:
+def wanted_names(job: Description, *, failed: bool = False) -> tuple[str, ...] | None:
+    """Names to fetch: the listed ones and the standard streams; None means whatever is new or changed.
+
+    failed: the job's own success counts (ON_SUCCESS, success_exit_code), and it had none.
+    """
+    names = job.files.failure_names if failed else job.output_names
+    if names is None:
         return None
     streams = dict.fromkeys(name for name in (job.stdout, job.stderr) if name != NULL_DEVICE)
-    return (*streams, *(name for name in job.output_names if name not in streams))
+    return (*streams, *(name for name in names if name not in streams))

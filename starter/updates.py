@@ -141,6 +141,19 @@ def error_event(verdict: Hold | Requeue, host: str, event_time: str) -> ClassAd:
     return ad
 
 
+def note_event(text: str, host: str, event_time: str) -> ClassAd:
+    """A ulog (284) that ends nothing: a line for the owner in the job's event log."""
+    ad = ClassAd()
+    ad["MyType"] = "RemoteErrorEvent"
+    ad["EventTypeNumber"] = 21
+    ad["EventTime"] = event_time
+    ad["Daemon"] = "starter"
+    ad["ExecuteHost"] = host
+    ad["ErrorMsg"] = one_line(text)
+    ad["CriticalError"] = False
+    return ad
+
+
 # Subcodes at or below this one mean "vacate, not hold" (wire reference 4.5).
 REQUEUE_SUBCODE = int(HoldSubcode.REQUEUE)
 

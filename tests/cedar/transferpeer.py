@@ -166,6 +166,12 @@ class Peer:
         reader.end()
         return {name: " ".join(str(ad.lookup(name)).split()) for name in ad}
 
+    async def hears_ok(self) -> None:
+        """An acknowledgement that all is well, with whatever statistics."""
+        ad = await self.hears_ad()
+        assert ad.pop("TransferStats")
+        assert ad == {"Result": "0"}
+
     async def hears_the_end(self) -> None:
         with pytest.raises(PeerFault, match="closed"):
             await self.stream.get()
@@ -225,6 +231,3 @@ async def peer_ends_well(peer: Peer) -> dict[str, Any]:
     await peer.says(integer(0))
     await peer.says(ad_bytes("Result = 0", "TransferStats = [ ]"))
     return await peer.hears_ad()
-
-
-OK_AD = {"Result": "0", "TransferStats": "[ ]"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -455,6 +456,46 @@ async def test_what_is_listed_comes_back(tmp_path: Path, names, found, missing) 
         assert outward.manifest.missing == missing
         assert len(outward.manifest.reasons) == len(missing)
         assert await collect(outward) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("d/e/g", {"d": None, "d/e": None, "d/e/g": b"G"}),
+        ("./d//e/g", {"d": None, "d/e": None, "d/e/g": b"G"}),
+        ("d/e", {"d": None, "d/e": None, "d/e/g": b"G"}),
+        # The slash says "the contents", and paths that are kept say where: stock puts them below it as well.
+        ("d/e/", {"d": None, "d/e": None, "d/e/g": b"G"}),
+        ("f", {"f": b"F"}),
+    ],
+)
+async def test_paths_are_preserved_when_asked_for(tmp_path: Path, name: str, found: dict[str, bytes | None]) -> None:
+    place, _ = await staged(tmp_path, {"f": b"F", "d/e/g": b"G", "d/h": b"H"})
+    assert await fetched(place, Listed((name,), preserve=True)) == found
+    assert await fetched(place, Listed((name, "d/h"), preserve=True)) == {**found, "d": None, "d/h": b"H"}
+
+
+async def test_what_is_no_file_is_left_out_and_told(tmp_path: Path) -> None:
+    place, _ = await staged(tmp_path, {"d/plain": b"x"})
+    os.mkfifo(place.path / "d" / "pipe")
+    (place.path / "d" / "up").symlink_to("..")
+    with socket.socket(socket.AF_UNIX) as listening, contextlib.chdir(place.path / "d"):
+        listening.bind("socket")
+    async with stage_out(wrapper_context(), place, Listed(("d",)), limits=LIMITS, deadline_s=20) as outward:
+        told = dict(outward.manifest.left_out)
+        assert told == {"d/pipe": "a named pipe", "d/socket": "a socket", "d/up": "a link to a directory"}
+        assert outward.manifest.missing == ()
+        assert await collect(outward) == {"d": None, "d/plain": b"x"}
+
+
+async def test_a_link_to_a_directory_needs_its_slash(tmp_path: Path) -> None:
+    """As stock: it would not say where the files are."""
+    place, _ = await staged(tmp_path, {"d/plain": b"x"})
+    (place.path / "link").symlink_to("d")
+    async with stage_out(wrapper_context(), place, Listed(("link",)), limits=LIMITS, deadline_s=20) as outward:
+        assert outward.manifest.missing == ("link",)
+        assert "slash" in outward.manifest.reasons[0]
+    assert await fetched(place, Listed(("link/",))) == {"plain": b"x"}
 
 
 async def test_again_then_remove(tmp_path: Path) -> None:
