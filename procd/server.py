@@ -7,6 +7,7 @@ socket, to pidfds and to the clock.
 
 import os
 import random
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
@@ -54,6 +55,10 @@ from procd.trackers import Trackers
 # HTCondor's starter asks every 15 s; peaks between two looks are not seen, and a look costs about half a
 # millisecond.
 LOOK_EVERY_S = 5.0
+# A starter waits for the job's orphans once a second; until then these can be seen.
+STIRRED_EVERY_S = 0.2
+# Families that stir all the time take 2 % of a core.
+STIRRED_PAUSE = 50.0
 # One attempt at a family that nobody steers; it is repeated as long as this procd lives.
 ABANDONED_STOP_S = 60.0
 _BETWEEN_ATTEMPTS_S = 5.0
@@ -111,6 +116,7 @@ class Service:
                 nursery.start_soon(
                     listen, trackers.note_listening, trackers.note_events, trackers.note_lost, self._has_families
                 )
+                nursery.start_soon(self._look_where_it_stirs)
             await nursery.start(self._serve, path, allowed_uid)
             task_status.started()
 
@@ -137,6 +143,20 @@ class Service:
                     self._lookout.look(family)
                     await trio.lowlevel.checkpoint()
             self._trackers.note_look()
+
+    async def _look_where_it_stirs(self) -> None:
+        """Families in which processes are born or end, as the kernel tells: so that these are members at once, and what
+        they have used is known before they are waited for."""
+        while True:
+            await trio.sleep(STIRRED_EVERY_S)
+            stirred = self._trackers.stirred()
+            for family in [each for each in self._families if each.name in stirred]:
+                if family.top.name in self._being_killed:
+                    continue  # as at the end of its root
+                begun_s = time.thread_time()
+                self._lookout.look(family)
+                self._trackers.note_look()
+                await trio.sleep(STIRRED_PAUSE * (time.thread_time() - begun_s))
 
     async def _check_now_and_then(self) -> None:
         """A full scan as the check of the walks: whoever only it finds is a member from then on, and logged."""

@@ -157,6 +157,10 @@ class Trackers:
             else:
                 self._births.born(event.pid, event.parent)
 
+    def stirred(self) -> set[str]:
+        """Names of families of which events came since this was asked last."""
+        return self._births.stirred()
+
     def note_lost(self, why: str) -> None:
         """Events did not reach us, and do not for a while."""
         self._births.lost()
