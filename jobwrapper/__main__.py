@@ -15,6 +15,7 @@ VERBS = {
     "stage-out": "stage_out",
     "signal": "send_signals",
     "peek": "peek",
+    "measure": "measure",
     "ssh-setup": "ssh_setup",
     "replace-proxy": "replace_proxy",
 }

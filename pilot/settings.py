@@ -351,6 +351,32 @@ class Settings:
         unset="the installed package jobwrapper",
         compute=_wrapper_dir,
     )
+    sailplane_limits_interval: float = knob(
+        "5",
+        seconds(0.1),
+        "Time between two looks at a job's memory and processes; less where a limit is near.",
+    )
+    sailplane_memory_limit_percent: int = knob(
+        "100",
+        integer(0, 1000),
+        "How much of its slot's memory a job may use before it is held; 0: it is not held for memory.",
+    )
+    sailplane_disk_limit_percent: int = knob(
+        "100",
+        integer(0, 1000),
+        "How much of its slot's disk a job's sandbox may take before the job is held; 0: it is not held for disk.",
+    )
+    sailplane_disk_interval: float = knob(
+        "300",
+        seconds(0),
+        "Shortest time between two calls of the switch that measure a job's sandbox; 0: it is never measured.",
+    )
+    sailplane_max_processes: int = knob(
+        "2048",
+        integer(0, 1 << 22),
+        "Most processes that a job may have before it is held; 0: no limit. Where the kernel can bound one job by"
+        " itself (a cgroup, or 'userns') it may have four times as many tasks, since threads count there.",
+    )
     sailplane_max_output_bytes: int = knob("100 G", size(), "Most bytes that a job may bring back.")
     sailplane_max_output_files: int = knob("100000", integer(1), "Most files that a job may bring back.")
     sailplane_pool_dir: Path = knob(

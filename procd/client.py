@@ -111,6 +111,8 @@ class ProcdClient:
         audit_id: str,
         control_fd: int | None,
         uid: int | None = None,
+        memory_limit_kb: int | None = None,
+        tasks_limit: int | None = None,
     ) -> None:
         """Have a tree tracked; when this returns its root may run.
 
@@ -124,12 +126,23 @@ class ProcdClient:
             control_fd: near end of the control socket of a lingering switch. procd gets a duplicate, and only
                 ever writes to it: what the far side says there stays the caller's.
             uid: the root's account; needed only where /proc does not show other accounts' processes.
+            memory_limit_kb, tasks_limit: what the kernel is to hold the family to, where it has a cgroup of its own;
+                `Usage` says whether it does.
 
         Raises:
             RpcRefused: "already-registered", "no-such-process", "hidden".
         """
         starter = Identity(starter_pid, _ticks_of(starter_pid) if starter_ticks is None else starter_ticks)
-        request = Register(family, Identity(root_pid, root_ticks), starter, credential, audit_id, uid=uid)
+        request = Register(
+            family,
+            Identity(root_pid, root_ticks),
+            starter,
+            credential,
+            audit_id,
+            uid=uid,
+            memory_limit_kb=memory_limit_kb,
+            tasks_limit=tasks_limit,
+        )
         registration = _Registration(request, os.dup(control_fd) if control_fd is not None else None)
         try:
             registration.memory = (await self._register(registration, request)).memory
@@ -139,9 +152,9 @@ class ProcdClient:
         self._forget(family)
         self._registrations[family] = registration
 
-    async def usage(self, family: str) -> Usage:
-        """What the family uses and has used, from a fresh snapshot."""
-        usage = await self._ask(family, GetUsage(family), Usage)
+    async def usage(self, family: str, *, exactly: bool = False) -> Usage:
+        """What the family uses and has used, from a fresh snapshot. exactly: with `own_kb`."""
+        usage = await self._ask(family, GetUsage(family, exactly), Usage)
         self._remember(family, usage)
         return usage
 

@@ -33,6 +33,19 @@ class Counted:
     user_s: float
     system_s: float
     memory_peak_kb: int | None = None
+    memory_limit_kb: int | None = None
+    oom_kills: int | None = None
+
+
+@attrs.frozen
+class Bounds:
+    """What the kernel is to hold a group to, as far as its controllers are there; None: nothing. Threads are tasks."""
+
+    memory_kb: int | None = None
+    tasks: int | None = None
+
+
+NO_BOUNDS = Bounds()
 
 
 @attrs.frozen
@@ -53,6 +66,15 @@ class Group:
     def add(self, root: ProcessId) -> None:
         """Move a process in; GroupFailed when the kernel says no."""
         self._write("cgroup.procs", str(root.pid))
+
+    def bound(self, bounds: Bounds) -> None:
+        """Hold it to this. What has no controller here stays unbounded; whoever runs out of memory ends as a whole."""
+        wanted = {"pids.max": bounds.tasks, "memory.max": None if bounds.memory_kb is None else bounds.memory_kb << 10}
+        for name, value in wanted.items():
+            if value is not None and (self.path / name).exists():
+                self._write(name, str(value))
+        if bounds.memory_kb is not None and (self.path / "memory.oom.group").exists():
+            self._write("memory.oom.group", "1")
 
     def kill(self) -> None:
         """SIGKILL to everybody in it, also to those that are being forked."""
@@ -93,14 +115,17 @@ class Group:
 
     def counted(self) -> Counted | None:
         """Usage as the kernel counted it; None when the group is gone."""
-        numbers = dict(line.split(None, 1) for line in self._read("cpu.stat").splitlines() if " " in line)
+        numbers = self._numbers("cpu.stat")
         if "user_usec" not in numbers or "system_usec" not in numbers:
             return None
-        peak = self._read("memory.peak").strip()
+        peak, limit = self._read("memory.peak").strip(), self._read("memory.max").strip()
+        kills = self._numbers("memory.events").get("oom_kill", "")
         return Counted(
             user_s=int(numbers["user_usec"]) / _US_PER_S,
             system_s=int(numbers["system_usec"]) / _US_PER_S,
             memory_peak_kb=int(peak) >> 10 if peak.isdecimal() else None,
+            memory_limit_kb=int(limit) >> 10 if limit.isdecimal() else None,
+            oom_kills=int(kills) if kills.isdecimal() else None,
         )
 
     def remove(self) -> bool:
@@ -126,7 +151,10 @@ class Group:
                 continue
 
     def _events(self) -> dict[str, str]:
-        return dict(line.split(None, 1) for line in self._read("cgroup.events").splitlines() if " " in line)
+        return self._numbers("cgroup.events")
+
+    def _numbers(self, name: str) -> dict[str, str]:
+        return dict(line.split(None, 1) for line in self._read(name).splitlines() if " " in line)
 
     def _read(self, name: str) -> str:
         try:
@@ -153,8 +181,8 @@ class Groups:
         for path in parent.glob(_PREFIX + "*"):
             Group(path).remove()
 
-    def place(self, root: ProcessId, *, new: bool) -> Group:
-        """A new group with this process in it, or the one that an earlier procd has made for it.
+    def place(self, root: ProcessId, *, new: bool, bounds: Bounds = NO_BOUNDS) -> Group:
+        """A new group, held to `bounds`, with this process in it, or the one that an earlier procd has made for it.
 
         Raises:
             GroupFailed: the kernel let us not; then there is no group.
@@ -169,6 +197,7 @@ class Groups:
         except OSError as error:
             raise GroupFailed(f"{group.path}: {error.strerror}") from None
         try:
+            group.bound(bounds)
             group.add(root)
         except GroupFailed:
             group.remove()
@@ -200,8 +229,8 @@ def find_groups(given: Path | None = None) -> Found:
         if not _can_kill(parent):
             lack = "too-old"
             continue
-        _want_memory(parent)
-        return Found(parent, "", hybrid=not _has_memory(parent))
+        _want_controllers(parent)
+        return Found(parent, "", hybrid=not _has(parent, "memory"))
     return Found(None, lack)
 
 
@@ -242,17 +271,19 @@ def _can_kill(parent: Path) -> bool:
         trial.rmdir()
 
 
-def _want_memory(parent: Path) -> None:
-    """Have memory counted where that is ours to say; a group with processes of its own refuses, and so be it."""
-    try:
-        if "memory" in (parent / "cgroup.controllers").read_text().split() and not _has_memory(parent):
-            (parent / "cgroup.subtree_control").write_text("+memory")
-    except OSError:
-        return
+def _want_controllers(parent: Path) -> None:
+    """Have memory and tasks counted where that is ours to say; a group with processes of its own refuses, and so be
+    it."""
+    for name in ("memory", "pids"):
+        try:
+            if name in (parent / "cgroup.controllers").read_text().split() and not _has(parent, name):
+                (parent / "cgroup.subtree_control").write_text("+" + name)
+        except OSError:
+            continue
 
 
-def _has_memory(parent: Path) -> bool:
+def _has(parent: Path, controller: str) -> bool:
     try:
-        return "memory" in (parent / "cgroup.subtree_control").read_text().split()
+        return controller in (parent / "cgroup.subtree_control").read_text().split()
     except OSError:
         return False

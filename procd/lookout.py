@@ -167,6 +167,12 @@ class Lookout:
         shares = [self._reader.pss_kb(identity.pid) for identity in running]
         return None if None in shares else sum(share for share in shares if share is not None)
 
+    def own_kb(self, family: Family) -> int:
+        """The family's memory with what its processes map in common counted about once: what each has of its own, and
+        the largest mapped part of any. Pages that a fork left in common still count for each."""
+        found = [self._reader.memory_kb(identity.pid) for identity in self._families.running(family)]
+        return sum(own for own, _ in found) + max((shared for _, shared in found), default=0)
+
     def io_kb(self, family: Family) -> tuple[int, int] | None:
         """Read from and written to storage by the living and those that they waited for; None as `pss_kb`."""
         found = [self._reader.io_kb(identity.pid) for identity in self._families.running(family)]

@@ -20,6 +20,7 @@ _NAME = and_(max_len(200), matches_re(r"[!-~]+"))
 _PID = and_(ge(1), le(1 << 22))  # the kernel's PID_MAX_LIMIT on 64-bit machines
 _TICKS = and_(ge(0), le(1 << 62))
 _SIGNAL = and_(ge(1), le(64))
+_BOUND = and_(ge(1), le(1 << 50))
 # A list of what a starter had as children when it registered: a handful.
 _FEW: Any = max_len(1024)
 # Longer than any step of a job's life; what is asked for longer is asked for again.
@@ -54,6 +55,8 @@ class Usage:
     rss_kb: int = 0
     pss_kb: int | None = None
     """None where the kernel does not show it, as for another account's processes."""
+    own_kb: int | None = None
+    """Resident memory without what is mapped in common, which counts about once; only when it was asked for."""
     rss_peak_kb: int = 0
     image_kb: int = 0
     """Peak of the sum of virtual sizes."""
@@ -69,6 +72,10 @@ class Usage:
     """To and from storage, the largest sum that was seen; None where the kernel does not show it."""
     memory_peak_kb: int | None = None
     """The kernel's own peak for the family's cgroup, page cache included; None without such a group."""
+    memory_limit_kb: int | None = None
+    """What the kernel holds the family's cgroup to; None where it does not."""
+    oom_kills: int | None = None
+    """Processes of that cgroup that the kernel killed for want of memory; None without such a group."""
     strays: int = 0
     """Processes of the family's account that are no descendants (at, cron, ssh), at the last full scan."""
 
@@ -106,6 +113,9 @@ class Register:
     memory: Memory | None = None
     uid: int | None = attrs.field(default=None, validator=attrs.validators.optional(and_(ge(0), le(1 << 32))))
     """The root's account, for hosts that do not show us other accounts' processes."""
+    memory_limit_kb: int | None = attrs.field(default=None, validator=attrs.validators.optional(_BOUND))
+    tasks_limit: int | None = attrs.field(default=None, validator=attrs.validators.optional(_BOUND))
+    """What a cgroup of the family's own is held to, where there is one."""
 
 
 @attrs.frozen
@@ -117,9 +127,10 @@ class Registered:
 
 @attrs.frozen
 class GetUsage:
-    """Asks for a `Usage`, from a snapshot taken now."""
+    """Asks for a `Usage`, from a snapshot taken now. exactly: with `own_kb`, which costs a look at each process."""
 
     family: str = attrs.field(validator=_NAME)
+    exactly: bool = False
 
 
 @attrs.frozen

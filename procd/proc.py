@@ -172,6 +172,14 @@ class ProcReader:
         lines = (self._text(pid, "smaps_rollup", 4096) or b"").splitlines()
         return next((int(line.split()[1]) for line in lines if line.startswith(b"Pss:")), None)
 
+    def memory_kb(self, pid: int) -> tuple[int, int]:
+        """Resident memory of its own, and what it maps of files and shared memory (statm, for everybody to read)."""
+        words = (self._text(pid, "statm", 256) or b"").split()
+        if len(words) < 3:
+            return 0, 0
+        resident, shared = int(words[1]), int(words[2])
+        return max(0, resident - shared) * PAGE_KB, shared * PAGE_KB
+
 
 def ticks_now() -> int:
     """The start tick of a process that is made now."""

@@ -23,6 +23,7 @@ from pilot.rpc import Channel, Error, Peer, RpcFault, serve
 from procd.account import Cpu, Totals
 from procd.events import listen
 from procd.families import Families, Family, FamilyRefused, Surroundings
+from procd.groups import Bounds
 from procd.lookout import Lookout
 from procd.messages import (
     MAX_LISTED,
@@ -206,7 +207,9 @@ class Service:
                 self._lookout.vouch(root, starter, request.uid)
             seen = self._lookout.survey(root, starter)
             family = self._families.register(request.family, root, starter, seen, around)
-            self._trackers.place(family, new=request.memory is None)
+            self._trackers.place(
+                family, new=request.memory is None, bounds=Bounds(request.memory_limit_kb, request.tasks_limit)
+            )
             if family.around.hidden and control is None and self._trackers.group(family) is None:
                 self._forget(family)
                 raise FamilyRefused("hidden", "this host hides the job's processes, and gives no other way to end them")
@@ -233,7 +236,8 @@ class Service:
         self._lookout.look(family)
         self._trackers.note_look()
         self._trackers.note_io(family, self._lookout.io_kb(family))
-        return attrs.evolve(self._usage_of(family), pss_kb=self._lookout.pss_kb(family))
+        own_kb = self._lookout.own_kb(family) if request.exactly else None
+        return attrs.evolve(self._usage_of(family), pss_kb=self._lookout.pss_kb(family), own_kb=own_kb)
 
     def _usage_of(self, family: Family) -> Usage:
         """As of the last look."""

@@ -16,7 +16,7 @@ from procd.births import Births
 from procd.events import Event
 from procd.facts import Facts, lacks, sees_jobs
 from procd.families import Families, Family
-from procd.groups import Counted, Group, GroupFailed, Groups
+from procd.groups import NO_BOUNDS, Bounds, Counted, Group, GroupFailed, Groups
 from procd.messages import Degradation, Description, Usage
 from procd.proc import TICKS_PER_S
 from procd.process import Process, ProcessId
@@ -78,12 +78,13 @@ class Trackers:
 
     # --- cgroups --------------------------------------------------------------------------------------------
 
-    def place(self, family: Family, *, new: bool) -> None:
-        """Put the root of a new family into a group of its own; find that of one that an earlier procd had."""
+    def place(self, family: Family, *, new: bool, bounds: Bounds = NO_BOUNDS) -> None:
+        """Put the root of a new family into a group of its own, held to `bounds`; find that of one that an
+        earlier procd had."""
         if self._makes is None or family.parent is not None or family.name in self._groups:
             return
         try:
-            self._groups[family.name] = self._makes.place(family.root, new=new)
+            self._groups[family.name] = self._makes.place(family.root, new=new, bounds=bounds)
             self._before[family.name] = family.account.totals.cpu if new else NO_CPU
         except GroupFailed as failed:
             self._log.warning("family %s: no cgroup (%s), following it by descent", family.name, failed)
@@ -214,4 +215,11 @@ def _with_counted(usage: Usage, counted: Counted | None, before: Cpu) -> Usage:
     user_s, system_s = counted.user_s + before.user / TICKS_PER_S, counted.system_s + before.system / TICKS_PER_S
     if user_s + system_s < usage.user_s + usage.system_s:
         user_s, system_s = usage.user_s, usage.system_s
-    return attrs.evolve(usage, user_s=user_s, system_s=system_s, memory_peak_kb=counted.memory_peak_kb)
+    return attrs.evolve(
+        usage,
+        user_s=user_s,
+        system_s=system_s,
+        memory_peak_kb=counted.memory_peak_kb,
+        memory_limit_kb=counted.memory_limit_kb,
+        oom_kills=counted.oom_kills,
+    )

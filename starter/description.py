@@ -111,6 +111,9 @@ class Description:
     checkpoint_status: int | None = None
     checkpoint_names: tuple[str, ...] | None = None
     files: FilePlan = attrs.field(factory=FilePlan)
+    # wall clock that the job allows itself: from its activation on, and from its start on
+    job_limit_s: float | None = None
+    execute_limit_s: float | None = None
 
 
 def describe(ad: ClassAd) -> Description:
@@ -164,7 +167,15 @@ def _describe(ad: ClassAd) -> Description:
         checkpoint_status=checkpoint,
         checkpoint_names=_names(ad, "TransferCheckpoint"),
         files=plan_files(ad),
+        job_limit_s=_duration(ad, "AllowedJobDuration"),
+        execute_limit_s=_duration(ad, "AllowedExecuteDuration"),
     )
+
+
+def _duration(ad: ClassAd, name: str) -> float | None:
+    """As stock has it: what evaluates to no number is no limit."""
+    value = evaluate(ad, name) if name in ad else None
+    return float(value) if type(value) is int and value >= 0 else None
 
 
 def _names(ad: ClassAd, attribute: str) -> tuple[str, ...] | None:

@@ -37,6 +37,7 @@ from starter.events import (
     Event,
     Exit,
     JobEnded,
+    JobKnown,
     LeaveToJanitor,
     ProxyEnding,
     Reconnected,
@@ -66,10 +67,11 @@ from starter.messages import (
     UserRefused,
 )
 from starter.orphans import reap_orphans
+from starter.police import Police
 from starter.reconnect import take_up
 from starter.renewal import Renewals
 from starter.shadow import ShadowRefused
-from starter.verdict import Abandoned, Hold, wants_output, words
+from starter.verdict import Abandoned, Hold, Verdict, wants_output, words
 from starter.visits import Visits
 from starter.work import Work
 
@@ -93,6 +95,7 @@ class Job:
         self._life = Life()
         self._visits = Visits(work, lambda: self._life.state, log)
         self._renewals = Renewals(work, lambda: self._life.state, self._post, log)
+        self._police = Police(work, self._visits, lambda: self._life.state, self._post, log)
         self._tell, self._told = trio.open_memory_channel[Event](MAX_WAITING_EVENTS)
         self._step_scope = trio.CancelScope()
         self._step_over = trio.Event()
@@ -143,8 +146,11 @@ class Job:
             self._nursery.start_soon(self._renewals.run)
         elif isinstance(event, StagedIn) and self._work.chirp is not None:
             self._nursery.start_soon(self._work.chirp.run)
+        elif isinstance(event, JobKnown) and event.refusal is None:
+            self._nursery.start_soon(self._police.watch_time)
         elif isinstance(event, Started) and self._work.legs == 0:
-            self._nursery.start_soon(self._send_updates)
+            for task in (self._send_updates, self._police.watch_use, self._police.watch_disk):
+                self._nursery.start_soon(task)
         elif isinstance(event, Reconnected) and self._life.state in (State.RUNNING, State.SUSPENDED):
             self._nursery.start_soon(self._update)
         elif self._life.disconnected:
@@ -172,6 +178,8 @@ class Job:
     # --- steps ---------------------------------------------------------------------------------------------------
 
     def _begin(self, step: Step) -> None:
+        if step is Step.LAUNCH:
+            self._police.note_launch()
         self._step_scope.cancel()
         if self._work.ahead is not None:
             self._work.ahead.step_begins(step)
@@ -289,7 +297,7 @@ class Job:
         if self._work.started_at_s is not None:
             self._work.duration_s = trio.current_time() - self._work.started_at_s
         await self._work.guests.wait_none()
-        ended = _job_ended(self._work, outcome)
+        ended = _job_ended(self._work, outcome, await self._police.verdict(outcome))
         again = ended.verdict is None and is_checkpoint(self._work.description, ended.wait_status)
         await self._post(CheckpointReached(ended) if again else ended)
         self._work.ended.set()
@@ -340,6 +348,7 @@ class Job:
         delayed = work.chirp.delayed.pending() if work.chirp else {}
         updates.add_delayed(ad, as_ad(delayed), work.shadow_version)
         updates.put_proxy(ad, work.credential, self._renewals.words)
+        updates.add_disk(ad, work.disk)
         try:
             await work.shadow.update_job_info(ad)
         except (PeerFault, ShadowRefused) as fault:
@@ -395,7 +404,7 @@ def _asked(message: object) -> Event:
             raise RpcFault("unexpected", f"{type(message).__name__} is not for a starter")
 
 
-def _job_ended(work: Work, outcome: Outcome) -> JobEnded:
+def _job_ended(work: Work, outcome: Outcome, verdict: Verdict | None) -> JobEnded:
     match outcome:
         case SwitchExited(status=status, masked=masked):
             wait_status, exact = status << 8, not masked
@@ -403,4 +412,4 @@ def _job_ended(work: Work, outcome: Outcome) -> JobEnded:
             wait_status, exact = number | (0x80 if core else 0), True
         case _:
             wait_status, exact = UNKNOWN_WAIT_STATUS, False
-    return JobEnded(wait_status, exact, verdict_around(work, wait_status))
+    return JobEnded(wait_status, exact, verdict_around(work, wait_status) or verdict)

@@ -142,6 +142,8 @@ def _rlimits(work: Work) -> Mapping[str, tuple[int, int]]:
     space_mb = _number(work.job_ad, work.settings.starter_rlimit_as)
     if space_mb is not None and space_mb > 0:
         limits["as"] = (space_mb * MB, space_mb * MB)
+    if work.switch.name == "userns" and work.bounds.tasks is not None:  # the account is this job's alone
+        limits["nproc"] = (work.bounds.tasks, work.bounds.tasks)
     return limits
 
 
@@ -207,6 +209,8 @@ def registering(work: Work) -> Register:
             audit_id=work.description.global_job_id,
             control_fd=running.control.fileno() if running.control else None,
             uid=work.account.uid if work.account else None,
+            memory_limit_kb=work.bounds.memory_kb,
+            tasks_limit=work.bounds.tasks,
         )
         work.registered = True  # not before: cancelled in the call, there is no family, and no job has been sent
 

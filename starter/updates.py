@@ -58,6 +58,12 @@ def running(usage: Usage, *, suspended: bool, address: str) -> ClassAd:
     return ad
 
 
+def add_disk(ad: ClassAd, disk: tuple[int, int] | None) -> None:
+    """KB and entries of the sandbox, once they were measured."""
+    if disk is not None:
+        ad["DiskUsage"], ad["ScratchDirFileCount"] = disk
+
+
 def checkpointed(usage: Usage | None, number: int, leg_s: float | None, now_s: int) -> ClassAd:
     """After a checkpoint: its number, and how much of the run is safe now."""
     ad = ClassAd() if usage is None else _usage_ad(usage)

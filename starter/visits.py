@@ -118,7 +118,7 @@ class Visits:
         work = self.work
         assert work.job_ad is not None
         wanted = peek.wanted_of(request, work.description, work.job_ad)
-        async with self._turn("peek") as context:
+        async with self.turn("peek") as context:
             shown = await peek.look(
                 context, work.place, wanted, peek.limit_of(request), deadline_s=work.settings.sailplane_switch_deadline
             )
@@ -129,7 +129,7 @@ class Visits:
         environment = job_environment(work)
         if not work.switch.isolates:
             environment["SAILPLANE_FAMILY"] = session.family
-        async with self._turn("ssh") as context:
+        async with self.turn("ssh") as context:
             deadline_s = work.settings.sailplane_switch_deadline
             made = await ssh.prepare(context, work, request, environment, deadline_s=deadline_s)
             self.calls += 1
@@ -137,7 +137,7 @@ class Visits:
         self.log.info("session %s of the job's owner", session.family)
 
     @asynccontextmanager
-    async def _turn(self, what: str) -> AsyncIterator[Context]:
+    async def turn(self, what: str) -> AsyncIterator[Context]:
         """One at a time, with a pause after it; gives the context for its calls."""
         async with self._one_call:
             await trio.sleep_until(self._next_call_s)

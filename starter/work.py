@@ -20,6 +20,7 @@ from starter.chirpserver import ChirpServer
 from starter.credential import Keys, Trust
 from starter.description import Description
 from starter.launch import Launched
+from starter.limits import Bounds, Named, bounds_of
 from starter.messages import Activation
 from starter.sandbox import Account, Catalogue, Context, Place
 from starter.shadow import Shadow
@@ -101,6 +102,8 @@ class Work:
     started_at_s: float | None = None
     duration_s: float | None = None
     usage: Usage | None = None
+    # KB and entries of the sandbox, when it was last measured
+    disk: tuple[int, int] | None = None
     # of a job that was started again from its checkpoint: how often, and what it had used until then
     legs: int = 0
     spent: Usage | None = None
@@ -148,6 +151,26 @@ class Work:
     def family(self) -> str:
         """The family's name at procd: one starter, one family."""
         return self.private_dir.name
+
+    @property
+    def bounds(self) -> Bounds:
+        """What the job is held to."""
+        settings, slot, job = self.settings, self.activation, self.description
+        return bounds_of(
+            memory_mb=slot.memory_mb,
+            memory_percent=settings.sailplane_memory_limit_percent,
+            disk_kb=slot.disk_kb,
+            disk_percent=settings.sailplane_disk_limit_percent,
+            processes=settings.sailplane_max_processes,
+            job_s=job.job_limit_s,
+            execute_s=job.execute_limit_s,
+        )
+
+    @property
+    def named(self) -> Named:
+        """What the reasons of holds name."""
+        slot = self.activation
+        return Named(self.description.job_id, self.host, slot.memory_mb, slot.disk_kb)
 
     def begin_leg(self, usage: Usage | None) -> None:
         """The job is to be launched again in its sandbox. ``usage``: all that it has used so far."""

@@ -17,7 +17,7 @@ from jobwrapper import clear, frames
 from tests.jobwrapper.farsides import WRAPPER
 
 MODULES = sorted(WRAPPER.glob("*.py"))
-VERBS = ["launch", "stage_in", "stage_out", "send_signals", "peek", "replace_proxy", "ssh_setup"]
+VERBS = ["launch", "stage_in", "stage_out", "send_signals", "peek", "measure", "replace_proxy", "ssh_setup"]
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),

@@ -16,6 +16,7 @@ from starter import launching, steps
 from starter.events import Event, FamilyStopped, JobEnded, Step
 from starter.job import Job
 from starter.launch import Launched
+from starter.limits import Bounds
 from starter.work import Guests, Work
 
 LOG = logging.LoggerAdapter(logging.getLogger("test"), {})
@@ -53,7 +54,13 @@ async def test_a_launch_given_up_while_the_family_is_registered_has_nothing_to_s
     procd = SimpleNamespace(register=register)
     description = SimpleNamespace(global_job_id="id")
     work = SimpleNamespace(
-        procd=procd, family="f", registered=False, credential_path=None, description=description, account=None
+        procd=procd,
+        family="f",
+        registered=False,
+        credential_path=None,
+        description=description,
+        account=None,
+        bounds=Bounds(),
     )
     async with trio.open_nursery() as nursery:
         running = cast(Running, SimpleNamespace(control=None))

@@ -1,0 +1,255 @@
+"""What a job may use: the pure rules, and where the numbers come from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import attrs
+import pytest
+from classad2 import ClassAd
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobwrapper.measure import measure
+from procd.groups import Bounds as GroupBounds
+from procd.groups import Group
+from procd.messages import Usage
+from procd.proc import ProcReader
+from starter.description import describe
+from starter.limits import (
+    Bounds,
+    Measured,
+    Named,
+    OomSigns,
+    bounds_of,
+    disk_due,
+    disk_exceeded,
+    exceeded,
+    oom_verdict,
+    pause_s,
+    time_left_s,
+    time_up,
+)
+from starter.police import measured_of, oom_kills
+from starter.verdict import Hold, Requeue
+
+MB = 1024
+BOUNDS = Bounds(memory_kb=100 * MB, disk_kb=200 * MB, processes=50, job_s=600.0, execute_s=300.0)
+NAMED = Named("7.0", "slot1_1@node", 100, 200 * MB)
+
+
+def test_a_job_within_its_limits_is_left_alone() -> None:
+    assert exceeded(BOUNDS, Measured(100 * MB, 50), NAMED) is None
+    assert disk_exceeded(BOUNDS, 200 * MB, NAMED) is None
+    assert time_up(BOUNDS, NAMED, job_s=599.9, execute_s=299.9) is None
+
+
+def test_memory_says_what_was_measured_and_what_is_allowed() -> None:
+    over = exceeded(BOUNDS, Measured(150 * MB, 1), NAMED)
+    assert over is not None
+    assert (over.hold.code, over.hold.subcode, over.soft) == (34, 102, False)
+    assert "150 MB" in over.hold.text
+    assert "100 MB" in over.hold.text
+    assert "request_memory" in over.hold.text
+    assert "slot1_1@node" in over.hold.text
+
+
+def test_disk_says_so_too() -> None:
+    over = disk_exceeded(BOUNDS, 300 * MB, NAMED)
+    assert over is not None
+    assert (over.hold.code, over.hold.subcode) == (34, 104)
+    assert "300 MB" in over.hold.text
+    assert "request_disk" in over.hold.text
+
+
+def test_too_many_processes_are_told_by_their_number() -> None:
+    over = exceeded(BOUNDS, Measured(1, 51), NAMED)
+    assert over is not None
+    assert (over.hold.code, over.hold.subcode, over.soft) == (34, 105, False)
+    assert "51 processes" in over.hold.text
+
+
+@pytest.mark.parametrize(
+    ("job_s", "execute_s", "code", "word"),
+    [(600.0, 10.0, 46, "allowed_job_duration"), (400.0, 300.0, 47, "allowed_execute_duration"), (700.0, 400.0, 46, "")],
+)
+def test_wall_clock_ends_softly(job_s: float, execute_s: float, code: int, word: str) -> None:
+    late = time_up(BOUNDS, NAMED, job_s=job_s, execute_s=execute_s)
+    assert late is not None
+    assert (late.hold.code, late.soft) == (code, True)
+    assert word in late.hold.text
+
+
+def test_a_job_that_does_not_run_yet_has_no_time_of_execution() -> None:
+    assert time_up(Bounds(execute_s=1.0), NAMED, job_s=100.0, execute_s=None) is None
+    assert time_left_s(Bounds(execute_s=1.0), job_s=100.0, execute_s=None) is None
+    assert time_left_s(BOUNDS, job_s=590.0, execute_s=100.0) == 10.0
+    assert time_left_s(BOUNDS, job_s=0.0, execute_s=295.0) == 5.0
+
+
+def test_what_is_switched_off_is_not_policed() -> None:
+    off = bounds_of(
+        memory_mb=1, memory_percent=0, disk_kb=1, disk_percent=0, processes=0, job_s=None, execute_s=None
+    )  # fmt: skip
+    assert off == Bounds()
+    assert exceeded(off, Measured(1 << 40, 1 << 20), NAMED) is None
+    assert disk_exceeded(off, 1 << 40, NAMED) is None
+    assert time_up(off, NAMED, job_s=1e9, execute_s=1e9) is None
+
+
+def test_percentages_are_of_the_slot() -> None:
+    bounds = bounds_of(
+        memory_mb=100, memory_percent=150, disk_kb=1000, disk_percent=50, processes=9, job_s=1.0, execute_s=2.0
+    )
+    assert bounds == Bounds(150 * MB, 500, 9, 1.0, 2.0)
+    assert bounds.tasks == 36
+
+
+def test_a_bomb_is_looked_at_sooner() -> None:
+    calm = pause_s(BOUNDS, Measured(10 * MB, 3), Measured(10 * MB, 3), 5.0)
+    near = pause_s(BOUNDS, Measured(60 * MB, 3), Measured(60 * MB, 3), 5.0)
+    growing = pause_s(BOUNDS, Measured(10 * MB, 30), Measured(10 * MB, 2), 5.0)
+    assert (calm, near, growing) == (5.0, 1.25, 0.3125)
+
+
+@given(
+    now=st.builds(Measured, st.integers(0, 1 << 40) | st.none(), st.integers(0, 1 << 22)),
+    before=st.builds(Measured, st.integers(0, 1 << 40) | st.none(), st.integers(0, 1 << 22)),
+    interval_s=st.floats(0.1, 3600),
+)
+def test_the_pause_is_never_longer_than_the_interval_nor_nothing(
+    now: Measured, before: Measured, interval_s: float
+) -> None:
+    assert min(0.1, interval_s) <= pause_s(BOUNDS, now, before, interval_s) <= interval_s
+
+
+def test_the_sandbox_is_measured_when_the_file_system_says_so_and_rarely_else() -> None:
+    assert not disk_due(since_s=299, interval_s=300, grown_kb=1 << 40, left_kb=0)
+    assert disk_due(since_s=300, interval_s=300, grown_kb=25, left_kb=100)
+    assert not disk_due(since_s=300, interval_s=300, grown_kb=24, left_kb=100)
+    assert disk_due(since_s=3600, interval_s=300, grown_kb=-5, left_kb=100)
+
+
+# --- killed for want of memory ---------------------------------------------------------------------------------------
+
+
+def test_a_kill_in_the_jobs_own_group_is_the_jobs_fault() -> None:
+    found = oom_verdict(OomSigns(own_kills=1, other_kills=0, peak_kb=99 * MB), BOUNDS, NAMED)
+    assert isinstance(found, Hold)
+    assert (found.code, found.subcode) == (34, 102)
+    assert "99 MB" in found.text
+
+
+def test_a_kill_on_the_node_is_the_jobs_fault_only_when_it_was_at_its_limit() -> None:
+    assert isinstance(oom_verdict(OomSigns(None, 1, 95 * MB), BOUNDS, NAMED), Hold)
+    innocent = oom_verdict(OomSigns(None, 1, 20 * MB), BOUNDS, NAMED)
+    assert isinstance(innocent, Requeue)
+    assert "only 20 of its 100 MB" in innocent.text
+    assert isinstance(oom_verdict(OomSigns(0, 1, 95 * MB), BOUNDS, NAMED), Requeue)
+
+
+def test_a_sigkill_without_any_sign_is_the_jobs_own_affair() -> None:
+    assert oom_verdict(OomSigns(None, 0, 99 * MB), BOUNDS, NAMED) is None
+    assert oom_verdict(OomSigns(0, 0, 99 * MB), BOUNDS, NAMED) is None
+
+
+def test_kills_are_counted_in_our_own_group_or_on_the_node(tmp_path: Path) -> None:
+    proc, cgroups = tmp_path / "proc", tmp_path / "cgroups"
+    (proc / "self").mkdir(parents=True)
+    (cgroups / "pilot").mkdir(parents=True)
+    assert oom_kills(proc, cgroups) == 0
+    (proc / "vmstat").write_text("nr_free 7\noom_kill 3\n")
+    assert oom_kills(proc, cgroups) == 3
+    (proc / "self" / "cgroup").write_text("0::/pilot\n")
+    (cgroups / "pilot" / "memory.events").write_text("oom 2\noom_kill 1\n")
+    assert oom_kills(proc, cgroups) == 1
+
+
+# --- the numbers -----------------------------------------------------------------------------------------------------
+
+
+def test_proportional_memory_counts_where_the_kernel_shows_it() -> None:
+    usage = Usage(rss_kb=300, pss_kb=200, processes=2)
+    assert measured_of(usage) == Measured(200, 2)
+    assert measured_of(attrs.evolve(usage, pss_kb=None)) == Measured(300, 2)
+    assert measured_of(attrs.evolve(usage, pss_kb=None, own_kb=250)) == Measured(250, 2)
+    assert measured_of(attrs.evolve(usage, memory_limit_kb=100)) == Measured(None, 2)
+
+
+def test_memory_of_its_own_is_told_from_what_is_mapped() -> None:
+    reader = ProcReader()
+    before, shared = reader.memory_kb(os.getpid())
+    block = bytearray(os.urandom(64 << 20))
+    after, _ = reader.memory_kb(os.getpid())
+    assert 60 * MB <= after - before <= 80 * MB
+    assert shared > 0
+    assert reader.memory_kb(1 << 22) == (0, 0)
+    assert len(block) == 64 << 20
+
+
+def test_a_group_is_held_to_what_its_controllers_can(tmp_path: Path) -> None:
+    """A directory stands in for the kernel's: names and numbers are those of cgroup v2."""
+    for name in ("memory.max", "memory.oom.group", "pids.max"):
+        (tmp_path / name).write_text("max")
+    (tmp_path / "cpu.stat").write_text("user_usec 1000000\nsystem_usec 500000\n")
+    (tmp_path / "memory.events").write_text("oom 1\noom_kill 2\n")
+    group = Group(tmp_path)
+    group.bound(GroupBounds(memory_kb=1024, tasks=200))
+    assert (tmp_path / "memory.max").read_text() == "1048576"
+    assert (tmp_path / "memory.oom.group").read_text().startswith("1")
+    assert (tmp_path / "pids.max").read_text() == "200"
+    counted = group.counted()
+    assert counted is not None
+    assert (counted.memory_limit_kb, counted.oom_kills) == (1024, 2)
+
+
+def test_a_group_without_controllers_is_not_bounded(tmp_path: Path) -> None:
+    (tmp_path / "cpu.stat").write_text("user_usec 1\nsystem_usec 1\n")
+    Group(tmp_path).bound(GroupBounds(memory_kb=1024, tasks=200))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cpu.stat"]
+    counted = Group(tmp_path).counted()
+    assert counted is not None
+    assert (counted.memory_limit_kb, counted.oom_kills) == (None, None)
+
+
+def test_the_ads_durations() -> None:
+    ad = ClassAd({"ClusterId": 1, "ProcId": 0, "Cmd": "a", "AllowedJobDuration": 60})
+    assert (describe(ad).job_limit_s, describe(ad).execute_limit_s) == (60.0, None)
+    ad["AllowedExecuteDuration"] = "soon"
+    assert describe(ad).execute_limit_s is None
+
+
+# --- the far side ----------------------------------------------------------------------------------------------------
+
+
+def measured(path: Path) -> tuple[int, int, bool]:
+    return measure(os.open(path, os.O_RDONLY | os.O_DIRECTORY))
+
+
+def test_a_sandbox_is_measured_as_the_kernel_counts_it(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "data").write_bytes(b"x" * 100_000)
+    (tmp_path / "link").symlink_to("/")
+    os.link(tmp_path / "a" / "data", tmp_path / "again")
+    os.truncate(os.open(tmp_path / "sparse", os.O_CREAT | os.O_WRONLY), 1 << 40)
+    blocks, files, whole = measured(tmp_path)
+    told = {path.lstat().st_ino: path.lstat().st_blocks for path in (tmp_path, *tmp_path.rglob("*"))}
+    assert (blocks, files, whole) == (sum(told.values()), 5, True)
+
+
+def test_nothing_is_hidden_in_a_directory_that_is_shut(tmp_path: Path) -> None:
+    shut = tmp_path / "shut"
+    shut.mkdir()
+    (shut / "data").write_bytes(b"x" * 100_000)
+    before, _, _ = measured(tmp_path)
+    shut.chmod(0)
+    assert measured(tmp_path)[0] == before
+    assert shut.stat().st_mode & 0o777 == 0
+
+
+def test_a_measurement_without_end_ends(tmp_path: Path) -> None:
+    for name in range(50):
+        (tmp_path / str(name)).touch()
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    assert measure(fd, limit_s=-1.0)[2] is False
