@@ -18,6 +18,7 @@ VERBS = {
     "measure": "measure",
     "ssh-setup": "ssh_setup",
     "replace-proxy": "replace_proxy",
+    "replace-tokens": "replace_tokens",
 }
 
 

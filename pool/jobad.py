@@ -214,6 +214,8 @@ def queue_ad(ad: Any, job: Job, entries: list[Entry], facts: PoolFacts) -> Any:
         "JobLeaseDuration": facts.lease_s,
         "ShouldTransferFiles": "YES",
         "WhenToTransferOutput": "ON_EXIT",
+        # What the submit language's own Requirements of a deferred job want to know: how late a match may come.
+        "ScheddInterval": 0,
         "StreamIn": False,
         "StreamOut": False,
         "StreamErr": False,

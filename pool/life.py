@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from attrs import evolve, frozen
@@ -13,6 +14,7 @@ from pool.adstore import AdStore
 from pool.claims import Claim, ClaimClient
 from pool.model import Entry, Job, JobState, Outcome, Run
 from pool.queue import Queue
+from pool.remoteio import RemoteIO
 from pool.shadow import Shadow
 from pool.shadow_state import Finish, OutputStored
 from pool.spool import Spool
@@ -32,6 +34,7 @@ class Parts:
     limits: TransferLimits
     lease_s: float
     short_version: str
+    tokens_dir: Path | None = None
 
 
 class Life:
@@ -70,12 +73,16 @@ class Life:
             checkpoint=checkpoint,
             on_checkpoint=lambda checkpoint: parts.queue.save_checkpoint(job.id, checkpoint),
         )
+        info = jobad.job_info_ad(activated, self.transfer.key)
+        remote = RemoteIO(info, self.transfer, job.owner, parts.tokens_dir)
+        self.transfer.beside = remote.add_outputs
         self.shadow = Shadow(
             parts.client,
             claim,
             activation_ad=activated,
-            info_ad=jobad.job_info_ad(activated, self.transfer.key),
+            info_ad=info,
             transfer=self.transfer,
+            remote=remote,
             lease_s=parts.lease_s,
             version=parts.short_version,
             finish=self._finish,

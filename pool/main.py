@@ -148,7 +148,8 @@ async def serve(
     limits = TransferLimits(max_bytes=config.sailplane_max_output_bytes, max_files=config.sailplane_max_output_files)
     store = AdStore()
     spool = Spool(places.spool)
-    scheduler = Scheduler(Parts(queue, spool, store, client, transfers, facts, limits, lease_s, VERSION))
+    tokens_dir = config.sec_credential_directory_oauth
+    scheduler = Scheduler(Parts(queue, spool, store, client, transfers, facts, limits, lease_s, VERSION, tokens_dir))
     collector = Collector(store, scheduler, address=address, name=name)
     server = Server(_table(collector, client, transfers), sessions, _policy(config, places), report=_report)
     rules = Rules(config.sailplane_certificates_dir, config.sailplane_pool_owner_from_proxy)

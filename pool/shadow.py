@@ -6,6 +6,7 @@ before the starter's job_exit is answered.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, assert_never
@@ -21,6 +22,7 @@ from pilot import logs
 from pool import shadow_state as s
 from pool.ads import ClassAd, put, text_of, value_of, whole_of
 from pool.claims import Claim, ClaimClient
+from pool.remoteio import NoToken, RemoteIO
 from pool.transfers import PROXY_LIFETIME_S, UNUSABLE_PROXY, Transfer, proxy_signer
 
 EACCES, ENOSYS = 13, 38
@@ -43,6 +45,7 @@ class Shadow:
         activation_ad: Any,
         info_ad: Any,
         transfer: Transfer,
+        remote: RemoteIO,
         lease_s: float,
         version: str,
         finish: Callable[[s.Finish], None],
@@ -53,6 +56,7 @@ class Shadow:
         self._activation_ad = activation_ad
         self._info_ad = info_ad
         self._transfer = transfer
+        self._remote = remote
         self._lease_s = lease_s
         self._version = version
         self._finish = finish
@@ -82,6 +86,7 @@ class Shadow:
             nursery.start_soon(self._watch_lease)
             await self._over.wait()
             nursery.cancel_scope.cancel()
+        self._remote.close()
         self._nursery = None
         self._claim.on_lost = lambda why: None
         assert self._fate is not None
@@ -212,12 +217,26 @@ class Shadow:
                 return (0,)
             case Syscall.REQUEST_GUIDANCE:
                 return 0, self._guidance(reader.ad())
-            case Syscall.EVENT_NOTIFICATION | Syscall.JOB_TERMINATION | Syscall.DPRINTF_STATS | Syscall.GETCREDS:
+            case Syscall.EVENT_NOTIFICATION | Syscall.JOB_TERMINATION | Syscall.DPRINTF_STATS:
                 return (0,)
-            case Syscall.GET_JOB_ATTR | Syscall.SET_JOB_ATTR | Syscall.CONSTRAIN | Syscall.GET_USER_INFO:
+            case Syscall.GETCREDS:
+                return self._tokens(reader)
+            case _ if self._remote.serves(op):
+                return self._remote.answer(op, reader)
+            case Syscall.CONSTRAIN | Syscall.GET_USER_INFO:
                 return -1, EACCES
             case _:
                 return -1, ENOSYS  # a message is consumed as a whole: the stream stays in step
+
+    def _tokens(self, reader: Reader) -> tuple[Any, ...]:
+        """As stock: a token that is missing holds the job."""
+        reader.string()
+        services = [name for name in re.split(r"[,\s]+", text_of(self._info_ad, "OAuthServicesNeeded")) if name]
+        try:
+            return self._remote.tokens(services)
+        except NoToken as fault:
+            self.tell(s.ProblemReported(HoldCode.CORRUPTED_CREDENTIAL, 0, s.clean(str(fault))))
+            return (-1,)
 
     def _starter_info(self, ad: Any) -> tuple[int]:
         self._log.info(

@@ -57,6 +57,10 @@ class Spool:
     def remove_kept(self, cluster: int, directory: str) -> None:
         shutil.rmtree(self.kept(cluster, directory), ignore_errors=True)
 
+    def written(self, cluster: int, run: int) -> Path:
+        """What a run writes by chirp while it runs."""
+        return self.cluster(cluster) / "out" / f"{run}.chirp"
+
     def make_cluster(self, number: int) -> None:
         """Directories of a new cluster; what an unfinished submission of a former life left there goes."""
         self.remove_cluster(number)

@@ -36,7 +36,7 @@ next_job_start_delay concurrency_limits transfer_plugins
 encrypt_input_files
 """
 _NOT_ACTED_ON = frozenset(_NOT_ACTED_ON_TEXT.split())
-_NOT_ACTED_ON_FAMILIES = ("periodic_", "on_exit_", "deferral_", "cron_", "ec2_", "arc_", "gce_", "azure_")
+_NOT_ACTED_ON_FAMILIES = ("periodic_", "on_exit_", "cron_", "ec2_", "arc_", "gce_", "azure_")
 
 
 class SubmitError(Exception):

@@ -74,6 +74,8 @@ class Transfer:
     checkpoint: Checkpoint | None = None
     on_checkpoint: Callable[[Checkpoint], None] = lambda checkpoint: None
     key: str = field(factory=lambda: secrets.token_hex(32), repr=False)
+    # given the directory, the names there and the next number: (name, size, number) of what comes beside the output
+    beside: Callable[[Path, set[str], int], list[tuple[str, int, int]]] | None = None
     input_sent: bool = False
     outputs: list[OutputFile] | None = None
     _busy: dict[int, trio.Event] = field(factory=dict)
@@ -118,6 +120,10 @@ class Transfer:
             request.stream, sink, limits=self.limits, on_header=lambda final, size: stated.append(final)
         )
         if own.ok and peer.ok and stated == [True]:
+            if self.beside is not None:
+                names = {file.name for file in sink.files}
+                for name, size, number in self.beside(directory, names, len(sink.files)):
+                    sink.files.append(OutputFile(name, 0o644, size, number))
             await trio.to_thread.run_sync(sync_directory, directory)
             self.outputs = sink.files
             self.on_output()

@@ -168,6 +168,7 @@ def _policy(ad: ClassAd, machine: Machine, slot: SlotState) -> None:
     )
     ad["Requirements"] = ExprTree("Start && WithinResourceLimits")
     ad["HasFileTransfer"] = True
+    ad["HasJobDeferral"] = True
     ad["HasReconnect"] = True
     ad["HasSelfCheckpointTransfers"] = True
     ad["HasSshd"] = machine.has_sshd

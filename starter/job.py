@@ -71,6 +71,7 @@ from starter.police import Police
 from starter.reconnect import take_up
 from starter.renewal import Renewals
 from starter.shadow import ShadowRefused
+from starter.tokens import Renewal
 from starter.verdict import Abandoned, Hold, Verdict, wants_output, words
 from starter.visits import Visits
 from starter.work import Work
@@ -149,7 +150,7 @@ class Job:
         elif isinstance(event, JobKnown) and event.refusal is None:
             self._nursery.start_soon(self._police.watch_time)
         elif isinstance(event, Started) and self._work.legs == 0:
-            for task in (self._send_updates, self._police.watch_use, self._police.watch_disk):
+            for task in (self._send_updates, self._renew_tokens, self._police.watch_use, self._police.watch_disk):
                 self._nursery.start_soon(task)
         elif isinstance(event, Reconnected) and self._life.state in (State.RUNNING, State.SUSPENDED):
             self._nursery.start_soon(self._update)
@@ -333,6 +334,20 @@ class Job:
             if self._life.state in (State.RUNNING, State.SUSPENDED):
                 await self._update()
             await trio.sleep(settings.starter_update_interval)
+
+    async def _renew_tokens(self) -> None:
+        work = self._work
+        if work.tokens is None:
+            return
+        renewal = Renewal(
+            work.shadow,
+            str(work.place.path),
+            every_s=work.settings.sec_credential_refresh,
+            deadline_s=work.settings.sailplane_switch_deadline,
+            turn=self._visits.turn,
+            tokens=work.tokens,
+        )
+        await renewal.run(lambda words: self._log.warning("the job's tokens could not be renewed now: %s", words))
 
     async def _update(self) -> None:
         work = self._work

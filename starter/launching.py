@@ -171,6 +171,7 @@ def surroundings(work: Work) -> Surroundings:
         cpus=work.activation.cpus,
         account=work.account.name,
         proxy=work.proxy_in_sandbox,
+        tokens=work.tokens is not None,
         chirp=work.chirp is not None,
         chirp_prefix=settings.chirp_delayed_update_prefix,
         wrapped=settings.user_job_wrapper is not None,

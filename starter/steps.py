@@ -23,7 +23,7 @@ from cedar.sinful import Sinful
 from pilot import credentials, logs
 from pilot.rpc import RpcRefused
 from pilot.switch import Denied, Outcome, Unavailable
-from starter import ahead, checkpoint, furnish, launching, orphans, updates
+from starter import ahead, checkpoint, furnish, launching, orphans, tokens, updates
 from starter.checkpoint import checkpoint_names
 from starter.chirp import Delayed, as_ad
 from starter.chirpserver import ChirpServer
@@ -176,6 +176,9 @@ async def _furnish(work: Work, inward: Inward) -> None:
     await furnish.lay_ads(inward, work.job_ad, ClassAd(work.activation.slot_ad))
     if work.settings.user_job_wrapper is not None:
         await furnish.lay(inward, WRAPPER_FAILURE_NAME, b"", furnish.OPEN)
+    if work.description.services:
+        work.tokens = await tokens.fetch(work.shadow)
+        await furnish.lay_credentials(inward, work.tokens.files)
     await _furnish_chirp(work, inward)
 
 

@@ -138,7 +138,11 @@ class Visits:
 
     @asynccontextmanager
     async def turn(self, what: str) -> AsyncIterator[Context]:
-        """One at a time, with a pause after it; gives the context for its calls."""
+        """One at a time, with a pause after it; gives the context for its calls.
+
+        Raises:
+            NotShown: the job has ended.
+        """
         async with self._one_call:
             await trio.sleep_until(self._next_call_s)
             self._still_runs()

@@ -24,6 +24,7 @@ from starter.limits import Bounds, Named, bounds_of
 from starter.messages import Activation
 from starter.sandbox import Account, Catalogue, Context, Place
 from starter.shadow import Shadow
+from starter.tokens import Tokens
 from starter.transfer import Route
 
 # procd stayed away, or said no.
@@ -89,6 +90,8 @@ class Work:
     account: Account | None = None
     catalogue: Catalogue | None = None
     proxy_in_sandbox: bool = False
+    # those that lie in the sandbox, for a job that needs some
+    tokens: Tokens | None = attrs.field(default=None, repr=False)
     # serves the job from when its sandbox is filled; None for one that may not
     chirp: ChirpServer | None = None
     # whether the submit side sends proxies as copies, keys and all

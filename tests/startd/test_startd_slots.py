@@ -30,8 +30,8 @@ def machine(**changes: object) -> Machine:
     return Machine(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def slots() -> Slots:
-    return Slots("node", ADDRESS, 1_700_000_000, SessionTable(), TOTAL, free=TOTAL)
+def slots(cores: tuple[int, ...] = ()) -> Slots:
+    return Slots("node", ADDRESS, 1_700_000_000, SessionTable(), TOTAL, free=TOTAL, cores=cores)
 
 
 def job(**attributes: object) -> ClassAd:
@@ -145,3 +145,16 @@ def test_what_the_host_does_not_give_is_advertised() -> None:
     ad["Asked"] = ExprTree('stringListMember("hidepid", SailplaneDegraded)')
     assert ad.eval("Asked") is True
     assert pslot_ad()["SailplaneDegraded"] == ""
+
+
+async def test_each_slot_is_bound_to_cores_of_its_own() -> None:
+    made = slots(cores=(0, 2, 4))
+    first, second = made.carve(Resources(2, 1, 1), NOBODY), made.carve(Resources(1, 1, 1), NOBODY)
+    assert (first.cores, second.cores) == ((0, 2), (4,))
+    assert made.carve(Resources(1, 1, 1), NOBODY).cores == ()
+    made.give_back(first, broken=False)
+    assert made.carve(Resources(1, 1, 1), NOBODY).cores == (0,)
+
+
+async def test_without_the_knob_no_slot_is_bound() -> None:
+    assert slots().carve(Resources(2, 1, 1), NOBODY).cores == ()

@@ -1,0 +1,152 @@
+"""What a job may ask of the embedded pool's shadow for itself, and what it may not reach."""
+
+from __future__ import annotations
+
+import base64
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from classad2 import ClassAd
+
+from cedar.codec import Reader, encode
+from cedar.commands import OpenFlag, Syscall
+from cedar.filetransfer import TransferLimits
+from pool.model import Entry
+from pool.remoteio import MAX_FILES, MAX_OPEN, MAX_PIECE_BYTES, NoToken, RemoteIO
+from pool.spool import Spool
+from pool.transfers import Transfer
+
+CREATE = OpenFlag.RDWR | OpenFlag.CREAT | OpenFlag.TRUNC
+EPERM_LIKE, ENOENT, EBADF, EEXIST, EINVAL, EMFILE, ENOSPC = 13, 2, 9, 17, 22, 24, 28
+
+
+@pytest.fixture
+def remote(tmp_path: Path) -> RemoteIO:
+    spool = Spool(tmp_path)
+    spool.make_cluster(1)
+    spool.input(1, 0).write_bytes(b"input")
+    entries = [Entry("in.txt", 0o644, 5, 0), Entry("sub", 0o755)]
+    transfer = Transfer(spool, 1, 7, entries, None, None, TransferLimits(max_bytes=1000), lambda: None)
+    return RemoteIO(
+        ClassAd({"Owner": "alice", "JobPrio": 3, "ClaimId": "s3cret"}), transfer, "alice", tmp_path / "tokens"
+    )
+
+
+def ask(remote: RemoteIO, call: Syscall, *arguments: Any) -> tuple[Any, ...]:
+    assert remote.serves(call)
+    return remote.answer(call, Reader(encode(arguments, keyed=True), keyed=True))
+
+
+def opened(remote: RemoteIO, name: str, flags: int) -> Any:
+    return ask(remote, Syscall.OPEN, int(flags), 0o644, name)[0]
+
+
+def test_input_is_read_and_never_written(remote: RemoteIO) -> None:
+    number = opened(remote, "in.txt", 0)
+    assert ask(remote, Syscall.READ, number, 100) == (5, b"input")
+    assert ask(remote, Syscall.WRITE, number, 1, b"x") == (-1, EBADF)
+    assert ask(remote, Syscall.OPEN, int(OpenFlag.WRONLY), 0, "in.txt") == (-1, ENOENT)
+    assert ask(remote, Syscall.UNLINK, "in.txt") == (-1, ENOENT)
+    assert remote.transfer.spool.input(1, 0).read_bytes() == b"input"
+
+
+def test_what_is_written_comes_beside_the_output(remote: RemoteIO, tmp_path: Path) -> None:
+    number = opened(remote, "made", CREATE)
+    assert ask(remote, Syscall.WRITE, number, 4, b"data") == (4,)
+    assert ask(remote, Syscall.PWRITE, number, 1, 0, b"D") == (1,)
+    assert ask(remote, Syscall.LSEEK, number, 0, 0) == (0,)
+    assert ask(remote, Syscall.READ, number, 10) == (4, b"Data")
+    assert ask(remote, Syscall.FSTAT, number)[1].split()[7] == b"4"
+    assert ask(remote, Syscall.CLOSE, number) == (0,)
+    opened(remote, "also", CREATE)
+    ask(remote, Syscall.RENAME, "also", "other")
+    assert ask(remote, Syscall.GETDIR, ".")[1].split() == ["in.txt", "made", "other", "sub"]
+    assert ask(remote, Syscall.UNLINK, "other") == (0,)
+    out = remote.transfer.spool.make_outputs(1, 7)
+    assert remote.add_outputs(out, {"made"}, 3) == []
+    assert remote.add_outputs(out, set(), 3) == [("made", 4, 3)]
+    assert (out / "3").read_bytes() == b"Data"
+    remote.close()
+    assert not remote.transfer.spool.written(1, 7).exists()
+    assert (out / "3").read_bytes() == b"Data"
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../1/in/0", "a/b", "..", ".", "", "x" * 5000, "a\nb", "http://x"])
+def test_a_name_never_becomes_a_path(remote: RemoteIO, name: str, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    for flags in (0, int(CREATE)):
+        assert ask(remote, Syscall.OPEN, flags, 0o644, name)[0] == -1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_files_bytes_and_pieces_are_bounded(remote: RemoteIO) -> None:
+    number = opened(remote, "big", CREATE)
+    assert ask(remote, Syscall.WRITE, number, 1001, b"x" * 1001) == (-1, ENOSPC)
+    assert ask(remote, Syscall.PWRITE, number, 1, 10**12, b"x") == (-1, ENOSPC)
+    assert ask(remote, Syscall.READ, number, MAX_PIECE_BYTES + 1) == (-1, EINVAL)
+    assert ask(remote, Syscall.READ, 99, 1) == (-1, EBADF)
+    for _ in range(MAX_OPEN - 1):
+        opened(remote, "big", 0)
+    assert ask(remote, Syscall.OPEN, 0, 0, "big") == (-1, EMFILE)
+    for opened_file in range(3, 3 + MAX_OPEN):
+        ask(remote, Syscall.CLOSE, opened_file)
+    for count in range(MAX_FILES - 1):
+        ask(remote, Syscall.CLOSE, opened(remote, f"f{count}", CREATE))
+    assert ask(remote, Syscall.OPEN, int(CREATE), 0, "one-more") == (-1, ENOSPC)
+    assert ask(remote, Syscall.OPEN, int(CREATE | OpenFlag.EXCL), 0, "f1") == (-1, EEXIST)
+
+
+def test_attributes_of_the_job(remote: RemoteIO) -> None:
+    assert ask(remote, Syscall.GET_JOB_ATTR, "Owner") == (0, '"alice"')
+    assert ask(remote, Syscall.GET_JOB_ATTR, "Nothing") == (0, "UNDEFINED")
+    assert ask(remote, Syscall.SET_JOB_ATTR, "JobPrio * 2", "Mine") == (0,)
+    assert remote.ad.eval("Mine") == 6
+    assert ask(remote, Syscall.GET_JOB_ATTR, "Mine") == (0, "JobPrio * 2")
+
+
+@pytest.mark.parametrize(
+    ("name", "expression", "number"),
+    [
+        ("Owner", '"root"', EPERM_LIKE),
+        ("owner", '"root"', EPERM_LIKE),
+        ("ClaimId", '"x"', EPERM_LIKE),
+        ("_condor_x", "1", EPERM_LIKE),
+        ("A", "}{", EINVAL),
+        ("A = 1\nOwner", "2", EINVAL),
+    ],
+)
+def test_attributes_that_are_the_pools(remote: RemoteIO, name: str, expression: str, number: int) -> None:
+    before = str(remote.ad)
+    assert ask(remote, Syscall.SET_JOB_ATTR, expression, name) == (-1, number)
+    assert str(remote.ad) == before
+    assert ask(remote, Syscall.GET_JOB_ATTR, "ClaimId") == (-1, EPERM_LIKE)
+
+
+def give(tmp_path: Path, name: str, data: bytes, mode: int = 0o600) -> None:
+    directory = tmp_path / "tokens" / "alice"
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / name).write_bytes(data)
+    (directory / name).chmod(mode)
+
+
+def test_tokens_by_service(remote: RemoteIO, tmp_path: Path) -> None:
+    give(tmp_path, "box_x.use", b"secret")
+    one, ad, end = remote.tokens(["box*x"])
+    assert (one, end) == (1, 0)
+    assert ad["Service"] == "box*x"
+    assert base64.b64decode(ad["Data"]) == b"secret"
+    assert remote.tokens([]) == (0,)
+
+
+def test_tokens_that_are_not_given(remote: RemoteIO, tmp_path: Path) -> None:
+    give(tmp_path, "open.use", b"s3cret", mode=0o644)
+    give(tmp_path, "empty.use", b"")
+    give(tmp_path, "large.use", b"x" * 70_000)
+    os.symlink("/etc/passwd", tmp_path / "tokens" / "alice" / "link.use")
+    os.mkfifo(tmp_path / "tokens" / "alice" / "fifo.use", 0o600)
+    for service in ("missing", "open", "empty", "large", "link", "fifo", "../alice/open", ".hidden"):
+        with pytest.raises(NoToken) as refused:
+            remote.tokens([service])
+        assert "s3cret" not in str(refused.value)

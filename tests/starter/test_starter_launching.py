@@ -1,0 +1,131 @@
+"""What a job is launched with by the knobs, and what an end means where something ran around the job."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from classad2 import ClassAd
+
+from cedar.commands import HoldCode
+from starter import launching, updates
+from starter.description import Around, Deferral
+from starter.launch import After, ExecFailed
+from starter.launching import nice, verdict_around
+from starter.verdict import Hold, Requeue
+from starter.work import Work
+
+
+@pytest.mark.parametrize(
+    ("expression", "number"),
+    [("0", 0), ("JobPrio", 7), ("100", 19), ("-5", 0), ("undefined", 10), ('"x"', 10), ("NoSuch", 10), ("2.9", 2)],
+)
+def test_niceness_by_the_jobs_ad(expression: str, number: int) -> None:
+    assert nice(ClassAd({"JobPrio": 7}), expression) == number
+
+
+def test_a_deferral_that_is_over_says_when_and_what_to_do() -> None:
+    assert launching.missed(None, "h") is None
+    assert launching.missed(Deferral(time.time() + 5, 0.0), "h") is None
+    assert launching.missed(Deferral(time.time() - 5, 60.0), "h") is None
+    hold = launching.missed(Deferral(time.time() - 100, 60.0), "slot1@h")
+    assert hold is not None
+    assert hold.code == HoldCode.MISSED_DEFERRED_EXECUTION
+    assert "slot1@h" in hold.text
+    assert "deferral_window is 60 s" in hold.text
+
+
+def work(*, post: Around | None = None, after: After | None = None, told: int | None = None, wrapper: str = "") -> Work:
+    made = SimpleNamespace(
+        host="slot1@h",
+        kept={} if told is None else {".job_wrapper_failure": told},
+        launched=SimpleNamespace(after=after),
+        description=SimpleNamespace(post=post, job_id="1.0", program="run"),
+        settings=SimpleNamespace(user_job_wrapper=wrapper or None),
+    )
+    return cast(Work, made)
+
+
+POST = Around("post.sh", (), {}, 0)
+
+
+@pytest.mark.parametrize(
+    ("after", "code", "number"),
+    [
+        (After(0, None), None, 0),
+        (After(3 << 8, None), 44, 3),
+        (After(9, None), 44, 9),
+        (After(None, None), 44, 0),
+        (After(None, ExecFailed(13, "no", "post")), 6, 13),
+        (None, None, 0),
+    ],
+)
+def test_a_command_after_the_job_that_had_to_succeed(after: After | None, code: int | None, number: int) -> None:
+    verdict = verdict_around(work(post=POST, after=after), 0)
+    assert verdict is None if code is None else isinstance(verdict, Hold)
+    if isinstance(verdict, Hold):
+        assert (verdict.code, verdict.subcode) == (code, number)
+        assert "post.sh" in verdict.text
+
+
+def test_a_command_after_the_job_whose_end_does_not_count() -> None:
+    assert verdict_around(work(post=Around("p", (), {}, None), after=After(3 << 8, None)), 0) is None
+
+
+def test_a_word_of_the_sites_wrapper_counts_only_with_a_failure(tmp_path: Path) -> None:
+    path = tmp_path / "failure"
+    path.write_text("no\nimage \x1b[31m")
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        assert verdict_around(work(told=fd), 0) is None
+        verdict = verdict_around(work(told=fd), 1 << 8)
+        assert isinstance(verdict, Requeue)
+        assert verdict.text == "USER_JOB_WRAPPER failed on slot1@h: no image  [31m"
+        path.write_text("")
+        assert verdict_around(work(told=fd), 1 << 8) is None
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("step", "wrapper", "kind", "code"),
+    [
+        ("stdin", "", Hold, 8),
+        ("stdout", "", Hold, 7),
+        ("stderr", "", Hold, 7),
+        ("pre", "", Hold, 43),
+        ("exec", "", Hold, 6),
+        ("exec", "/site/wrapper", Requeue, 6),
+        ("cwd", "/site/wrapper", Hold, 6),
+    ],
+)
+def test_why_a_job_did_not_start(step: str, wrapper: str, kind: Any, code: int) -> None:
+    verdict = launching._not_started(work(wrapper=wrapper), ExecFailed(2, "No such file", step))
+    assert isinstance(verdict, kind)
+    assert verdict.code == code
+    assert "No such file" in verdict.text
+
+
+def test_devices_of_the_slot() -> None:
+    ad = ClassAd({"MachineResources": "Cpus GPUs Disk", "AssignedGPUs": "GPU-1,GPU-2"})
+    assert launching.assigned_devices(ad) == {"GPUs": "GPU-1,GPU-2"}
+
+
+@pytest.mark.parametrize(
+    ("version", "nested"),
+    [
+        ("$CondorVersion: 25.8.2 2026-01-01 $", True), ("$CondorVersion: 25.3.0 2025-01-01 $", True),
+        ("$CondorVersion: 24.12.1 2024-10-31 $", False), ("", False),
+    ],
+)  # fmt: skip
+def test_delayed_attributes_stand_where_the_shadow_looks_for_them(version: str, nested: bool) -> None:
+    ad = ClassAd({"JobState": "Running"})
+    updates.add_delayed(ad, ClassAd({"ChirpA": 1, "JobState": "Forged"}), version)
+    assert ad["JobState"] == "Running"
+    assert ("ChirpDelayedAttrs" in ad) == nested
+    assert ("ChirpA" in ad) != nested
+    updates.add_delayed(ad, ClassAd(), version)
