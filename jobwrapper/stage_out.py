@@ -88,9 +88,10 @@ def _serve(line: Line) -> int:
         selection = select(wanted)
         _send_manifest(line, selection)
         _send_tar(line, selection)
-        word = line.receive().get("word")
+        told = line.receive()
+        word = told.get("word")
         if word == "REMOVE":
-            return _remove(line, fd)
+            return _remove(line, fd, told.get("elsewhere"))
         if word != "AGAIN":
             return 1
 
@@ -109,13 +110,29 @@ def _enter(path: bytes) -> int:
     return opened
 
 
-def _remove(line: Line, fd: int) -> int:
+def _remove(line: Line, fd: int, elsewhere: "dict | None") -> int:  # type: ignore[type-arg]
     from jobwrapper.clear import clear
 
     left = clear(fd)
-    named = [[to_text(name), why] for name, why in left.named]
-    line.send({"left": left.count, "named": named})
+    answer = {"left": left.count, "named": _texts(left.named)}  # type: dict[str, object]
+    if elsewhere is not None:
+        answer["elsewhere"] = _sweep(elsewhere)
+    line.send(answer)
     return 1 if left.count else 0
+
+
+def _sweep(elsewhere: "dict") -> "dict[str, object]":  # type: ignore[type-arg]
+    from jobwrapper.elsewhere import sweep
+
+    try:
+        found = sweep(elsewhere["since_ns"], elsewhere["alone"])
+    except Exception as error:  # whatever it is: the sandbox is empty, and the job's end must not hang on this
+        return {"removed": 0, "left": 1, "named": [["", "%s: %s" % (type(error).__name__, error)]]}
+    return {"removed": found.removed, "left": found.count, "named": _texts(found.named)}
+
+
+def _texts(named: "list[tuple[bytes, str]]") -> "list[list[str]]":
+    return [[to_text(name), why] for name, why in named]
 
 
 def select(wanted: "dict") -> Selection:  # type: ignore[type-arg]

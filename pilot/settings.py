@@ -377,6 +377,12 @@ class Settings:
         "Most processes that a job may have before it is held; 0: no limit. Where the kernel can bound one job by"
         " itself (a cgroup, or 'userns') it may have four times as many tasks, since threads count there.",
     )
+    sailplane_left_overs: str = knob(
+        "remove",
+        choice("remove", "report", "ignore"),
+        "What becomes of files and System V IPC that a job has left outside its sandbox, at its account: 'remove' them"
+        " if that account has no other job and no other process on the node, and else 'report' them; or never look.",
+    )
     sailplane_max_output_bytes: int = knob("100 G", size(), "Most bytes that a job may bring back.")
     sailplane_max_output_files: int = knob("100000", integer(1), "Most files that a job may bring back.")
     sailplane_pool_dir: Path = knob(

@@ -60,6 +60,7 @@ class Claims:
     drain: Drain | None = None
     draining: bool = False
     trouble: str = ""
+    left_elsewhere: str = ""
     refused: dict[str, float] = attrs.field(factory=dict)
     _pending: dict[int, tuple[to_starter.Activation, socket.socket, socket.socket]] = attrs.field(factory=dict)
     _next_ticket: int = 0
@@ -319,6 +320,9 @@ class Claims:
                 held.starter_broken = True
             case to_starter.LeftBehind(text=text):
                 self.log.warning("%s: left to the janitor: %s", held.name, text)
+            case to_starter.LeftElsewhere(text=text):
+                self.log.warning("%s: %s", held.name, text)
+                self.left_elsewhere = text
             case to_starter.UserRefused(identity=identity):
                 self._remember_refusal(identity)
             case to_starter.Ended(verdict=verdict, text=text):

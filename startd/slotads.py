@@ -64,6 +64,7 @@ class SlotState:
     job_id: str = ""
     job_account_uid: int | None = None
     refused_users: Sequence[str] = ()
+    left_elsewhere: str = ""
     draining: bool = False
     trouble: str = ""
     retiring: str = ""
@@ -203,6 +204,8 @@ def _activity(ad: ClassAd, slot: SlotState) -> None:
         set_str(ad, "SailplaneRetiring", slot.retiring)
     if slot.trouble:
         set_str(ad, "SailplaneTrouble", slot.trouble)
+    if slot.left_elsewhere:
+        set_str(ad, "SailplaneLeftElsewhere", slot.left_elsewhere)
 
 
 def _dynamic(ad: ClassAd, slot: SlotState) -> None:

@@ -327,6 +327,7 @@ class Startd:
     def _pslot_ad(self) -> ClassAd:
         state = self._slots.state(
             refused_users=self._claims.refused_users(),
+            left_elsewhere=self._claims.left_elsewhere,
             draining=self._claims.draining or self._claims.drain is not None,
             drain_request=self._claims.drain.request_id if self._claims.drain else "",
             trouble=self._claims.trouble,

@@ -20,12 +20,13 @@ from cedar.errors import PeerFault
 from pilot.rpc import Channel, ChannelClosed, RpcFault, RpcRefused
 from pilot.switch import Exited as SwitchExited
 from pilot.switch import Outcome, Signalled
-from starter import keptfiles, steps, updates
+from starter import keptfiles, leftovers, steps, updates
 from starter.ahead import Ahead
 from starter.checkpoint import is_checkpoint
 from starter.chirp import as_ad
 from starter.description import UPDATE_AD_NAME
 from starter.events import (
+    EXIT_NORMAL,
     Begin,
     CheckpointReached,
     Command,
@@ -59,6 +60,7 @@ from starter.messages import (
     Ended,
     JobUpdate,
     LeftBehind,
+    LeftElsewhere,
     PassedCommand,
     Progress,
     RenewalAnnounced,
@@ -116,9 +118,20 @@ class Job:
             nursery.start_soon(self._work.procd.keep)
             self._begin(Step.ASK)
             status = await self._live()
+            await self._tell_of_trouble(status)
             await self._say(Ended(type(self._life.verdict).__name__, self._words(), self._exit_code()))
             nursery.cancel_scope.cancel()
         return status
+
+    async def _tell_of_trouble(self, status: int) -> None:
+        """For the logs: how a failure came about, and what is left of the job."""
+        if status != EXIT_NORMAL or isinstance(self._life.verdict, Hold):
+            self._log.warning("job: %s; its story: %s", self._words(), self._life.tell())
+        elsewhere = self._work.elsewhere
+        if elsewhere.removed:
+            self._log.info("removed %d things of the job's from outside its sandbox", elsewhere.removed)
+        if left := leftovers.words(elsewhere):
+            await self._say(LeftElsewhere(updates.one_line(left)))
 
     async def _live(self) -> int:
         async for event in self._told:
@@ -236,7 +249,7 @@ class Job:
         assert verdict is not None
         if isinstance(verdict, Hold) and self._work.credential and verdict.code == REFUSED_USER_CODE:
             await self._say(UserRefused(self._work.credential.identity, verdict.text))
-        return await steps.report(self._work, verdict, self._life.ended)
+        return await steps.report(self._work, verdict, self._life.ended, self._life.tell())
 
     # --- facts ---------------------------------------------------------------------------------------------------
 

@@ -25,9 +25,10 @@ from procd.messages import PROCD
 from starter.credential import Keys
 from starter.events import EXIT_FAILURE, EXIT_NORMAL
 from starter.job import Job
+from starter.leftovers import search, words
 from starter.messages import STARTER, Activation
 from starter.orphans import become_subreaper
-from starter.private import PROXY, make_private_dir, own_identity, read_note, remove_private_dir, write_note
+from starter.private import NOTE, PROXY, make_private_dir, own_identity, read_note, remove_private_dir, write_note
 from starter.sandbox import Context, Left, Limits, Listed, StageFailed, make_place, remove_place, stage_out
 from starter.shadow import Shadow
 from starter.spawner import Spawner, ignore_terminal
@@ -118,7 +119,10 @@ async def _clean_up(settings: Settings, private_dir: Path) -> int:
             deadline_s = settings.sailplane_switch_deadline
             limits = Limits(max_bytes=0, max_files=0)
             async with stage_out(context, note.place, Listed(()), limits=limits, deadline_s=deadline_s) as outward:
-                await outward.remove()
+                since_ns = (private_dir / NOTE).stat().st_mtime_ns
+                found = await outward.remove(search(settings, context.switch, note.place, since_ns))
+                if found.left:
+                    log.warning("%s", words(found))
         remove_place(note.place)
     except (StageFailed, Left) as fault:
         log.warning("%s: %s", note.place.root, fault)

@@ -176,6 +176,13 @@ class LeftBehind:
 
 
 @attrs.frozen
+class LeftElsewhere:
+    """starter -> startd: files or IPC of the job's account are left outside its sandbox, and may be another job's."""
+
+    text: str
+
+
+@attrs.frozen
 class Ended:
     """starter -> startd: last message before the starter exits; ``verdict`` as in ``starter.life.Verdict``."""
 
@@ -187,5 +194,5 @@ class Ended:
 SPAWNER = Protocol(StartStarter, CleanUp, SpawnerReady, StarterStarted, StarterFailed, StarterEnded)
 STARTER = Protocol(
     Deactivate, SuspendJob, ContinueJob, PassedCommand, RenewalAnnounced, Progress, JobUpdate, UserRefused,
-    SlotBroken, LeftBehind, Ended,
+    SlotBroken, LeftBehind, LeftElsewhere, Ended,
 )  # fmt: skip

@@ -16,7 +16,7 @@ from starter.entries import (
 )
 from starter.places import Left, Place, Unsafe, make_place, remove_place
 from starter.stagein import Inward, stage_in
-from starter.stageout import Outward, stage_out
+from starter.stageout import Elsewhere, Outward, Search, stage_out
 from starter.tarstream import Limits
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "CatalogueEntry",
     "Changed",
     "Context",
+    "Elsewhere",
     "Inward",
     "Left",
     "Limits",
@@ -34,6 +35,7 @@ __all__ = [
     "OutFile",
     "Outward",
     "Place",
+    "Search",
     "StageFailed",
     "Unsafe",
     "Wanted",

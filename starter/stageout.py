@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from attrs import frozen
+
 from pilot.farside import FarSide, open_call, text_of
 from starter.entries import (
     STALL_S,
@@ -41,6 +43,30 @@ CONTENT_BYTES = 256 * 1024
 REMOVE_S = 270.0
 MISSING_NAMES = 1000
 LEFT_OUT_NAMES = 20
+
+
+@frozen
+class Search:
+    """What the far side is to look for outside the sandbox: entries of its account that were changed since then.
+    `alone`: no other job of ours has that account."""
+
+    since_ns: int
+    alone: bool
+
+
+@frozen
+class Elsewhere:
+    """What it found there. `named`: some of what is left, in words."""
+
+    removed: int = 0
+    left: int = 0
+    named: str = ""
+
+
+def _elsewhere(answer: object) -> Elsewhere:
+    if not isinstance(answer, dict):
+        return Elsewhere()
+    return Elsewhere(int_of(answer.get("removed")), int_of(answer.get("left")), text_of(answer.get("named")))
 
 
 @asynccontextmanager
@@ -116,15 +142,22 @@ class Outward:
             await self._far.send({"word": "AGAIN"})
         await self.begin()
 
-    async def remove(self) -> None:
-        """Empty the sandbox, once the other end has everything. StageFailed("left") when something stays."""
+    async def remove(self, search: Search | None = None) -> Elsewhere:
+        """Empty the sandbox, once the other end has everything. StageFailed("left") when something stays.
+
+        `search`: look for what the job has left elsewhere, too, and take it away if it can be nobody else's.
+        """
         await self._drain()
         with deadline("empty the sandbox", REMOVE_S):
-            await self._far.send({"word": "REMOVE"})
+            word: dict[str, Any] = {"word": "REMOVE"}
+            if search is not None:
+                word["elsewhere"] = {"since_ns": search.since_ns, "alone": search.alone}
+            await self._far.send(word)
             answer = await self._far.receive()
         left = int_of(answer.get("left"))
         if left:
             raise StageFailed("left", f"{left} entries could not be removed: {text_of(answer.get('named'))}")
+        return _elsewhere(answer.get("elsewhere"))
 
     async def _receive_manifest(self) -> Manifest:
         rows = Rows(self._limits.max_files, self._limits.names_bytes)

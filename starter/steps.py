@@ -23,7 +23,7 @@ from cedar.sinful import Sinful
 from pilot import credentials, logs
 from pilot.rpc import RpcRefused
 from pilot.switch import Denied, Outcome, Unavailable
-from starter import ahead, checkpoint, furnish, launching, orphans, tokens, updates
+from starter import ahead, checkpoint, furnish, launching, leftovers, orphans, tokens, updates
 from starter.checkpoint import checkpoint_names
 from starter.chirp import Delayed, as_ad
 from starter.chirpserver import ChirpServer
@@ -360,7 +360,7 @@ async def send_sandbox(work: Work, verdict: Verdict) -> Event:
             failed = await _offer_output(work, outward, complete=complete, final=is_final(verdict))
             if note := left_out(outward.manifest, work.host):
                 await work.shadow.log_event(updates.note_event(note, work.host, _now()))
-            await outward.remove()
+            await _remove(work, outward)
     except StageFailed as fault:
         return StepFailed(_output_verdict(work, fault), sandbox=True)
     left = _remove_place(work)
@@ -465,10 +465,16 @@ async def clean(work: Work) -> Event:
             deadline_s=work.settings.sailplane_switch_deadline,
             far=await ahead.taken(work.ahead, ahead.STAGE_OUT),
         ) as outward:
-            await outward.remove()
+            await _remove(work, outward)
     except StageFailed as fault:
         return Cleaned(f"sandbox {work.place.root} could not be emptied: {fault}")
     return Cleaned(_remove_place(work))
+
+
+async def _remove(work: Work, outward: Outward) -> None:
+    """Empty the sandbox; what the job left elsewhere goes, too, or is noted."""
+    search = leftovers.search(work.settings, work.switch, work.place, work.since_ns)
+    work.elsewhere = await outward.remove(search)
 
 
 def _sandbox_exists(work: Work) -> bool:
@@ -490,11 +496,11 @@ def _now() -> str:
 # --- report ------------------------------------------------------------------------------------------------------
 
 
-async def report(work: Work, verdict: Verdict, ended: JobEnded | None) -> Event:
+async def report(work: Work, verdict: Verdict, ended: JobEnded | None, story: str = "") -> Event:
     """The shadow is told how it ended. A shadow that does not hear it changes nothing any more."""
     try:
         if isinstance(verdict, Hold | Requeue):
-            await work.shadow.log_event(updates.error_event(verdict, work.host, _now()))
+            await work.shadow.log_event(updates.error_event(verdict, work.host, _now(), story))
             with trio.move_on_after(SHADOW_CLOSES_WITHIN_S):
                 await work.shadow.wait_gone()
         else:

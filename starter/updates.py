@@ -133,8 +133,9 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(map(int, found.groups())) if found else (0, 0)
 
 
-def error_event(verdict: Hold | Requeue, host: str, event_time: str) -> ClassAd:
-    """The ulog (284) that ends a job as held, or as idle again (wire reference 4.5)."""
+def error_event(verdict: Hold | Requeue, host: str, event_time: str, story: str = "") -> ClassAd:
+    """The ulog (284) that ends a job as held, or as idle again (wire reference 4.5). ``story``: for whoever debugs it;
+    the reason is for the job's owner."""
     ad = ClassAd()
     ad["MyType"] = "RemoteErrorEvent"
     ad["EventTypeNumber"] = 21
@@ -142,6 +143,8 @@ def error_event(verdict: Hold | Requeue, host: str, event_time: str) -> ClassAd:
     ad["Daemon"] = "starter"
     ad["ExecuteHost"] = host
     ad["ErrorMsg"] = one_line(verdict.text)
+    if story:
+        ad["SailplaneStory"] = one_line(story)
     ad["HoldReasonCode"] = verdict.code
     ad["HoldReasonSubCode"] = verdict.subcode if isinstance(verdict, Hold) else REQUEUE_SUBCODE
     return ad

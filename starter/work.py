@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import attrs
@@ -22,7 +23,7 @@ from starter.description import Description
 from starter.launch import Launched
 from starter.limits import Bounds, Named, bounds_of
 from starter.messages import Activation
-from starter.sandbox import Account, Catalogue, Context, Place
+from starter.sandbox import Account, Catalogue, Context, Elsewhere, Place
 from starter.shadow import Shadow
 from starter.tokens import Tokens
 from starter.transfer import Route
@@ -105,6 +106,9 @@ class Work:
     started_at_s: float | None = None
     duration_s: float | None = None
     usage: Usage | None = None
+    # what was found outside the sandbox at the end; wall clock of the beginning
+    elsewhere: Elsewhere = attrs.field(factory=Elsewhere)
+    since_ns: int = attrs.field(factory=time.time_ns)
     # KB and entries of the sandbox, when it was last measured
     disk: tuple[int, int] | None = None
     # of a job that was started again from its checkpoint: how often, and what it had used until then

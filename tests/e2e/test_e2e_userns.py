@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,4 +135,16 @@ def test_a_killed_starter_leaves_nothing(jobs: Jobs) -> None:
     jobs.kill(starter)
     jobs.wait_for(job, "idle", "running")
     jobs.remove("alice", job)
+    nothing_left(jobs)
+
+
+def test_ipc_is_the_jobs_own_and_its_files_elsewhere_go_with_it(jobs: Jobs) -> None:
+    names = [f"{place}/sptest-litter-{os.getpid()}" for place in ("/tmp", "/var/tmp", "/dev/shm")]
+    script = f"ipcmk -M 4096 >&2; grep -c . /proc/sysvipc/shm; for f in {' '.join(names)}; do echo x > $f; done"
+    before = Path("/proc/sysvipc/shm").read_text()
+    job = jobs.submit("alice", script)
+    jobs.done(job)
+    assert jobs.fetch("alice", job)["out"] == b"2\n"
+    assert Path("/proc/sysvipc/shm").read_text() == before
+    assert [name for name in names if Path(name).exists()] == []
     nothing_left(jobs)

@@ -158,3 +158,12 @@ async def test_each_slot_is_bound_to_cores_of_its_own() -> None:
 
 async def test_without_the_knob_no_slot_is_bound() -> None:
     assert slots().carve(Resources(2, 1, 1), NOBODY).cores == ()
+
+
+def test_what_jobs_left_elsewhere_is_told() -> None:
+    state = slots().state(
+        refused_users=(), draining=False, trouble="", entered_at=1, left_elsewhere='2 things "x" \n of the job\'s'
+    )
+    ad = public_ad(machine(), state, now=2, sequence=3)
+    assert "2 things" in str(ad["SailplaneLeftElsewhere"])
+    assert "SailplaneLeftElsewhere" not in pslot_ad()
