@@ -12,6 +12,7 @@ from cedar.filetransfer import TransferLimits
 from pool import jobad
 from pool.adstore import AdStore
 from pool.claims import Claim, ClaimClient
+from pool.macros import filled
 from pool.model import Entry, Job, JobState, Outcome, Run
 from pool.queue import Queue
 from pool.remoteio import RemoteIO
@@ -56,7 +57,7 @@ class Life:
         self._settle = settle
         self._late: Finish | None = None
         checkpoint = parts.queue.checkpoint(job.id)
-        queued = jobad.queue_ad(ad, job, entries, parts.facts)
+        queued = filled(jobad.queue_ad(ad, job, entries, parts.facts), claim.ad)
         activated = jobad.activation_ad(
             queued, parts.facts, checkpoint=None if checkpoint is None else checkpoint.number
         )

@@ -160,13 +160,10 @@ class Launched:
             return None
         finally:
             line.hang_up()
-        status, after = said.get("ended"), said.get("after")
-        if not _is_wait_status(status):
+        word = last_word(said)
+        if word is None:
             return None
-        failed = said.get("failed")
-        self.after = After(
-            after if _is_wait_status(after) else None, _reason(failed) if isinstance(failed, dict) else None
-        )
+        status, self.after = word
         return exact_outcome(status)
 
     def hang_up(self) -> None:
@@ -197,9 +194,20 @@ class Launched:
             self._ended = ended or self._ended
 
 
+def last_word(said: Mapping[str, Any]) -> tuple[int, After] | None:
+    """The job's wait status and how the command after it ended, by the word of a wrapper that stayed; None if it is
+    none."""
+    status, after, failed = said.get("ended"), said.get("after"), said.get("failed")
+    if not _is_wait_status(status):
+        return None
+    return status, After(
+        after if _is_wait_status(after) else None, _reason(failed) if isinstance(failed, dict) else None
+    )
+
+
 def _is_wait_status(value: object) -> TypeGuard[int]:
     """An end as wait(2) gives it: an exit code, or a signal with or without a core."""
-    if not isinstance(value, int) or not 0 <= value < 1 << 16:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 16:
         return False
     return value & 0xFF == 0 or (value < 1 << 8 and 0 < value & 0x7F <= 64)
 

@@ -113,6 +113,12 @@ def test_the_ads_are_there_and_do_not_come_back(jobs: Jobs) -> None:
     assert len(jobs.calls(job)) == 3
 
 
+def test_words_are_filled_in_from_the_slot(jobs: Jobs) -> None:
+    more = {"arguments": "$$(Cpus) $$(CondorScratchDir)/x $$(Nothing:else)", "environment": '"W=$$(CondorScratchDir)"'}
+    cpus, path, default, word, here = jobs.output("alice", "echo $1 $2 $3 $W $PWD", **more).split()
+    assert (cpus, path, default, word) == ("1", f"{here}/x", "else", here)
+
+
 def test_commands_before_and_after_a_job_run_at_its_account(jobs: Jobs) -> None:
     site, user = jobs.site, jobs.user("alice")
     site.put(user, "pre.sh", b"#!/bin/sh\nid -u > pre; echo $WORD $1 >> pre\n", mode=0o755)
