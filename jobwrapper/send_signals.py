@@ -150,6 +150,20 @@ def read_all() -> "dict[int, Process]":
     return found
 
 
+def is_hidden(pid: int) -> bool:
+    """Whether there is a process of another account with this number; for one that /proc does not show us (hidepid).
+
+    The pilot's sub-reaper is one: its children still say whose they are.
+    """
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def read_children(pid: int) -> "list[int]":
     """By the kernel's lists, one a thread; complete if the process is stopped. Not all kernels have them."""
     found = []  # type: list[int]
@@ -215,6 +229,9 @@ class Family:
         for pid, process in processes.items():
             children.setdefault(process.parent, []).append(pid)
         waiting = [pid for pid, tick in self.members.items() if pid in processes and processes[pid].tick == tick]
+        for pid in self.given:
+            if pid not in processes and is_hidden(pid):
+                waiting.extend(children.get(pid, ()))
         self.alive = {}
         while waiting:
             pid = waiting.pop()

@@ -89,7 +89,10 @@ def _proc_lack(facts: Facts, isolates: bool) -> Lack | None:
 def _instead(facts: Facts) -> str:
     if facts.cgroup is not None:
         return "families are known by their cgroup only"
-    return "only jobs behind a lingering switch can be run; their CPU is known at their end, their memory not at all"
+    return (
+        "a job's CPU is known at its end, its memory not at all; without a lingering switch what makes itself"
+        " undumpable is found, and not killed for certain"
+    )
 
 
 def sees_jobs(facts: Facts, *, isolates: bool) -> bool:

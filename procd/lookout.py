@@ -108,12 +108,17 @@ class Lookout:
         forks and ends, and its child comes to a sub-reaper whose list was read before. Then its number has
         vanished, or is a new zombie. So it takes two walks with the same result, the second one without a
         number that vanished. False can also mean that something else moves below the starter: ask again.
+
+        Where /proc hides the family, its orphans are numbers in the starter's list that cannot be read; so that list
+        must have been.
         """
         top = family.top
         known = self._families.members(top)
         first, second = self._walk(top, known), self._walk(top, known)
         self._families.discover(second.seen)
         if any(identity.pid in second.seen for identity in self._families.running(family)):
+            return False
+        if family.around.hidden and not any(each.pid in second.seen for each in self._families.reapers(family)):
             return False
         return not second.vanished and first.result == second.result
 

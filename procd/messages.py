@@ -3,8 +3,8 @@
 A refusal is `pilot.rpc.Error` with one of these codes: "unknown-family", "already-registered",
 "no-such-process" (the root or the starter is not there, or is another process by now), "no-route" (nobody
 would let us signal it), "no-socket" (the descriptor is no socket), "hidden" (this host shows us nothing
-of the job's processes, and there is neither a cgroup nor a control socket to end them surely), "going-away" (procd is
-about to end).
+of the job's processes, and there is neither a cgroup, nor a control socket, nor a list of children to prove their end),
+"going-away" (procd is about to end).
 """
 
 import math

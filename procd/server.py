@@ -210,7 +210,7 @@ class Service:
             self._trackers.place(
                 family, new=request.memory is None, bounds=Bounds(request.memory_limit_kb, request.tasks_limit)
             )
-            if family.around.hidden and control is None and self._trackers.group(family) is None:
+            if not self._can_be_proved(family, control):
                 self._forget(family)
                 raise FamilyRefused("hidden", "this host hides the job's processes, and gives no other way to end them")
         except FamilyRefused:
@@ -230,6 +230,11 @@ class Service:
         if self._trackers.sweeps:
             await trio.to_thread.run_sync(self._trackers.know_account, family.around.uid)
         return Registered(_memory(family))
+
+    def _can_be_proved(self, family: Family, control: Control | None) -> bool:
+        """Whether it can be told that nobody of a family is left. Lists of children name the hidden, scans do not."""
+        ways = (control, self._trackers.group(family), self._trackers.facts.children_files or None)
+        return not family.around.hidden or any(way is not None for way in ways)
 
     async def _usage(self, request: GetUsage) -> Usage:
         family = self._families.get(request.family)

@@ -32,6 +32,8 @@ _BETWEEN_ATTEMPTS_S = 0.5
 _OWN_PATIENCE_S = 2.0
 # The proof fails when anything moves below the starter, as the far end of another call that is just ending.
 _PROOFS = 20
+# Where /proc hides, zombies look as the living do; a starter waits for its orphans once a second.
+_REAPED_S = 3.0
 # A family whose members stop as fast as they fork needs a few rounds; each finds only what was born
 # meanwhile.
 _ROUNDS = 20
@@ -240,7 +242,8 @@ class Signaller:
         if any(self._lookout.runs(identity) for identity in self._families.running(family)):
             return True
         self._lookout.look(family)
-        return bool(self._families.running(family))
+        # Hidden orphans are listed below the starter, and cannot be read: that is no proof of emptiness.
+        return bool(self._families.running(family)) or (family.around.hidden and not self._lookout.proves_empty(family))
 
     def _needs_switch(self, family: Family) -> bool:
         return self.control(family) is None and family.around.uid != self._pilot_uid
@@ -259,27 +262,28 @@ class Signaller:
         """A full scan finds nobody, and then a walk that nobody can have dodged; nor does the kernel, in a cgroup."""
         await self._lookout.scan(family)
         group = self._group(family)
-        if family.around.hidden:
+        if family.around.hidden and (group is not None or family.name in self._controls):
             return await self._is_over(family, group)
-        for _ in range(_PROOFS):
+        give_up_s = trio.current_time() + (_REAPED_S if family.around.hidden else 0.0)
+        proofs = 0
+        while proofs < _PROOFS or trio.current_time() < give_up_s:
             if self._families.running(family) or (group is not None and group.populated):
                 return False
             if self._lookout.proves_empty(family):
                 return True
             self._lookout.look(family)
-            await trio.sleep(_FIRST_PAUSE_S)
+            proofs += 1
+            await trio.sleep(_FIRST_PAUSE_S if proofs < _PROOFS else _LONGEST_PAUSE_S)
         return False
 
     async def _is_over(self, family: Family, group: Group | None) -> bool:
         """The proof where /proc hides: an empty cgroup, or the end of a switch's root part, which stays until nobody
-        is left below it."""
-        control = self._controls.get(family.name)
+        is left below it. Without either it is the usual one: its starter's list of children names the hidden too."""
         if self._families.running(family):
             return False
         if group is not None:
             return not group.populated
-        if control is None:
-            return False
+        control = self._controls[family.name]
         await _until(lambda: control.gone)
         return control.gone
 
@@ -329,7 +333,7 @@ class Signaller:
     ) -> bool:
         def targets() -> list[ProcessId]:
             found = self._tops(family)
-            if found and family.starter_alive and family.parent is None:
+            if found and family.starter_alive and family.parent is None and not family.around.hidden:
                 # The far side may not signal the starter, but finds below it the orphans that are born meanwhile.
                 found.append(family.starter)
             return found
@@ -383,7 +387,9 @@ class Signaller:
         members = self._families.members(family)
         running = [process for process in members.values() if process.running]
         pids = {process.id.pid for process in running}
-        return [process.id for process in sorted(running, key=lambda process: process.parent in pids)]
+        tops = [process.id for process in sorted(running, key=lambda process: process.parent in pids)]
+        # Whom we cannot see, the far side can: by who got them when their parents ended.
+        return [*tops, *self._families.reapers(family)] if family.around.hidden else tops
 
     async def _ask_switch(
         self,

@@ -9,16 +9,19 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import attrs
 import trio
 
 from pilot.rpc import RpcRefused
 from procd.client import ProcdClient
-from starter.orphans import become_subreaper
+from starter.orphans import become_subreaper, reap_orphans
 from tests.procd import world
 
 _PR_SET_DUMPABLE = 4
@@ -52,7 +55,28 @@ def start_job(uid: int, marker: str) -> tuple[int, int]:
     return pid, release
 
 
-async def steer(path: Path, job: int, ticks: int, release: int, uid: int) -> dict[str, object]:
+async def try_to_end(client: ProcdClient, job: int, orders: int) -> dict[str, object]:
+    """Stops of a family that no call reaches: with its root, with an orphan of it only, and when nobody is there."""
+
+    def orphans() -> list[int]:
+        listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        return [int(pid) for pid in listed if int(pid) != job and not Path(f"/proc/{pid}").exists()]
+
+    await world.until(lambda: len(orphans()) == 1, "the daemon")
+    (daemon,) = orphans()
+    said: dict[str, object] = {"with_root": attrs.asdict(await client.stop("job", deadline_s=1))}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reap_orphans)
+        for number, name in ((job, "without_root"), (daemon, "gone")):
+            os.write(orders, b"%d\n" % number)
+            said[name] = attrs.asdict(await client.stop("job", deadline_s=4))
+        nursery.cancel_scope.cancel()
+    return said
+
+
+async def steer(
+    path: Path, job: int, ticks: int, release: int, uid: int, *, can_end: bool, orders: int
+) -> dict[str, object]:
     client = await ProcdClient.connect(path)
     said: dict[str, object] = {"words": [lack.word for lack in (await client.describe()).degraded]}
     try:
@@ -63,6 +87,8 @@ async def steer(path: Path, job: int, ticks: int, release: int, uid: int) -> dic
     except RpcRefused as refused:
         return said | {"refused": refused.code}
     os.write(release, b"g")
+    if not can_end:
+        return said | await try_to_end(client, job, orders)
 
     async def burnt() -> bool:
         usage = await client.usage("job")
@@ -73,7 +99,20 @@ async def steer(path: Path, job: int, ticks: int, release: int, uid: int) -> dic
     return said | {"stopped": attrs.asdict(stopped), "usage": attrs.asdict(await client.unregister("job"))}
 
 
+def kill_as_told(told: int, starter: int) -> NoReturn:
+    """Root's part: ends whom the starter cannot."""
+    with open(told) as numbers:
+        for number in numbers:
+            os.kill(int(number), signal.SIGKILL)
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(starter, 0)[1]))
+
+
 def main(socket: str, pilot: int, job: int, cgroup: str, group: str, marker: str) -> None:
+    told, orders = os.pipe()
+    if starter := os.fork():
+        os.close(orders)
+        kill_as_told(told, starter)
+    os.close(told)
     become_subreaper()
     pid, release = start_job(job, marker)
     for inside in (pid, os.getpid()) if group else ():
@@ -87,7 +126,8 @@ def main(socket: str, pilot: int, job: int, cgroup: str, group: str, marker: str
     knobs = {"_CONDOR_SAILPLANE_SWITCH": "glexec", "_CONDOR_GLEXEC": "/bin/false", "_CONDOR_SAILPLANE_CGROUP": cgroup}
     daemon = subprocess.Popen([sys.executable, "-m", "procd", "--socket", socket, "--log", "-"], env=os.environ | knobs)
     try:
-        print(json.dumps(trio.run(steer, Path(socket), pid, ticks, release, job)))
+        steering = partial(steer, Path(socket), pid, ticks, release, job, can_end=bool(group), orders=orders)
+        print(json.dumps(trio.run(steering)))
     finally:
         daemon.kill()
         daemon.wait()

@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import secrets
@@ -19,6 +20,9 @@ import pytest
 
 from demo.accounts import Account
 from tests.procd import world
+
+# <sched.h>
+_CLONE_NEWNS = 0x00020000
 
 
 def reachable() -> bool:
@@ -39,6 +43,24 @@ def hiding(mount: str, account: Account | None, command: list[str]) -> subproces
     return subprocess.run(
         ["unshare", "--mount", "sh", "-c", script], cwd=world.ROOT, capture_output=True, timeout=60, check=False
     )
+
+
+@contextmanager
+def hiding_proc(mount: str = "-t proc -o hidepid=2 proc") -> Iterator[None]:
+    """What this process starts meanwhile has another /proc, in a mount namespace."""
+    libc, here = ctypes.CDLL(None, use_errno=True), os.getcwd()
+    before = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    if libc.unshare(_CLONE_NEWNS) != 0:
+        os.close(before)
+        pytest.skip(f"no mount namespace can be made here: {os.strerror(ctypes.get_errno())}")
+    try:
+        for command in ("mount --make-rprivate /", f"mount {mount} /proc"):
+            subprocess.run(command.split(), check=True)
+        yield
+    finally:
+        assert libc.setns(before, _CLONE_NEWNS) == 0
+        os.close(before)
+        os.chdir(here)
 
 
 @attrs.frozen
