@@ -89,7 +89,24 @@ class Missing:
     errno: int = errno.ENOENT
 
 
-Item: TypeAlias = File | Directory | ProxyItem | Missing
+@attrs.frozen
+class Link:
+    """A file that the receiver is to fetch from a URL."""
+
+    name: str
+    url: str = attrs.field(repr=False)
+
+
+@attrs.frozen
+class SentByUrl:
+    """A file that this side has sent to a URL by itself, or could not (`error`)."""
+
+    name: str
+    url: str = attrs.field(repr=False)
+    error: str = ""
+
+
+Item: TypeAlias = File | Directory | ProxyItem | Missing | Link | SentByUrl
 
 
 class _Failed(Exception):
@@ -122,6 +139,12 @@ class Sink(Protocol):
 
     async def file(self, name: str, mode: int, size: int, chunks: AsyncIterator[bytes]) -> None:
         """Store a file of `size` bytes. What is left in `chunks` afterwards is dropped."""
+
+    async def url(self, name: str, url: str) -> None:
+        """A file that the receiver is to fetch from a URL by itself; by `finish` it must be there."""
+
+    async def finish(self) -> Mapping[str, int | str]:
+        """All items have come; statistics of what was fetched from URLs, for the acknowledgement."""
 
     async def proxy(self, name: str, exchange: Callable[[bytes], Awaitable[bytes]]) -> None:
         """Obtain a proxy by delegation and store it.

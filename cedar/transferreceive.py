@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Final
 
 import attrs
@@ -69,6 +69,7 @@ async def receive_files(
             await receiver.item(kind)
     except Stopped as stopped:
         return receiver.counted(stopped.own), stopped.peer
+    await receiver.finish()
     peer = read_ack(await get_ad(stream))
     own = receiver.counted(receiver.failure or Ack(ok=True))
     await stream.put(ack_ad(own))
@@ -95,10 +96,19 @@ class _Receiver:
         self._items = 0
         self._files = 0
         self._bytes = 0
+        self._stats: Mapping[str, int | str] = {}
         self.failure: Ack | None = None
 
     def counted(self, own: Ack) -> Ack:
-        return attrs.evolve(own, files=self._files, bytes=self._bytes)
+        return attrs.evolve(own, files=self._files, bytes=self._bytes, stats=self._stats)
+
+    async def finish(self) -> None:
+        """All items are there. After a failure nothing is fetched from URLs any more."""
+        if self.failure is None:
+            try:
+                self._stats = await self._sink.finish()
+            except StoreFailed as error:
+                self._fail(error.ack)
 
     def _fail(self, ack: Ack) -> None:
         self.failure = self.failure or ack  # the first failure is the cause, others may follow from it
@@ -191,10 +201,13 @@ class _Receiver:
 
     async def _url(self, name: str) -> None:
         reader = await self._stream.get()
-        reader.string()
+        url = reader.string()
         reader.end()
-        reason = f"{name[:200]!a} is to be fetched from a URL, which is not supported here"
-        self._fail(failed(HoldCode.DOWNLOAD_FILE_ERROR, errno.EOPNOTSUPP, reason))
+        try:
+            check_name(name, self._limits)
+            await self._sink.url(name, url)
+        except StoreFailed as error:
+            self._fail(error.ack)
 
     async def _other(self) -> None:
         ad = await get_ad(self._stream)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 
 import attrs
+from classad2 import ClassAd
 
 from cedar import delegation
+from cedar.classads import set_str
 from cedar.commands import HoldCode
 from cedar.errors import PeerFault
 from cedar.stream import CedarStream
@@ -21,10 +23,13 @@ from cedar.transferitems import (
     File,
     Item,
     Kind,
+    Link,
     Missing,
+    Other,
     Piece,
     ProxyItem,
     ReadFailed,
+    SentByUrl,
     ack_ad,
     failed,
     read_ack,
@@ -40,6 +45,7 @@ async def send_files(
     sandbox_bytes: int,
     own_failure: Callable[[], Ack | None] | None = None,
     over_limit_code: int = HoldCode.MAX_TRANSFER_OUTPUT_SIZE,
+    stats: Mapping[str, int | str] | None = None,
 ) -> tuple[Ack, Ack]:
     """Send items, then exchange acknowledgements; the transfer succeeded if both are ok.
 
@@ -48,6 +54,7 @@ async def send_files(
         final: the job's final output; False for input, checkpoints and intermediate files.
         sandbox_bytes: an estimate of the sum, for the peer's transfer queue.
         own_failure: asked after the last item: a failure of ours that no item told.
+        stats: of what went to URLs, for the acknowledgement.
         over_limit_code: hold code when the peer takes fewer bytes than there are; the rest is not sent then.
 
     Returns:
@@ -58,7 +65,7 @@ async def send_files(
         PeerFault: the peer broke the protocol or went away, "timeout" in the go-ahead.
         Exception: whatever `items` raises, except ReadFailed in a file's chunks.
     """
-    sender = _Sender(stream, over_limit_code)
+    sender = _Sender(stream, over_limit_code, stats or {})
     await stream.put(int(final), ad_of(SandboxSize=sandbox_bytes))
     try:
         await _send_all(sender, items)
@@ -81,7 +88,8 @@ async def _send_all(sender: _Sender, items: AsyncIterable[Item]) -> None:
 
 
 class _Sender:
-    def __init__(self, stream: CedarStream, over_limit_code: int) -> None:
+    def __init__(self, stream: CedarStream, over_limit_code: int, stats: Mapping[str, int | str]) -> None:
+        self._stats = stats
         self._stream = stream
         self._over_limit_code = over_limit_code
         self._peer = GoAhead()
@@ -92,7 +100,7 @@ class _Sender:
         self.full = False  # the peer takes no more bytes: nothing further is sent
 
     def counted(self, own: Ack) -> Ack:
-        return attrs.evolve(own, files=self._files, bytes=self._bytes)
+        return attrs.evolve(own, files=self._files, bytes=self._bytes, stats=self._stats)
 
     def _fits(self, item: File) -> bool:
         """Whether the peer takes this one too; if not, that is our failure, and the end."""
@@ -121,6 +129,12 @@ class _Sender:
             case ProxyItem():
                 await self._head(Kind.PROXY, item.name)
                 await self._proxy(item)
+            case Link():
+                await self._head(Kind.URL, item.name)
+                await self._stream.put(item.url)
+            case SentByUrl():
+                await self._head(Kind.OTHER, item.name)
+                await self._stream.put(_report(item))
             case Missing():
                 await self._head(Kind.FILE, item.name)
                 await self._missing()
@@ -180,6 +194,17 @@ class _Sender:
         except Exception as error:  # whatever stops the signing, or the peer gave up: its acknowledgement follows
             own = failed(HoldCode.CORRUPTED_CREDENTIAL, 0, f"the proxy was not delegated: {error}", retry=True)
             raise Stopped(own, read_ack(await get_ad(self._stream))) from error
+
+
+def _report(item: SentByUrl) -> ClassAd:
+    ad = ClassAd()
+    ad["ProtocolVersion"], ad["Command"], ad["SubCommand"] = 1, int(Kind.OTHER), int(Other.URL_SENT)
+    ad["Result"] = 1 if item.error else 0
+    set_str(ad, "Filename", item.name)
+    set_str(ad, "OutputDestination", item.url)
+    if item.error:
+        set_str(ad, "ErrorString", item.error)
+    return ad
 
 
 class _Pieces:

@@ -1,13 +1,14 @@
 """stage-in: make the sandbox, say ready, unpack what follows on the same socket, report what lies there.
 
-The stream is the pilot's own (GNU tar: files and directories), names already checked there. If it ends before
-its end mark the pilot has given up: then everything unpacked is removed again.
+The stream is the pilot's own (GNU tar: files and directories), names already checked there. An entry of kind X is
+an order to run a file transfer plugin, which is answered at once. If the stream ends before its end mark the pilot
+has given up: then everything unpacked is removed again.
 """
 
 import os
 import stat
 
-from jobwrapper.frames import Gone, Line, account_name, to_bytes, to_text, trouble
+from jobwrapper.frames import Gone, Line, account_name, loads, to_bytes, to_text, trouble
 
 # As typing.TYPE_CHECKING, which costs an import.
 TYPE_CHECKING = False
@@ -154,7 +155,9 @@ class Unpacker:
                 continue
             name, long_name = long_name or header[:100].split(b"\0", 1)[0], b""
             mode = number(header[100:108])
-            if kind == b"5":
+            if kind == b"X":
+                self._plugin(size)
+            elif kind == b"5":
                 self._directory(name, mode)
             else:
                 self._file(name, mode, size)
@@ -165,6 +168,13 @@ class Unpacker:
             text += bytes(self.source.some(size - len(text)))
         self.source.skip(-size % BLOCK)
         return text.rstrip(b"\0")
+
+    def _plugin(self, size: int) -> None:
+        order = loads(self._text(size).decode("ascii"))
+        if self.failure is None:
+            from jobwrapper import plugins
+
+            self.source.line.send(plugins.run(self.source.line, order))
 
     def _directory(self, name: bytes, mode: int) -> None:
         if self.failure is None:

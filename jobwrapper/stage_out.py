@@ -84,6 +84,8 @@ def _serve(line: Line) -> int:
     except OSError as error:
         line.send({"failed": trouble("enter", error)})
         return 1
+    if wanted.get("ask"):
+        _upload(line, wanted)
     while True:
         selection = select(wanted)
         _send_manifest(line, selection)
@@ -94,6 +96,20 @@ def _serve(line: Line) -> int:
             return _remove(line, fd, told.get("elsewhere"))
         if word != "AGAIN":
             return 1
+
+
+def _upload(line: Line, wanted: "dict") -> None:  # type: ignore[type-arg]
+    """Tell what would be sent, by its names here; run the plugins that the pilot then wants; leave out what they
+    have sent."""
+    from jobwrapper import plugins
+
+    selection = select(wanted)
+    _send_list(line, "entries", ([to_text(item.source), *item.row] for item in selection.items.values()))
+    line.send({"done": True})
+    order = line.receive()
+    for plugin in order["plugins"]:
+        line.send(plugins.run(line, plugin))
+    wanted["except"] = {to_bytes(name) for name in order["except"]}
 
 
 def _enter(path: bytes) -> int:
@@ -143,6 +159,8 @@ def select(wanted: "dict") -> Selection:  # type: ignore[type-arg]
             _listed(selection, to_bytes(name), bool(wanted.get("preserve")))
     else:
         _changed(selection, {to_bytes(row[0]): row for row in wanted["changed"]})
+    for name in [name for name, item in selection.items.items() if item.source in wanted.get("except", ())]:
+        del selection.items[name]
     return selection
 
 

@@ -163,6 +163,17 @@ class Settings:
         integer(-1, 1 << 40),
         "Most output in MB of a job that says nothing itself (max_transfer_output_mb); -1: SAILPLANE_MAX_OUTPUT_BYTES.",
     )
+    enable_url_transfers: bool = knob("True", yes_or_no(), "Moves files of jobs from and to URLs, by plugins.")
+    filetransfer_plugins: str | None = knob(
+        "",
+        text(optional=True),
+        "Programs that move files from and to URLs at the job's account, as absolute paths with commas between; by"
+        " HTCondor's multi-file protocol. Of two for one kind of URL the last is used.",
+        unset="curl_plugin.py in SAILPLANE_WRAPPER_DIR, for http and https, where there is a curl",
+    )
+    max_file_transfer_plugin_lifetime: float = knob(
+        "72000", seconds(1), "Longest time that one run of such a program may take."
+    )
     starter_initial_update_interval: float = knob("8", seconds(0), "Time from a job's start to its first update.")
     starter_job_environment: tuple[tuple[str, str], ...] = knob(
         "",

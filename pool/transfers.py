@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 
 import trio
@@ -185,6 +185,12 @@ class _Sink:
         except SpoolTrouble as trouble:
             raise filetransfer.StoreFailed(CANNOT_STORE, ENOSPC if trouble.full else EIO, str(trouble)) from trouble
         self.files.append(OutputFile(name, mode & 0o777 or 0o644, stored, key))
+
+    async def url(self, name: str, url: str) -> None:
+        raise PeerFault("state", "an execution point names no URLs to the pool")
+
+    async def finish(self) -> Mapping[str, int | str]:
+        return {}
 
     async def proxy(self, name: str, exchange: Callable[[bytes], Awaitable[bytes]]) -> None:
         raise PeerFault("state", "an execution point delegates nothing to the pool")

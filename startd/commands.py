@@ -73,6 +73,7 @@ class Commands:
     dslot_ad: Callable[[Held], ClassAd]
     log: logging.LoggerAdapter[logging.Logger]
     proxy_keys: ProxyKeys = attrs.field(factory=lambda: ProxyKeys(wanted=False))
+    plugins: Mapping[str, str] = attrs.field(factory=dict)
 
     def table(self) -> dict[int, Served]:
         """What is served at which level. A proxy pushed as a copy (487) is refused at the resume, before it is sent, so
@@ -213,6 +214,7 @@ class Commands:
             procd_socket=self.procd_socket,
             proxy_keys=self.proxy_keys.take(),
             cores=held.cores,
+            plugins=tuple(self.plugins.items()),
         )
 
     # --- the rest of a claim's life ------------------------------------------------------------------------------

@@ -44,6 +44,8 @@ class Machine:
     needs_proxy: bool
     max_retirement: str = "0"
     has_sshd: bool = False
+    plugins: Mapping[str, str] = attrs.field(factory=dict)
+    """The program for each scheme of URLs."""
     degraded: tuple[str, ...] = ()
     """What the host does not give procd, one word each."""
 
@@ -169,6 +171,8 @@ def _policy(ad: ClassAd, machine: Machine, slot: SlotState) -> None:
     )
     ad["Requirements"] = ExprTree("Start && WithinResourceLimits")
     ad["HasFileTransfer"] = True
+    if machine.plugins:
+        ad["HasFileTransferPluginMethods"] = ",".join(sorted(machine.plugins))
     ad["HasJobDeferral"] = True
     ad["HasReconnect"] = True
     ad["HasSelfCheckpointTransfers"] = True

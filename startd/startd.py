@@ -21,7 +21,7 @@ from cedar.sinful import Sinful
 from pilot.settings import Settings, SettingsError, load
 from pilot.switch import Switch, may_reap, own_children
 from startd import claim as life
-from startd import lifetime
+from startd import lifetime, plugins
 from startd.administration import CAPABILITY, LEVEL, Administration
 from startd.advertise import Advertiser, collector_addresses
 from startd.claims import CODE_SHUTDOWN, Claims
@@ -95,6 +95,7 @@ class Startd:
         total = resources(settings)
         sessions = SessionTable()
         self._machine: Machine = describe(settings, self.switch, address, total)
+        self._machine = attrs.evolve(self._machine, plugins=await plugins.ask(plugins.named(settings), self.log))
         self._slots = Slots(
             settings.startd_name, address, self._machine.start_time, sessions, total, free=total,
             cores=cores(settings),
@@ -140,6 +141,7 @@ class Startd:
             claims=self._claims,
             procd_socket=str(self._procd_socket),
             proxy_keys=proxy_keys,
+            plugins=self._machine.plugins,
             slot_ads=self._slot_ads,
             pslot_ad=self._pslot_ad,
             dslot_ad=self._dslot_ad,

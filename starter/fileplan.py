@@ -5,6 +5,7 @@ The rules are those of a stock starter (seen in 25.14): what it does, not what i
 
 from __future__ import annotations
 
+import posixpath
 import re
 import signal
 from collections.abc import Mapping
@@ -43,6 +44,11 @@ class FilePlan:
     destination: str = attrs.field(default="", repr=False)
     stream_stdout: bool = False
     stream_stderr: bool = False
+
+    @property
+    def plugin_names(self) -> frozenset[str]:
+        """Names in the sandbox of the programs that the job brings along."""
+        return frozenset(posixpath.basename(program) for program in self.plugins.values())
 
     def failed(self, wait_status: int) -> bool:
         """Whether a job that ended so has failed, as far as its files are concerned."""

@@ -76,6 +76,7 @@ class Activation:
     activation's connection, which becomes the syscall socket. Sizes as carved for the slot; ``cores`` are those that
     the job is bound to, none where it is not. ``proxy_keys``: RSA keys that were made ahead (PKCS8, DER), where the
     settings want such.
+    ``plugins``: scheme and program of the node's file transfer plugins.
     """
 
     slot: str
@@ -90,6 +91,7 @@ class Activation:
     vacate_max_s: float
     procd_socket: str
     cores: tuple[int, ...] = ()
+    plugins: tuple[tuple[str, str], ...] = ()
     proxy_keys: tuple[bytes, ...] = attrs.field(default=(), repr=False)
 
 

@@ -16,7 +16,7 @@ from starter.entries import (
 )
 from starter.places import Left, Place, Unsafe, make_place, remove_place
 from starter.stagein import Inward, stage_in
-from starter.stageout import Elsewhere, Outward, Search, stage_out
+from starter.stageout import Elsewhere, Outward, Search, Uploads, stage_out
 from starter.tarstream import Limits
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "Search",
     "StageFailed",
     "Unsafe",
+    "Uploads",
     "Wanted",
     "make_place",
     "remove_place",

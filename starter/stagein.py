@@ -7,9 +7,11 @@ Nothing moves before the authorisation stood, and the user's files never lie on 
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from cedar.commands import HoldCode
 from cedar.filetransfer import StoreFailed
@@ -30,7 +32,9 @@ from starter.entries import (
     refusal_in,
 )
 from starter.places import Made, Place, check_made, close_window, open_window, write_record
+from starter.plugins import Order
 from starter.tarstream import END, header, padding
+from starter.tarstream import order as tar_order
 
 # Small files are collected into pieces of this size; larger ones go as they come.
 COLLECT_BYTES = 256 * 1024
@@ -40,6 +44,8 @@ CATALOGUE_NAMES_BYTES = 64 * 1024 * 1024
 # An input that was given up half-way is removed by the far side before it ends.
 CLEAR_GRACE_S = 30.0
 SANDBOX_MODE = 0o700
+# 64 KiB of a plugin's words, up to 6 characters each in JSON, and some more.
+PLUGIN_FRAME_BYTES = 512 * 1024
 
 
 @asynccontextmanager
@@ -129,6 +135,20 @@ class Inward:
         if left:
             raise StageFailed("size", f"{text_of(name)} has not the {size} bytes that were announced")
         await self._add(padding(size))
+
+    async def run_plugin(self, order: Order) -> Any:
+        """Have a file transfer plugin run in the sandbox; what the far side says of it (``plugins.judge``).
+
+        Cancelling kills it. Raises StoreFailed when something could not be stored before.
+        """
+        await self._raise_if_refused()
+        await self._add(tar_order(json.dumps(order.as_sent()).encode("ascii")))
+        await self._flush()
+        with deadline("run a file transfer plugin", order.limit_s + STALL_S):
+            answer = await self._far.receive(PLUGIN_FRAME_BYTES)
+        self._refusal = refusal_in(answer)
+        await self._raise_if_refused()
+        return answer.get("plugin")
 
     async def finish(self) -> Catalogue:
         """No more to come: wait until all of it is stored, and return what lies in the top directory."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from attrs import frozen
 
@@ -33,6 +33,7 @@ from starter.entries import (
     raise_if_failed,
 )
 from starter.places import Place
+from starter.plugins import Order
 from starter.tarstream import Data, Entry, Event, Limits, TarFault, TarReader
 
 # What a read asks for: headers and small files together, or the content of a large one alone, in the pieces that the
@@ -42,6 +43,8 @@ CONTENT_BYTES = 256 * 1024
 # The far side stops emptying after 240 s (jobwrapper/clear.py) and reports.
 REMOVE_S = 270.0
 MISSING_NAMES = 1000
+# 64 KiB of a plugin's words, up to 6 characters each in JSON, and some more.
+PLUGIN_FRAME_BYTES = 512 * 1024
 LEFT_OUT_NAMES = 20
 
 
@@ -78,12 +81,15 @@ async def stage_out(
     limits: Limits,
     deadline_s: float,
     far: FarSide | None = None,
+    uploads: Uploads | None = None,
 ) -> AsyncIterator[Outward]:
     """Fetch what the job left; inside the block the manifest is known and the content can be read.
 
     `deadline_s` is for each step until the manifest has begun; from then on STALL_S without a byte end it.
     Leaving without `remove()`, also by an exception or when cancelled, keeps the sandbox as it is.
     `far`: a call that was opened ahead; it is this block's then.
+    `uploads`: asked which output goes to URLs; plugins send it before the block is entered, and it is not
+    in the manifest. For each it may last as long as its order says.
 
     Raises StageFailed; code "limit" when the output exceeds `limits`, before any of it is read.
     """
@@ -92,8 +98,10 @@ async def stage_out(
     try:
         check_owner(place, far.hello.uid)
         with deadline("ask for the output", deadline_s):
-            await far.send(_request(place, wanted))
+            await far.send(_request(place, wanted) | ({"ask": True} if uploads is not None else {}))
         outward = Outward(far, limits)
+        if uploads is not None:
+            await outward.upload(uploads)
         await outward.begin()
         yield outward
     finally:
@@ -105,6 +113,16 @@ def _request(place: Place, wanted: Wanted) -> dict[str, Any]:
         return {"path": str(place.path), "listed": list(wanted.names), "preserve": wanted.preserve}
     rows = [[e.name, e.kind, e.mode, e.size, e.mtime_ns] for e in wanted.catalogue.entries]
     return {"path": str(place.path), "changed": rows}
+
+
+class Uploads(Protocol):
+    """Who knows which output goes to URLs. Names are those in the sandbox."""
+
+    def orders(self, manifest: Manifest) -> list[Order]:
+        """What plugins are to do."""
+
+    def answered(self, order: Order, answer: Any) -> None:
+        """What the far side says of one."""
 
 
 class Outward:
@@ -127,6 +145,18 @@ class Outward:
             raise StageFailed("limit", f"the output has {total} bytes, allowed are {self._limits.max_bytes}")
         self._reader = TarReader(self._limits)
         self._events = _nothing()
+
+    async def upload(self, uploads: Uploads) -> None:
+        """Have plugins send what goes to URLs; done by `stage_out`."""
+        with deadline("list the output", STALL_S):
+            orders = uploads.orders(await self._receive_manifest())
+            sent = [wish.name for order in orders for wish in order.wishes]
+            await self._far.send({"plugins": [order.as_sent() for order in orders], "except": sent})
+        for order in orders:
+            with deadline("run a file transfer plugin", order.limit_s + STALL_S):
+                answer = await self._far.receive(PLUGIN_FRAME_BYTES)
+            raise_if_failed(answer)
+            uploads.answered(order, answer.get("plugin"))
 
     def entries(self) -> AsyncIterator[OutFile | OutDirectory]:
         """What the manifest announced, in its order.

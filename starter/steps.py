@@ -64,12 +64,14 @@ from starter.transfer import (
     Progress,
     Route,
     TransferFailed,
+    UrlOutput,
     fetch_input,
     left_out,
     missing_output,
     send_output,
     wanted_names,
 )
+from starter.urls import plugins_of, tell_results
 from starter.verdict import Exited, Hold, Requeue, Verdict, hold_for_user_refused, is_final, job_exit_reason
 from starter.work import PROCD_FAULTS, Work
 
@@ -149,6 +151,7 @@ async def fill_sandbox(work: Work) -> Event:
     try:
         async with stage_in(work.context(), work.place, deadline_s=work.settings.sailplane_switch_deadline) as inward:
             work.account = inward.account
+            await _furnish(work, inward)
             sink = InputSink(
                 inward,
                 work.description,
@@ -156,10 +159,10 @@ async def fill_sandbox(work: Work) -> Event:
                 _progress(work),
                 work.keys,
                 begun=lambda: _open_launch(work),
+                plugins=lambda proxy: plugins_of(work, proxy=proxy),
             )
             await fetch_input(work.route, sink, _input_limits(work))
-            assert work.job_ad is not None
-            await _furnish(work, inward)
+            await tell_results(work, "Input", sink.judged)
             work.catalogue = await inward.finish()
             work.proxy_in_sandbox, work.proxy_copied = sink.proxy_stored, sink.proxy_copied
         return StagedIn()
@@ -348,16 +351,21 @@ async def send_sandbox(work: Work, verdict: Verdict) -> Event:
     failed: Verdict | None = None
     await work.shadow.wait_connected()
     try:
+        uploads = UrlOutput.of(
+            work.description, lambda: plugins_of(work, proxy=work.proxy_in_sandbox), final=is_final(verdict)
+        )
         async with stage_out(
             work.context(),
             work.place,
             _wanted(work, wanted_names(work.description, failed=_failed(work, verdict))),
             limits=_output_limits(work),
+            uploads=uploads,
             deadline_s=work.settings.sailplane_switch_deadline,
             far=await ahead.taken(work.ahead, ahead.STAGE_OUT),
         ) as outward:
             complete = isinstance(verdict, Exited) and not _failed(work, verdict)
-            failed = await _offer_output(work, outward, complete=complete, final=is_final(verdict))
+            await tell_results(work, "Output", uploads.judged if uploads is not None else ())
+            failed = await _offer_output(work, outward, uploads, complete=complete, final=is_final(verdict))
             if note := left_out(outward.manifest, work.host):
                 await work.shadow.log_event(updates.note_event(note, work.host, _now()))
             await _remove(work, outward)
@@ -397,14 +405,17 @@ def _wanted(work: Work, names: tuple[str, ...] | None) -> Wanted:
     return Changed(work.catalogue)
 
 
-async def _offer_output(work: Work, outward: Outward, *, complete: bool, final: bool) -> Verdict | None:
+async def _offer_output(
+    work: Work, outward: Outward, uploads: UrlOutput | None, *, complete: bool, final: bool
+) -> Verdict | None:
     """Send; after a transient failure, and to a shadow that has come back, ask the far side for the same again. The
     verdict if it never went through."""
-    own = missing_output(outward.manifest, work.host) if complete else None
+    own = uploads.failure if uploads is not None else None
+    own = own or (missing_output(outward.manifest, work.host) if complete else None)
     tries = returns = 0
     while True:
         route = work.route
-        failed, again = await _try_output(work, outward, own, final=final)
+        failed, again = await _try_output(work, outward, own, uploads, final=final)
         tries += 1
         if failed is None or not again or tries == OUTPUT_TRIES or returns == MAX_RETURNS:
             return failed
@@ -414,10 +425,13 @@ async def _offer_output(work: Work, outward: Outward, *, complete: bool, final: 
         await outward.again()
 
 
-async def _try_output(work: Work, outward: Outward, own: Ack | None, *, final: bool) -> tuple[Verdict | None, bool]:
+async def _try_output(
+    work: Work, outward: Outward, own: Ack | None, uploads: UrlOutput | None, *, final: bool
+) -> tuple[Verdict | None, bool]:
     """What it failed with, if it did, and whether the same may work again."""
     try:
-        await send_output(work.route, outward, work.description, own, _progress(work), final=final)
+        progress = _progress(work)
+        await send_output(work.route, outward, work.description, own, progress, final=final, uploads=uploads)
     except TransferFailed as fault:
         return _transfer_verdict(fault, HoldCode.UPLOAD_FILE_ERROR), fault.ack.retry
     except (PeerFault, Refused) as fault:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import errno
 import os
 import posixpath
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 import attrs
@@ -19,6 +19,7 @@ from cedar.filetransfer import (
     Directory,
     File,
     Item,
+    SentByUrl,
     StoreFailed,
     TransferLimits,
     open_transfer,
@@ -30,6 +31,7 @@ from cedar.sinful import Sinful
 from pilot.credentials import CredentialError
 from starter.credential import Keys, ProxyUnusable, receive_proxy
 from starter.description import NULL_DEVICE, OWN_NAMES, Description
+from starter.plugins import Judged, NoPlugin, Order, Plugins, Wish, judge
 from starter.sandbox import Inward, Manifest, OutDirectory, OutFile, Outward
 
 # What a replacement that was killed leaves beside the proxy (jobwrapper.replace_proxy).
@@ -62,6 +64,10 @@ class Progress:
         """Something moved."""
         self.scope.deadline = trio.current_time() + self._limit_s
 
+    def allow(self, more_s: float) -> None:
+        """What begins now shows no progress, and has a limit of its own of ``more_s`` seconds."""
+        self.scope.deadline = trio.current_time() + self._limit_s + more_s
+
     async def watched(self, chunks: AsyncIterator[T]) -> AsyncIterator[T]:
         """The same chunks; each counts as progress."""
         async for chunk in chunks:
@@ -92,7 +98,10 @@ class TransferFailed(Exception):
 
 @attrs.define
 class InputSink:
-    """Stores what comes off the wire into the sandbox, through the far side. ``begun`` is called with each item."""
+    """Stores what comes off the wire into the sandbox, through the far side. ``begun`` is called with each item.
+
+    ``plugins`` is asked, with whether the job's proxy is there, once there is a URL to be fetched.
+    """
 
     inward: Inward
     job: Description
@@ -100,6 +109,9 @@ class InputSink:
     progress: Progress
     keys: Keys
     begun: Callable[[], None] = lambda: None
+    plugins: Callable[[bool], Plugins] | None = None
+    wishes: list[Wish] = attrs.field(factory=list)
+    judged: list[Judged] = attrs.field(factory=list)
     proxy_stored: bool = False
     proxy_copied: bool = False
 
@@ -113,8 +125,39 @@ class InputSink:
         if self.job.proxy_name is not None and name == self.job.proxy_name:
             await self._copied_proxy(name, size, chunks)
             return
-        executable = self.job.transfer_executable and name == posixpath.basename(self.job.program)
-        await self.inward.file(name, 0o755 if executable else mode, size, self.progress.watched(chunks))
+        if name in OWN_NAMES:
+            text = f"an input file is called {name}, a name that the starter uses itself: rename it"
+            raise StoreFailed(HoldCode.DOWNLOAD_FILE_ERROR, errno.EEXIST, text)
+        runs = name == self._executable or name in self.job.files.plugin_names
+        await self.inward.file(name, 0o755 if runs else mode, size, self.progress.watched(chunks))
+
+    @property
+    def _executable(self) -> str:
+        return posixpath.basename(self.job.program) if self.job.transfer_executable else ""
+
+    async def url(self, name: str, url: str) -> None:
+        """Noted; fetched by a plugin when all else has come."""
+        self.begun()
+        self.wishes.append(Wish(name, url))
+
+    async def finish(self) -> Mapping[str, int | str]:
+        """Fetch what comes from URLs: plugins in the sandbox, at the job's account."""
+        stats: dict[str, int | str] = {}
+        if not self.wishes or self.plugins is None:
+            return stats
+        try:
+            orders = self.plugins(self.proxy_stored).orders(self.wishes, upload=False, executable=self._executable)
+        except NoPlugin as lack:
+            raise StoreFailed(HoldCode.DOWNLOAD_FILE_ERROR, errno.EOPNOTSUPP, str(lack)) from lack
+        for order in orders:
+            self.progress.allow(order.limit_s)
+            judged = judge(order, await self.inward.run_plugin(order), self.plugins(self.proxy_stored).host)
+            self.judged.append(judged)
+            if judged.failure is not None:
+                raise StoreFailed(judged.failure.hold_code, judged.failure.hold_subcode, judged.failure.reason)
+            stats |= judged.stats
+        self.progress.made()
+        return stats
 
     async def proxy(self, name: str, exchange: Callable[[bytes], Awaitable[bytes]]) -> None:
         """The proxy as an item of its own: answered always, compared before it enters the sandbox."""
@@ -199,8 +242,57 @@ def is_sent(name: str, job: Description) -> bool:
     return name not in (*OWN_NAMES, job.proxy_name, f"{job.proxy_name}{PROXY_LEFT_OVER}")
 
 
-async def output_items(outward: Outward, job: Description, progress: Progress) -> AsyncIterator[Item]:
-    """The untrusted stream as items; what is not sent is drained."""
+@attrs.define
+class UrlOutput:
+    """Output that goes to URLs (transfer_output_remaps, output_destination), sent by plugins in the sandbox."""
+
+    job: Description
+    plugins: Plugins
+    sent: list[SentByUrl] = attrs.field(factory=list)
+    judged: list[Judged] = attrs.field(factory=list)
+    failure: Ack | None = None
+
+    @classmethod
+    def of(cls, job: Description, plugins: Callable[[], Plugins], *, final: bool) -> UrlOutput | None:
+        """None for a job without any. What is not final goes to the submit side only."""
+        return cls(job, plugins()) if final and (job.files.urls or job.files.destination) else None
+
+    def orders(self, manifest: Manifest) -> list[Order]:
+        """For what there is."""
+        found = [(entry.name, self._url(entry.name)) for entry in manifest.entries if entry.kind == "file"]
+        try:
+            return self.plugins.orders([Wish(name, url) for name, url in found if url], upload=True)
+        except NoPlugin as lack:
+            code, text = HoldCode.UPLOAD_FILE_ERROR, str(lack)
+            self.failure = Ack(ok=False, hold_code=code, hold_subcode=errno.EOPNOTSUPP, reason=text)
+            return []
+
+    def _url(self, name: str) -> str:
+        if not is_sent(name, self.job):
+            return ""
+        if not self.job.files.destination:
+            return self.job.files.urls.get(name, "")
+        return "" if name in (self.job.stdout, self.job.stderr) else f"{self.job.files.destination.rstrip('/')}/{name}"
+
+    def answered(self, order: Order, answer: object) -> None:
+        """What became of one plugin's files."""
+        judged = judge(order, answer, self.plugins.host)
+        self.judged.append(judged)
+        self.failure = self.failure or judged.failure
+        for wish in order.wishes:
+            self.sent.append(SentByUrl(posixpath.basename(wish.name), wish.url, judged.errors.get(wish.name, "")))
+
+    @property
+    def stats(self) -> dict[str, int | str]:
+        return {name: value for judged in self.judged for name, value in judged.stats.items()}
+
+
+async def output_items(
+    outward: Outward, job: Description, progress: Progress, uploads: UrlOutput | None = None
+) -> AsyncIterator[Item]:
+    """The untrusted stream as items; what is not sent is drained. What has gone to URLs comes first, as in stock."""
+    for report in uploads.sent if uploads is not None else ():
+        yield report
     async for entry in outward.entries():
         progress.made()
         match entry:
@@ -214,7 +306,14 @@ async def output_items(outward: Outward, job: Description, progress: Progress) -
 
 
 async def send_output(
-    route: Route, outward: Outward, job: Description, own: Ack | None, progress: Progress, *, final: bool = True
+    route: Route,
+    outward: Outward,
+    job: Description,
+    own: Ack | None,
+    progress: Progress,
+    *,
+    final: bool = True,
+    uploads: UrlOutput | None = None,
 ) -> None:
     """Output to the shadow; not ``final``: to be kept for the job's next start.
 
@@ -228,10 +327,11 @@ async def send_output(
         with progress.scope:
             mine, peer = await send_files(
                 stream,
-                output_items(outward, job, progress),
+                output_items(outward, job, progress, uploads),
                 final=final,
                 sandbox_bytes=sum(entry.size for entry in outward.manifest.entries),
                 own_failure=lambda: own,
+                stats=uploads.stats if uploads is not None else None,
             )
     finally:
         await stream.aclose()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import attrs
@@ -85,6 +85,7 @@ class MemorySink:
     stored: dict[str, tuple[int, bytes | None]] = attrs.field(factory=dict)
     refuse: dict[str, StoreFailed] = attrs.field(factory=dict)
     deaf: bool = False
+    urls: dict[str, str] = attrs.field(factory=dict)
     request: bytes | None = b"request"
 
     def _check(self, name: str) -> None:
@@ -100,6 +101,14 @@ class MemorySink:
         data = b"" if self.deaf else b"".join([chunk async for chunk in chunks])
         assert self.deaf or len(data) == size
         self.stored[name] = (mode, data)
+
+    async def url(self, name: str, url: str) -> None:
+        self._check(name)
+        self.urls[name] = url
+
+    async def finish(self) -> Mapping[str, int | str]:
+        self._check("finish")
+        return {"HTTPSFilesCount": len(self.urls)} if self.urls else {}
 
     async def proxy(self, name: str, exchange: Callable[[bytes], Awaitable[bytes]]) -> None:
         self._check(name)

@@ -1,0 +1,268 @@
+"""File transfer plugins for URLs: which program is to fetch or send what, and what its answer means. Pure.
+
+HTCondor's multi-file plugins: ``PLUGIN -infile FILE -outfile FILE [-upload]``; the first file has an ad for each URL,
+the second gets an ad for each result. They are run in the sandbox at the job's account (``jobwrapper.plugins``), by the
+calls of the switch that stage anyway, so their answers are a job's words.
+"""
+
+from __future__ import annotations
+
+import errno
+import posixpath
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+from classad2 import ClassAd, quote
+
+from cedar.classads import get_bool, get_int, get_str, parse_expression
+from cedar.commands import HoldCode
+from cedar.errors import PeerFault
+from cedar.filetransfer import Ack
+from pilot.farside import text_of
+from starter.fileplan import FilePlan, scheme_of, shown
+
+# An ad for each of so many URLs; what a plugin may write about them is limited at the far side.
+MAX_URLS = 1000
+_PIECES = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]]|[^"\[\]]+|"', re.DOTALL)
+# Hold subcodes of stock (execute-side reference 4.12): the exit code, shifted; ETIME for one that took too long.
+TIMED_OUT, NO_RESULT, NOT_RUN = errno.ETIME, -1003, -1002
+TRANSFER_INPUT, TRANSFER_OUTPUT = 1, 2
+
+
+@attrs.frozen
+class Wish:
+    """One file and the URL that it comes from or goes to."""
+
+    name: str
+    url: str = attrs.field(repr=False)
+
+
+@attrs.frozen
+class Order:
+    """One run of a plugin."""
+
+    program: str
+    wishes: tuple[Wish, ...]
+    infile: str = attrs.field(repr=False)
+    upload: bool
+    environment: Mapping[str, str] = attrs.field(repr=False)
+    limit_s: float
+    executable: str = ""
+
+    def as_sent(self) -> dict[str, Any]:
+        """For the far side."""
+        return {
+            "program": self.program,
+            "infile": self.infile,
+            "upload": self.upload,
+            "environment": dict(self.environment),
+            "limit_s": self.limit_s,
+            "executable": self.executable,
+        }
+
+
+@attrs.frozen
+class Judged:
+    """What came of one order: the failure if there is one, statistics as in an acknowledgement, ads for the queue,
+    and the errors by file's name."""
+
+    failure: Ack | None
+    stats: Mapping[str, int | str]
+    ads: tuple[ClassAd, ...]
+    errors: Mapping[str, str]
+
+
+class NoPlugin(Exception):
+    """Nobody here knows how to move such a URL."""
+
+
+@attrs.frozen
+class Plugins:
+    """What a job has for its URLs: the site's programs and its own, by scheme."""
+
+    programs: Mapping[str, str]
+    sandbox: str
+    environment: Mapping[str, str] = attrs.field(repr=False)
+    limit_s: float
+    host: str
+
+    def orders(self, wishes: Sequence[Wish], *, upload: bool, executable: str = "") -> list[Order]:
+        """One for each program; what it fetches as `executable` can be run then. Raises NoPlugin."""
+        if len(wishes) > MAX_URLS:
+            raise NoPlugin(f"{len(wishes)} URLs, at most {MAX_URLS} are moved for one job")
+        by_program: dict[str, list[Wish]] = {}
+        for wish in wishes:
+            by_program.setdefault(self._program(wish.url), []).append(wish)
+        return [
+            Order(
+                program,
+                tuple(own),
+                self._infile(own),
+                upload,
+                self.environment,
+                self.limit_s,
+                executable if any(wish.name == executable for wish in own) else "",
+            )
+            for program, own in by_program.items()
+        ]
+
+    def _program(self, url: str) -> str:
+        program = self.programs.get(scheme_of(url))
+        if program is None:
+            known = ", ".join(sorted(self.programs)) or "none"
+            raise NoPlugin(f"{shown(url)}: no file transfer plugin for such URLs on {self.host} (there are: {known})")
+        return program
+
+    def _infile(self, wishes: Sequence[Wish]) -> str:
+        return "".join(
+            f"[ LocalFileName = {quote(posixpath.join(self.sandbox, wish.name))}; Url = {quote(wish.url)} ]\n"
+            for wish in wishes
+        )
+
+
+def programs_of(site: Mapping[str, str], plan: FilePlan, sandbox: str) -> dict[str, str]:
+    """The site's programs, and before them those that the job brings along: these lie in its sandbox."""
+    own = {scheme: posixpath.join(sandbox, posixpath.basename(name)) for scheme, name in plan.plugins.items()}
+    return {**site, **own}
+
+
+def judge(order: Order, answer: Any, host: str) -> Judged:
+    """What the far side says of one run."""
+    said = answer if isinstance(answer, dict) else {}
+    found = [_read(ad) for ad in read_ads(str(said.get("result", "")))]
+    trouble, number = _trouble(said)
+    silent = _Result(False, trouble or "the plugin did not say what became of it")
+    results = {wish.name: _of(wish, found) or silent for wish in order.wishes}
+    errors = {name: result.error for name, result in results.items() if not result.success}
+    if trouble and not errors:
+        errors = dict.fromkeys(results, trouble)
+    return Judged(
+        failure=_failure(order, errors, number, host) if errors else None,
+        stats=_stats(result for result in results.values() if result.success and not trouble),
+        ads=(_invocation(order, said), *(_result_ad(order, wish, results[wish.name]) for wish in order.wishes)),
+        errors=errors,
+    )
+
+
+@attrs.frozen
+class _Result:
+    success: bool
+    error: str
+    url: str = ""
+    path: str = ""
+    bytes: int = 0
+    protocol: str = ""
+
+
+def _read(ad: ClassAd) -> _Result:
+    try:
+        success = get_bool(ad, "TransferSuccess")
+        error = text_of(get_str(ad, "TransferError", ""))
+    except PeerFault:
+        success, error = False, "the plugin's answer does not say whether it worked"
+    return _Result(
+        success,
+        error or ("" if success else "the plugin gives no reason"),
+        get_str(ad, "TransferUrl", ""),
+        get_str(ad, "TransferFileName", ""),
+        max(0, get_int(ad, "TransferTotalBytes", 0)),
+        get_str(ad, "TransferProtocol", ""),
+    )
+
+
+def _of(wish: Wish, found: Sequence[_Result]) -> _Result | None:
+    """The answer about one wish: by its URL, or else by its file's name, or as the only one without either."""
+    base = posixpath.basename(wish.name) if len(found) > 1 or (found[:1] and found[0].path) else ""
+    for result in found:
+        if result.url == wish.url or (not result.url and posixpath.basename(result.path) == base):
+            return attrs.evolve(result, protocol=scheme_of(wish.url))
+    return None
+
+
+def _trouble(said: Mapping[str, Any]) -> tuple[str, int]:
+    """What went wrong with the run itself, and the hold's subcode."""
+    if said.get("timed_out") is True:
+        return "the plugin took too long and was killed", TIMED_OUT
+    failed, status = said.get("failed"), said.get("status")
+    if isinstance(failed, dict):
+        return f"the plugin could not be run: {text_of(failed.get('text'))}", NOT_RUN
+    if not isinstance(status, int):
+        return "the plugin's end is not known", NO_RESULT
+    words = f": {text_of(said.get('said'))}" if said.get("said") else ""
+    if status & 0x7F:
+        return f"the plugin was killed by signal {status & 0x7F}{words}", status & 0x7F
+    code = status >> 8 & 0xFF
+    return (f"the plugin ended with exit code {code}{words}", code << 8) if code else ("", NO_RESULT)
+
+
+def _failure(order: Order, errors: Mapping[str, str], number: int, host: str) -> Ack:
+    name, why = next(iter(errors.items()))
+    url = next(wish.url for wish in order.wishes if wish.name == name)
+    verb = "send" if order.upload else "fetch"
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    program = posixpath.basename(order.program)
+    reason = f"{program} on {host} could not {verb} {shown(url)}{more}: |Error: {why}|"
+    code = HoldCode.UPLOAD_FILE_ERROR if order.upload else HoldCode.DOWNLOAD_FILE_ERROR
+    return Ack(ok=False, hold_code=code, hold_subcode=number, reason=reason)
+
+
+def _stats(results: Any) -> dict[str, int | str]:
+    stats: dict[str, int | str] = {}
+    for result in results:
+        stem = result.protocol.upper()
+        stats[f"{stem}FilesCount"] = int(stats.get(f"{stem}FilesCount", 0)) + 1
+        stats[f"{stem}SizeBytes"] = int(stats.get(f"{stem}SizeBytes", 0)) + result.bytes
+    return stats
+
+
+def _invocation(order: Order, said: Mapping[str, Any]) -> ClassAd:
+    """As stock's, at the head of the list of results."""
+    status = said.get("status")
+    trouble, _ = _trouble(said)
+    ad = ClassAd()
+    ad["TransferClass"] = TRANSFER_OUTPUT if order.upload else TRANSFER_INPUT
+    ad["PluginBasename"] = posixpath.basename(order.program)
+    ad["Schemes"] = ",".join(sorted({scheme_of(wish.url) for wish in order.wishes}))
+    ad["Result"] = 3 if said.get("timed_out") else 1 if trouble else 0
+    if isinstance(status, int):
+        ad["ExitBySignal"] = bool(status & 0x7F)
+        ad["ExitSignal" if status & 0x7F else "ExitCode"] = status & 0x7F or status >> 8 & 0xFF
+    return ad
+
+
+def _result_ad(order: Order, wish: Wish, result: _Result) -> ClassAd:
+    ad = ClassAd()
+    ad["TransferType"] = "upload" if order.upload else "download"
+    ad["TransferProtocol"] = scheme_of(wish.url)
+    ad["TransferUrl"] = shown(wish.url)
+    ad["TransferFileName"] = text_of(posixpath.basename(wish.name))
+    ad["TransferSuccess"] = result.success
+    ad["TransferTotalBytes"] = result.bytes
+    if not result.success:
+        ad["TransferError"] = result.error
+    return ad
+
+
+def read_ads(text: str) -> list[ClassAd]:
+    """Ads in new syntax, one after the other, out of hostile text; what is none is left out."""
+    found: list[ClassAd] = []
+    depth, start = 0, 0
+    for piece in _PIECES.finditer(text):
+        if piece[0] == "[":
+            start = piece.start() if depth == 0 else start
+            depth += 1
+        elif piece[0] == "]" and depth:
+            depth -= 1
+            if depth == 0 and len(found) < MAX_URLS and (ad := _ad(text[start : piece.end()])) is not None:
+                found.append(ad)
+    return found
+
+
+def _ad(text: str) -> ClassAd | None:
+    try:
+        value = parse_expression(text).eval()
+    except (PeerFault, ValueError, RuntimeError):
+        return None
+    return value if isinstance(value, ClassAd) else None

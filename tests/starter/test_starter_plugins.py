@@ -1,0 +1,316 @@
+"""File transfer plugins: orders and answers, and real ones at the far side of both calls that stage."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cedar.classads import get_str
+from cedar.filetransfer import StoreFailed
+from pilot.switch import own_children
+from startd.plugins import read_answer
+from starter.plugins import NoPlugin, Order, Plugins, Wish, judge, programs_of, read_ads
+from starter.sandbox import Listed, make_place, stage_in, stage_out
+from tests.jobwrapper.farsides import LIMITS, WRAPPER, once, script, wrapper_context
+
+CURL = WRAPPER / "curl_plugin.py"
+
+
+def plugins(programs: dict[str, str], sandbox: Path = Path("/sandbox"), limit_s: float = 30) -> Plugins:
+    environment = {"PATH": os.environ["PATH"], "WORD": "of the job"}
+    return Plugins(programs, str(sandbox), environment, limit_s, "node")
+
+
+def order(*wishes: Wish, upload: bool = False) -> Order:
+    (made,) = plugins({"https": "/p"}).orders(wishes, upload=upload)
+    return made
+
+
+def good(*results: str, status: int = 0) -> dict[str, Any]:
+    return {"status": status, "said": "", "result": "\n".join(results)}
+
+
+X = Wish("x", "https://h/x?sig=s3cret")
+OK = '[ TransferSuccess = true; TransferUrl = "https://h/x?sig=s3cret"; TransferTotalBytes = 7 ]'
+
+NO = OK.replace("true", 'false; TransferError = "no such file"')
+
+
+def test_each_program_gets_its_urls_once() -> None:
+    wishes = [Wish("a", "https://h/a"), Wish("b", "tar://b"), Wish("c", 'HTTPS://h/"c"\n')]
+    made = plugins({"https": "/p", "tar": "/sandbox/t"}).orders(wishes, upload=False, executable="b")
+    assert [(one.program, [wish.name for wish in one.wishes]) for one in made] == [
+        ("/p", ["a", "c"]),
+        ("/sandbox/t", ["b"]),
+    ]
+    assert [one.executable for one in made] == ["", "b"]
+    read = read_ads(made[0].infile)
+    assert [(get_str(ad, "LocalFileName"), get_str(ad, "Url")) for ad in read] == [
+        ("/sandbox/a", "https://h/a"), ("/sandbox/c", 'HTTPS://h/"c"\n'),
+    ]  # fmt: skip
+
+
+def test_a_url_that_nobody_can_move_is_refused_without_its_secrets() -> None:
+    with pytest.raises(NoPlugin, match=r"gsiftp://h/x: no file transfer plugin.*https") as refused:
+        plugins({"https": "/p"}).orders([Wish("x", "gsiftp://h/x?sig=s3cret")], upload=False)
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_jobs_own_plugin_counts_before_the_sites() -> None:
+    from starter.fileplan import FilePlan
+
+    plan = FilePlan(plugins={"https": "tools/mine.py", "tar": "untar"})
+    assert programs_of({"https": "/site", "http": "/site"}, plan, "/s") == {
+        "https": "/s/mine.py", "http": "/site", "tar": "/s/untar",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("answer", "subcode", "words"),
+    [
+        (good(NO, status=256), 256, "no such file"),
+        (good(OK, status=3 << 8), 3 << 8, "exit code 3"),
+        (good(status=0), -1003, "did not say"),
+        (good("[ nonsense", status=0), -1003, "did not say"),
+        (good('[ TransferUrl = "https://h/x?sig=s3cret" ]'), -1003, "does not say whether"),
+        (good(OK, status=11), 11, "signal 11"),
+        ({"timed_out": True, "said": ""}, 62, "too long"),
+        ({"failed": {"text": "Permission denied"}}, -1002, "Permission denied"),
+        ({}, -1003, "not known"),
+        ("nonsense", -1003, "not known"),
+    ],
+)  # fmt: skip
+def test_what_an_answer_means(answer: Any, subcode: int, words: str) -> None:
+    judged = judge(order(X), answer, "node")
+    assert judged.failure is not None
+    assert (judged.failure.hold_code, judged.failure.hold_subcode) == (12, subcode)
+    assert words in judged.failure.reason or words in judged.errors["x"]
+    assert "s3cret" not in judged.failure.reason
+    assert "s3cret" not in str(judged.ads)
+    assert judged.stats == {}
+
+
+def test_success_is_counted() -> None:
+    judged = judge(order(X), good(OK), "node")
+    assert (judged.failure, judged.stats) == (None, {"HTTPSFilesCount": 1, "HTTPSSizeBytes": 7})
+    assert [ad.get("TransferClass") for ad in judged.ads] == [1, None]
+    upload = judge(order(X, upload=True), good(status=1 << 8), "node")
+    assert upload.failure is not None
+    assert upload.failure.hold_code == 13
+
+
+@given(st.text(max_size=300))
+def test_any_text_may_come_back(text: str) -> None:
+    judged = judge(order(X), {"status": 0, "result": text, "said": text}, "node")
+    assert judged.failure is not None
+
+
+def test_what_a_plugin_says_of_itself() -> None:
+    said = b'MultipleFileSupport = true\nSupportedMethods = "http, HTTPS"\nPluginType = "FileTransfer"\n'
+    assert read_answer("/p", 0, said) == {"http": "/p", "https": "/p"}
+    with pytest.raises(ValueError, match="multi-file"):
+        read_answer("/p", 0, said.replace(b"true", b"false"))
+    with pytest.raises(ValueError, match="exit status 1"):
+        read_answer("/p", 1, said)
+
+
+# -- real ones ------------------------------------------------------------------------------------------------------
+
+PLUGIN = """
+    [ "$1 $3" = "-infile -outfile" ] || exit 100
+    case $(cat "$2") in *fail*) echo "[ TransferSuccess = false; TransferError = \\"as asked\\" ]" >"$4"; exit 1;; esac
+    name=$(sed -n 's/.*LocalFileName = "\\([^"]*\\)".*/\\1/p' "$2")
+    [ "$5" = -upload ] && cp "$name" "$name.sent" || printf '%s %s' "$(pwd)" "$WORD" >"$name"
+    echo "[ TransferSuccess = true; TransferUrl = \\"$(sed -n 's/.*Url = "\\([^"]*\\)".*/\\1/p' "$2")\\" ]" >"$4"
+"""
+
+
+async def test_a_plugin_fetches_into_the_sandbox(tmp_path: Path) -> None:
+    program = script(tmp_path / "plugin", PLUGIN)
+    place = make_place(tmp_path)
+    async with stage_in(wrapper_context(), place, deadline_s=20) as inward:
+        await inward.file("first", 0o644, 1, once(b"x"))
+        (asked,) = plugins({"t": str(program)}, place.path).orders(
+            [Wish("got", "t://x")], upload=False, executable="got"
+        )
+        judged = judge(asked, await inward.run_plugin(asked), "node")
+        await inward.file("last", 0o644, 1, once(b"y"))
+        await inward.finish()
+    assert judged.failure is None
+    assert (place.path / "got").read_text() == f"{place.path} of the job"
+    assert os.access(place.path / "got", os.X_OK)
+    assert sorted(path.name for path in place.path.iterdir()) == ["first", "got", "last"]
+
+
+async def test_a_plugin_sends_out_of_the_sandbox(tmp_path: Path) -> None:
+    program = script(tmp_path / "plugin", PLUGIN)
+    place = make_place(tmp_path)
+    async with stage_in(wrapper_context(), place, deadline_s=20) as inward:
+        for name in ("dir/a", "b"):
+            await inward.file(name, 0o644, 1, once(name.encode()[:1]))
+        await inward.finish()
+    seen: list[Any] = []
+
+    class Wanted:
+        def orders(self, manifest: Any) -> list[Order]:
+            assert [entry.name for entry in manifest.entries] == ["dir", "dir/a", "b"]
+            return plugins({"t": str(program)}, place.path).orders([Wish("dir/a", "t://x/a")], upload=True)
+
+        def answered(self, order: Order, answer: Any) -> None:
+            seen.append(judge(order, answer, "node"))
+
+    names = Listed(("dir", "b"))
+    async with stage_out(wrapper_context(), place, names, limits=LIMITS, deadline_s=20, uploads=Wanted()) as outward:
+        assert [entry.name for entry in outward.manifest.entries] == ["dir", "dir/a.sent", "b"]
+        await outward.again()
+        assert "dir/a" not in [entry.name for entry in outward.manifest.entries]
+    assert [one.failure for one in seen] == [None]
+
+
+@pytest.mark.parametrize("program", ["fail", "missing", "slow"])
+async def test_a_plugin_that_does_not_do_it(tmp_path: Path, program: str) -> None:
+    path = tmp_path / "plugin"
+    if program != "missing":
+        script(path, PLUGIN if program == "fail" else "sleep 1000 & sleep 1000")
+    place = make_place(tmp_path)
+    async with stage_in(wrapper_context(), place, deadline_s=20) as inward:
+        wishes = [Wish("x", f"t://{program}")]
+        (asked,) = plugins({"t": str(path)}, place.path, 0.2 if program == "slow" else 20).orders(wishes, upload=False)
+        judged = judge(asked, await inward.run_plugin(asked), "node")
+        await inward.finish()
+    assert judged.failure is not None
+    words = {"fail": "as asked", "missing": "No such file", "slow": "too long"}[program]
+    assert words in judged.failure.reason
+    assert own_children() == frozenset()
+
+
+async def test_a_plugin_ends_with_its_call(tmp_path: Path) -> None:
+    program = script(tmp_path / "plugin", "echo $$ >pid; exec sleep 1000")
+    place = make_place(tmp_path)
+    with trio.CancelScope() as scope:
+        async with stage_in(wrapper_context(), place, deadline_s=20) as inward, trio.open_nursery() as nursery:
+
+            async def stop() -> None:
+                while not (place.path / "pid").exists() or not (place.path / "pid").read_text():  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+                stopped.append(int((place.path / "pid").read_text()))
+                scope.cancel()
+
+            stopped: list[int] = []
+            nursery.start_soon(stop)
+            (asked,) = plugins({"t": str(program)}, place.path).orders([Wish("x", "t://x")], upload=False)
+            await inward.run_plugin(asked)
+    with pytest.raises(ProcessLookupError):
+        os.kill(stopped[0], 0)
+    assert not place.path.exists() or list(place.path.iterdir()) == []
+
+
+async def test_nothing_is_fetched_after_something_could_not_be_stored(tmp_path: Path) -> None:
+    program = script(tmp_path / "plugin", "touch ran; exit 0")
+    place = make_place(tmp_path)
+    async with stage_in(wrapper_context(), place, deadline_s=20) as inward:
+        await inward.directory("x", 0o755)
+        await inward.file("x", 0o644, 1, once(b"x"))
+        (asked,) = plugins({"t": str(program)}, place.path).orders([Wish("y", "t://x")], upload=False)
+        with pytest.raises(StoreFailed):
+            await inward.run_plugin(asked)
+
+
+# -- curl -----------------------------------------------------------------------------------------------------------
+
+
+class Files(http.server.BaseHTTPRequestHandler):
+    """Serves and takes files in memory; wants the token for /private."""
+
+    kept: dict[str, bytes] = {}  # noqa: RUF012 - one server a test
+    lines: list[str] = []  # noqa: RUF012
+
+    def do_GET(self) -> None:
+        allowed = "/private" not in self.path or self.headers["Authorization"] == "Bearer s3cret"
+        data = self.kept.get(self.path) if allowed else None
+        self.send_response(200 if data is not None else 404 if allowed else 403)
+        self.send_header("Content-Length", str(len(data or b"")))
+        self.end_headers()
+        self.wfile.write(data or b"")
+
+    def do_PUT(self) -> None:
+        self.kept[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(201)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    Files.kept = {}
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Files)
+    thread = threading.Thread(target=httpd.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{httpd.server_port}"
+    httpd.shutdown()
+    httpd.server_close()
+    thread.join()
+
+
+def curl(tmp_path: Path, url: str, name: str, *options: str) -> tuple[int, list[Any]]:
+    (asked,) = plugins({url.split("://")[0].lower(): str(CURL)}, tmp_path).orders(
+        [Wish(name, url)], upload=bool(options)
+    )
+    (tmp_path / "in").write_text(asked.infile)
+    environment = {"PATH": os.environ["PATH"], "_CONDOR_CREDS": str(tmp_path)}
+    command = ["/usr/bin/python3", "-IS", str(CURL), "-infile", "in", "-outfile", "out", *options]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=60, check=False)
+    judged = judge(
+        asked, {"status": done.returncode << 8, "said": "", "result": (tmp_path / "out").read_text()}, "node"
+    )
+    return done.returncode, [judged]
+
+
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+
+
+@needs_curl
+def test_curl_fetches_and_sends(tmp_path: Path, server: str) -> None:
+    data = os.urandom(100_000)
+    Files.kept["/a b?sig=[1]"] = Files.kept["/private"] = data
+    Files.kept["/a%20b?sig=[1]"] = data
+    status, (judged,) = curl(tmp_path, f"{server}/a%20b?sig=[1]", "got it")
+    assert (status, judged.failure) == (0, None)
+    assert (tmp_path / "got it").read_bytes() == data
+    assert judged.stats == {"HTTPFilesCount": 1, "HTTPSizeBytes": len(data)}
+    status, (judged,) = curl(tmp_path, f"{server}/put", "got it", "-upload")
+    assert (status, judged.failure, Files.kept["/put"]) == (0, None, data)
+
+
+@needs_curl
+def test_curl_takes_the_jobs_token_and_says_why_not(tmp_path: Path, server: str) -> None:
+    Files.kept["/private"] = b"secret"
+    _, (judged,) = curl(tmp_path, f"{server}/private", "x")
+    assert judged.failure is not None
+    assert "the server refused" in judged.failure.reason
+    (tmp_path / "tok.use").write_text("s3cret\n")
+    status, _ = curl(tmp_path, f"tok+{server}/private", "x")
+    assert (status, (tmp_path / "x").read_bytes()) == (0, b"secret")
+    _, (judged,) = curl(tmp_path, "http://127.0.0.1:1/x", "x")
+    assert "does not answer" in judged.failure.reason  # type: ignore[union-attr]
+
+
+def test_curl_speaks_of_itself() -> None:
+    done = subprocess.run(["/usr/bin/python3", "-IS", str(CURL), "-classad"], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("curl is not installed")
+    assert read_answer(str(CURL), 0, done.stdout) == {"http": str(CURL), "https": str(CURL)}
