@@ -410,6 +410,18 @@ class Settings:
         yes_or_no(),
         "Takes a job's owner from its proxy's name, not from the account; for a demo at one account only.",
     )
+    sailplane_pool_credential: Path | None = knob(
+        "",
+        path(optional=True),
+        "The pool's own certificate or proxy with its key (0600), by which MyProxy servers know it as a renewer.",
+        unset="the pool renews nothing by itself",
+    )
+    sailplane_pool_myproxy_servers: str | None = knob(
+        "",
+        text(optional=True),
+        "MyProxy servers (host or host:port) that the pool may ask for jobs that name one (MyProxyHost).",
+        unset="none",
+    )
     sailplane_pool_lease: float = knob("300", seconds(1), "Time without contact after which the pool runs a job again.")
 
     source: Path | None = None

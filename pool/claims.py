@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import trio
 from attrs import define, field, frozen
 
-from cedar import classads
+from cedar import classads, delegation
 from cedar.claims import EXECUTE_SIDE, ClaimId
 from cedar.client import Resume, connect
 from cedar.codec import Reader
@@ -34,6 +34,7 @@ REQUEST_DEADLINE_S = 30.0
 ACTIVATE_DEADLINE_S = 45.0  # the schedd's network time towards startds
 DEACTIVATE_DEADLINE_S = 20.0
 RELEASE_DEADLINE_S = 10.0
+DELEGATE_DEADLINE_S = 30.0
 # A last command may still be on its way (2.6).
 SESSION_AFTERLIFE_S = 600.0
 # From here on a startd knows DEACTIVATE_CLAIM_JOB_DONE (2.9).
@@ -193,6 +194,20 @@ class ClaimClient:
         except PeerFault:
             return False
         return True
+
+    async def delegate(self, claim: Claim, sign: Callable[[bytes], Awaitable[bytes]]) -> bool:
+        """One DELEGATE_GSI_CRED_STARTER: a renewed proxy for the job of a claim; whether it was taken.
+
+        Raises PeerFault, Refused: not reached, no job runs there, or there is nothing to delegate.
+        """
+        with deadline(DELEGATE_DEADLINE_S):
+            command = Command.DELEGATE_GSI_CRED_STARTER
+            stream = await self._connect(claim.id, claim.address, command, DELEGATE_DEADLINE_S)
+            try:
+                await delegation.give(stream, sign)
+                return (await stream.get()).int() == 1
+            finally:
+                await stream.aclose()
 
     # From the startd
 

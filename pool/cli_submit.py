@@ -69,7 +69,7 @@ def submit(context: click.Context, file: Path, json_: bool) -> int:
 
 
 async def _submit(channel: rpc.Channel, plan: submit_language.Plan) -> m.Submitted:
-    proxy = _read_proxy(plan.proxy) if plan.proxy is not None else None
+    proxy = read_proxy(plan.proxy) if plan.proxy is not None else None
     gathered = Gathered.of(plan, 1)  # everything is looked at before the pool hears of it
     begun: m.Begun = await channel.call(m.Begin(proxy is not None))
     if len(gathered.paths) > begun.max_files:
@@ -77,7 +77,7 @@ async def _submit(channel: rpc.Channel, plan: submit_language.Plan) -> m.Submitt
             f"{len(gathered.paths)} input files; the pool takes {begun.max_files} in one submission: pack them (tar)"
         )
     if proxy is not None and plan.proxy is not None:
-        await channel.call(m.GiveProxy(_sign(proxy, begun.request), os.path.basename(plan.proxy)))
+        await channel.call(m.GiveProxy(sign(proxy, begun.request), os.path.basename(plan.proxy)))
     await _give_files(channel, list(gathered.paths))
     gathered = Gathered.of(plan, begun.cluster, known=gathered.paths)
     await _give_inputs(channel, gathered)
@@ -86,7 +86,7 @@ async def _submit(channel: rpc.Channel, plan: submit_language.Plan) -> m.Submitt
     return done
 
 
-def _read_proxy(path: str) -> bytes:
+def read_proxy(path: str) -> bytes:
     """The proxy file's bytes, looked at here so that the words are about the user's file."""
     try:
         pem = Path(path).read_bytes()
@@ -106,7 +106,7 @@ def _read_proxy(path: str) -> bytes:
     return pem
 
 
-def _sign(pem: bytes, request: bytes) -> bytes:
+def sign(pem: bytes, request: bytes) -> bytes:
     try:
         return credentials.sign_request(pem, request, not_after=None)
     except credentials.CredentialError as error:

@@ -42,6 +42,9 @@ JobSubmitMethod LeaveJobInQueue JobNotification UserLog
 """
 POOL_ONLY = frozenset(_POOL_ONLY.lower().split())
 
+# A passphrase in an ad would be in files, lists and logs.
+_SECRETS = frozenset({"myproxypassword", "myproxycryptpwd"})
+
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 # Attribute -> type that a set value must evaluate to.
@@ -105,6 +108,11 @@ def _check_name(name: str) -> None:
     if len(name) > MAX_NAME or not _NAME.match(name):
         raise BadJob(f"{name[:MAX_NAME]!r} is not an attribute's name")
     lower = name.lower()
+    if lower in _SECRETS:
+        raise BadJob(
+            f"{name} is not taken: a passphrase in a job's ad is read by everybody who sees the ad. Store the proxy so"
+            " that the pool may renew it without one (myproxy-init -R)"
+        )
     if lower in POOL_ONLY or lower.startswith("_condor"):
         raise BadJob(f"{name} is set by the pool only; take it out of the submit file")
 

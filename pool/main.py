@@ -28,6 +28,7 @@ from pool.jobad import PoolFacts
 from pool.life import Parts
 from pool.places import BadPlace, Places, prepare, write_public
 from pool.queue import Queue, QueueTrouble
+from pool.renewal import Renewer
 from pool.scheduler import Scheduler
 from pool.spool import Spool
 from pool.submission import Rules
@@ -156,6 +157,7 @@ async def serve(
     await nursery.start(server.serve, listeners)
     await nursery.start(scheduler.run)
     nursery.start_soon(collector.expire)
+    _start_renewer(config, scheduler, rules, nursery)
     await nursery.start(Users(scheduler, rules).serve, config.sailplane_pool_socket)
     write_public(places.address_file, f"{address}\n{condor_version_text(VERSION)}\n")
 
@@ -187,6 +189,23 @@ def _policy(config: settings.Settings, places: Places) -> ServerPolicy:
         methods=("TOKEN",),
         authorise=authorise,
     )
+
+
+def _start_renewer(config: settings.Settings, scheduler: Scheduler, rules: Rules, nursery: trio.Nursery) -> None:
+    """Where the settings name servers and a credential that may ask them."""
+    servers, credential = config.sailplane_pool_myproxy_servers, config.sailplane_pool_credential
+    if not servers or credential is None or rules.certificates_dir is None:
+        return
+    allowed = tuple(word for word in servers.replace(",", " ").split() if word)
+    renewer = Renewer(
+        scheduler.spool,
+        rules,
+        credential,
+        clusters=lambda: scheduler.with_myproxy(allowed),
+        taken=lambda number, new: scheduler.proxy_renewed(number, new.expires_at),
+        log=logs.get("renewer"),
+    )
+    nursery.start_soon(renewer.run)
 
 
 def _say_ready(fd: int | None) -> None:

@@ -45,6 +45,26 @@ class GiveProxy:
 
 
 @frozen
+class Renew:
+    """A fresh proxy for the jobs of a cluster; GiveProxy follows."""
+
+    cluster: int = field(validator=_COUNT)
+
+
+@frozen
+class Renewing:
+    request: bytes  # certificate request, DER
+
+
+@frozen
+class Renewed:
+    """Stored, and on its way to jobs that run."""
+
+    expires_at: float
+    running: int
+
+
+@frozen
 class PutFiles:
     """Open files, one descriptor each, in the order of `sizes` (as the client saw them); keys count up from `first`."""
 
@@ -250,6 +270,9 @@ POOL = Protocol(
     Begin,
     Begun,
     GiveProxy,
+    Renew,
+    Renewing,
+    Renewed,
     PutFiles,
     PutInputs,
     PutJobs,

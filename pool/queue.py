@@ -171,6 +171,11 @@ class Queue:
             )
         return made
 
+    def renew_proxy(self, cluster: int, expires_at: float) -> None:
+        """A cluster's proxy was renewed, and ends later."""
+        with self._change() as db:
+            db.execute("UPDATE clusters SET proxy_expires_at=? WHERE number=?", (expires_at, cluster))
+
     def owner_of_identity(self, identity: str, wanted: str) -> str:
         """The owner's name that stands for this identity: `wanted`, or with a number when another identity has it."""
         with self._change() as db:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import trio
@@ -25,6 +26,7 @@ from pool.life import Life, Parts, after_run
 from pool.matching import Offer, OfferBook, StartdKey, Waiting, assign, next_for_claim, startd_key, waiting
 from pool.model import FINAL, Job, JobId, JobState, Outcome, Run
 from pool.queue import SavedClaim
+from pool.renewal import Where, where_of
 from pool.retry import Patience
 from pool.shadow import Shadow
 from pool.shadow_state import Finish, WrongState, clean
@@ -98,6 +100,29 @@ class Scheduler:
         self._log.info("cluster %d: %d jobs of %s", jobs[0].id.cluster, len(jobs), jobs[0].owner)
         self._tell_waiters()
         self._kick()
+
+    def proxy_renewed(self, cluster: int, expires_at: float) -> int:
+        """The spool has a longer-lived proxy for a cluster: for jobs that wait, and on to those that run; how many."""
+        self.queue.renew_proxy(cluster, expires_at)
+        running = 0
+        for job in self.queue.jobs_of_cluster(cluster):
+            if job.id in self._waiting:
+                self._wait(job)
+            if (shadow := self._running.get(job.id)) is not None:
+                shadow.proxy_renewed()
+                running += 1
+        self._kick()
+        return running
+
+    def with_myproxy(self, allowed: tuple[str, ...]) -> list[tuple[int, Where, float]]:
+        """The clusters whose proxies MyProxy is to renew: number, where it is, end of the present one."""
+        clusters = {job.id.cluster: job for job in self.queue.active_jobs() if job.cluster.proxy_expires_at is not None}
+        found = []
+        for number, job in clusters.items():  # the jobs of one submission share its proxy, and what they say of it
+            where = where_of(partial(value_of, self.ad_of(job)), job.owner, allowed)
+            if where is not None:
+                found.append((number, where, job.cluster.proxy_expires_at or 0.0))
+        return found
 
     def remove(self, job_id: JobId, *, hard: bool) -> Literal["gone", "ending", "over"]:
         """A user's rm. "over": it had been removed before."""
@@ -192,7 +217,8 @@ class Scheduler:
         if job is not None:
             when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(end))
             reason = (
-                f"the proxy that came with the job ended at {when}; remove the job and submit it again with a new proxy"
+                f"the proxy that came with the job ended at {when}; renew it (sailplane renew {job_id.cluster}) and"
+                " release the job, or submit it again with a new proxy"
             )
             self._settle(evolve(job, state=JobState.HELD, reason=reason, hold_code=CREDENTIAL_HOLD, hold_subcode=0))
 

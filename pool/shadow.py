@@ -23,6 +23,7 @@ from pool import shadow_state as s
 from pool.ads import ClassAd, put, text_of, value_of, whole_of
 from pool.claims import Claim, ClaimClient
 from pool.remoteio import NoToken, RemoteIO
+from pool.renewal import Push
 from pool.transfers import PROXY_LIFETIME_S, UNUSABLE_PROXY, Transfer, proxy_signer
 
 EACCES, ENOSYS = 13, 38
@@ -69,6 +70,21 @@ class Shadow:
         self._fate: str | None = None
         self._over = trio.Event()
         self._nursery: trio.Nursery | None = None
+        self._push = self._make_push() if transfer.proxy_name is not None else None
+
+    def _make_push(self) -> Push:
+        transfer = self._transfer
+        return Push(
+            self._client, self._claim, transfer.spool.proxy(transfer.cluster), self._proxy_lifetime_s(), self._log
+        )
+
+    def _proxy_lifetime_s(self) -> int:
+        return whole_of(self._info_ad, "DelegateJobGSICredentialsLifetime", PROXY_LIFETIME_S)
+
+    def proxy_renewed(self) -> None:
+        """The job's proxy in the spool is a new one."""
+        if self._push is not None:
+            self._push.renewed()
 
     @property
     def state(self) -> s.State:
@@ -84,6 +100,8 @@ class Shadow:
             self._nursery = nursery
             nursery.start_soon(self._activate, 0.0)
             nursery.start_soon(self._watch_lease)
+            if self._push is not None:
+                nursery.start_soon(self._push.run)
             await self._over.wait()
             nursery.cancel_scope.cancel()
         self._remote.close()
@@ -295,7 +313,7 @@ class Shadow:
         """303: the certificates from the stored proxy; a failure is [int 0], and the socket stays."""
         reader.string()
         asked = reader.int()
-        lifetime = whole_of(self._info_ad, "DelegateJobGSICredentialsLifetime", PROXY_LIFETIME_S)
+        lifetime = self._proxy_lifetime_s()
         sign: Callable[[bytes], Awaitable[bytes]] = _refuse
         if self._transfer.proxy_name is not None:
             path = self._transfer.spool.proxy(self._transfer.cluster)

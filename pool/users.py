@@ -20,6 +20,7 @@ from pool import messages as m
 from pool.ads import text_of
 from pool.jobad import BadJob
 from pool.model import FINAL, Job, JobId, JobState, Run
+from pool.renewal import Renewal
 from pool.scheduler import Scheduler
 from pool.slotrows import slot_rows
 from pool.submission import Rejected, Rules, Submission
@@ -86,6 +87,7 @@ class _Conversation:
         self._rules = rules
         self._uid = channel.peer.uid
         self._submission: Submission | None = None
+        self._renewal: Renewal | None = None
         self._log = logs.get("users")
 
     async def run(self) -> None:
@@ -149,9 +151,25 @@ class _Conversation:
             raise Rejected("order", "no submission is under way on this connection")
         return self._submission
 
-    async def _give_proxy(self, message: m.GiveProxy, _: Sequence[int]) -> m.Done:
+    async def _give_proxy(self, message: m.GiveProxy, _: Sequence[int]) -> m.Done | m.Renewed:
+        if self._renewal is not None:
+            renewal, self._renewal = self._renewal, None
+            new = await renewal.finish(message.certificates)
+            running = self._scheduler.proxy_renewed(renewal.cluster, new.expires_at)
+            return m.Renewed(new.expires_at, running)
         await self._current().give_proxy(message)
         return m.Done()
+
+    async def _renew(self, message: m.Renew, _: Sequence[int]) -> m.Renewing:
+        if self._submission is not None or self._renewal is not None:
+            raise Rejected("order", "a submission or a renewal is under way on this connection")
+        jobs = self._own_jobs(m.Target(message.cluster, None))
+        if jobs[0].cluster.proxy_name is None:
+            raise Rejected("no-proxy", f"the jobs of cluster {message.cluster} came without a proxy")
+        if all(job.state in FINAL for job in jobs):
+            raise Rejected("over", f"the jobs of cluster {message.cluster} are over")
+        self._renewal = await Renewal.begin(self._scheduler.spool, self._rules, message.cluster)
+        return m.Renewing(self._renewal.pending.der)
 
     async def _put_files(self, message: m.PutFiles, fds: Sequence[int]) -> m.Done:
         await self._current().put_files(message, fds)
@@ -310,6 +328,7 @@ _Handler = Callable[[Any, Any, Sequence[int]], Awaitable[Any]]
 _HANDLERS: dict[type, _Handler] = {
     m.Begin: _Conversation._begin,
     m.GiveProxy: _Conversation._give_proxy,
+    m.Renew: _Conversation._renew,
     m.PutFiles: _Conversation._put_files,
     m.PutInputs: _Conversation._put_inputs,
     m.PutJobs: _Conversation._put_jobs,

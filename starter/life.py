@@ -311,7 +311,9 @@ def _credential_over(life: Life, event: Event, *, output: bool) -> None:
     """The proxy ends, or is another's now. What the job has made by then is not lost."""
     assert isinstance(event, ProxyEnding | IdentityChanged)
     verdict = Hold(4, 0, event.text) if isinstance(event, ProxyEnding) else event.verdict
-    life.verdict = attrs.evolve(verdict, output=output) if isinstance(verdict, Hold) else verdict
+    if isinstance(verdict, Hold):  # its owner gets it, unless the job says that it starts again from what it left
+        verdict = attrs.evolve(verdict, output=output, final=output and not life.output_on_evict)
+    life.verdict = verdict
 
 
 def _credential_over_running(life: Life, event: Event) -> Outcome:

@@ -19,12 +19,14 @@ class Exited:
 class Hold:
     """The job cannot run until a person has done something: goes on hold with these codes and words.
 
-    ``output``: of a job that was stopped for it, what it has made so far is fetched first."""
+    ``output``: of a job that was stopped for it, what it has made so far is fetched first; ``final``: as its last, to
+    where the owner wants it."""
 
     code: int
     subcode: int
     text: str
     output: bool = False
+    final: bool = False
 
 
 @attrs.frozen
@@ -64,7 +66,7 @@ def wants_output(verdict: Verdict) -> bool:
 
 def is_final(verdict: Verdict) -> bool:
     """Whether the output goes to where the owner wants it. Otherwise the submit side keeps it for the next start."""
-    return isinstance(verdict, Exited) or (isinstance(verdict, Killed) and verdict.final)
+    return isinstance(verdict, Exited) or (isinstance(verdict, Killed | Hold) and verdict.final)
 
 
 def words(verdict: Verdict) -> str:

@@ -198,7 +198,7 @@ def test_a_report_without_a_shadow_ends_when_the_slot_is_wanted_back() -> None:
 def test_the_proxys_end_stops_the_job_before_fetches_its_output_and_holds_it() -> None:
     life, commands = walk(*RUNNING, ProxyEnding("ends at noon"), JobEnded(15, True), FamilyStopped(()), StagedOut(""))
     assert [c.step for c in commands if isinstance(c, Begin)][3:] == [Step.STOP_SOFTLY, Step.STAGE_OUT, Step.REPORT]
-    assert life.verdict == Hold(4, 0, "ends at noon", output=True)
+    assert life.verdict == Hold(4, 0, "ends at noon", output=True, final=True)
 
 
 def test_output_that_cannot_be_fetched_does_not_hide_why_the_job_is_held() -> None:

@@ -1,0 +1,90 @@
+"""Proxies that are renewed, or end, while their jobs run: pool, pilot, glexec and job as real processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from demo.grid import make_proxy
+from demo.site import Site, SiteError, User
+from pilot import audit
+from tests.e2e.conftest import POOL_KNOBS, STARTD_KNOBS
+from tests.e2e.e2e_jobs import Jobs
+
+pytestmark = [pytest.mark.needs_root, pytest.mark.timeout(300)]
+# Long enough for the output of a small job on a busy machine.
+MARGIN_S = 6
+
+
+@pytest.fixture(scope="module")
+def jobs() -> Iterator[Jobs]:
+    with Site.open("test", linger=True) as site:
+        site.start_pool(**POOL_KNOBS)
+        site.start_startd(**{**STARTD_KNOBS, "SAILPLANE_PROXY_MARGIN": MARGIN_S})
+        yield Jobs(site)
+        site.stop()
+        assert site.left == []
+
+
+def proxy_of(jobs: Jobs, user: User, name: str, lifetime_s: float) -> str:
+    """A proxy of this user's in a file of his."""
+    certified = jobs.site.grid.user(user.dn.rpartition("/CN=")[2])
+    jobs.site.put(user, name, make_proxy(certified, lifetime_s=lifetime_s).pem, mode=0o600)
+    return name
+
+
+END = 'end() { openssl x509 -noout -enddate -in "$X509_USER_PROXY"; }; '
+
+
+def test_a_renewal_reaches_a_running_job_and_the_pilot(jobs: Jobs) -> None:
+    alice = jobs.user("alice")
+    proxy_of(jobs, alice, "short", 900)
+    script = END + 'first=$(end); echo "$first"; while [ "$(end)" = "$first" ]; do sleep 0.1; done; end; ls'
+    job = jobs.submit("alice", script, x509userproxy="short")
+    cluster = job.partition(".")[0]
+    jobs.wait_for(job, "running")
+    jobs.site.put(alice, "bobs", make_proxy(jobs.site.grid.user("Bob Baker")).pem, mode=0o600)
+    with pytest.raises(SiteError, match="this is no renewal"):
+        jobs.site.ask(alice, "renew", cluster, "--proxy", "bobs")
+    proxy_of(jobs, alice, "long", 7200)
+    (said,) = jobs.site.ask(alice, "renew", cluster, "--proxy", "long")
+    assert said["running"] == 1
+    jobs.done(job)
+    first, second, *files = jobs.fetch("alice", job)["out"].decode().splitlines()
+    assert first != second
+    assert "short.tmp" not in files
+    calls = [str(call["id"]).partition("#renew")[1] for call in jobs.calls(job)]
+    assert sorted(calls) == ["", "", "", "#renew"], "three of the job's own, one counted apart"
+    records = [r for r in audit.read(jobs.site.layout.pilot / "log" / "AuditLog") if r["job"] == job]
+    assert [record["event"] for record in records] == ["proxy-renewed"]
+    assert records[0]["identity"] == alice.dn
+    jobs.until_nothing_is_left_of("alice")
+
+
+@pytest.mark.slow
+def test_a_job_is_stopped_before_its_proxy_ends_and_keeps_its_output(jobs: Jobs) -> None:
+    alice = jobs.user("alice")
+    proxy_of(jobs, alice, "ending", 3 * MARGIN_S)
+    script = "trap 'echo stopped; exit 0' TERM; echo half >part; while :; do sleep 0.1; done"
+    job = jobs.submit("alice", script, x509userproxy="ending", transfer_output_files="part, never")
+    row = jobs.wait_for(job, "held", "completed")
+    assert (row["state"], row["hold_code"]) == ("held", 4)
+    assert alice.dn in row["reason"]
+    files = jobs.fetch("alice", job)
+    assert files["part"] == b"half\n"
+    assert files["out"] == b"stopped\n"
+    jobs.until_nothing_is_left_of("alice")
+
+
+@pytest.mark.slow
+def test_a_renewal_at_the_last_moment_lets_it_go_on(jobs: Jobs) -> None:
+    alice = jobs.user("alice")
+    proxy_of(jobs, alice, "late", 3 * MARGIN_S)
+    script = f"n=0; while [ $n -lt {30 * MARGIN_S} ]; do sleep 0.1; n=$((n + 1)); done; echo whole"
+    job = jobs.submit("alice", script, x509userproxy="late")
+    jobs.wait_for(job, "running")
+    proxy_of(jobs, alice, "later", 7200)
+    jobs.site.ask(alice, "renew", job.partition(".")[0], "--proxy", "later")
+    jobs.done(job)
+    assert jobs.fetch("alice", job)["out"] == b"whole\n"
