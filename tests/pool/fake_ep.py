@@ -52,6 +52,12 @@ class MemorySink:
         self.modes[name] = mode
         self.order.append(name)
 
+    async def url(self, name: str, url: str) -> None:
+        raise PeerFault("state", "a fake starter fetches no URLs")
+
+    async def finish(self) -> dict[str, int | str]:
+        return {}
+
     async def proxy(self, name: str, exchange: Callable[[bytes], Awaitable[bytes]]) -> None:
         from pilot import credentials
 
