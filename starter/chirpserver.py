@@ -35,6 +35,8 @@ WRONG_COOKIE_S = 1.0
 STALL_S = 120.0
 MAX_OPEN_FILES = 64
 CHUNK_BYTES = 256 * 1024
+# A stock shadow refuses to be asked for a longer name, and the wheel's client asks for 5,120 bytes.
+NAME_BYTES = 1024
 # A path as the submit side maps it (wire reference 4.3: get_file_info_new), with these in front where it is old.
 _PREFIXES = ("buffer:remote:", "remote:")
 
@@ -280,8 +282,10 @@ class _Conversation:
         place = len(request.words) - 1
         if not 0 < request.number(place) <= chirp.LINE_BYTES:
             raise Refused(Code.INVALID_REQUEST)
-        rval, reader = await self._call(chirp.BYTES[request.name], *self._arguments(request))
-        await self.lines.answer(rval, _exactly(reader, rval, chirp.LINE_BYTES))
+        arguments = self._arguments(request)
+        arguments[place] = min(request.number(place), NAME_BYTES)
+        rval, reader = await self._call(chirp.BYTES[request.name], *arguments)
+        await self.lines.answer(rval, _exactly(reader, rval, NAME_BYTES))
 
     async def _read(self, request: Request) -> None:
         """As much as was asked for, or all that is there: the client takes a short read for the end."""

@@ -112,7 +112,8 @@ class SubmitSide:
         return len(text), text
 
     def _whoami(self, asked: Reader) -> tuple[Item, ...]:
-        asked.int()
+        if not 0 < asked.int() <= 1024:
+            raise OSError(errno.EINVAL, "")
         return 5, b"alice"
 
     def _get_job_attr(self, asked: Reader) -> tuple[Item, ...]:
