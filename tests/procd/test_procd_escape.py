@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from demo import accounts
 from procd.proc import ProcReader
 from tests.glexec.conftest import Site
 from tests.procd import escapes, world
@@ -72,6 +74,28 @@ async def end_at_own_account(tmp_path: Path, arguments: tuple[str, ...], end: st
             elif end != "startd killed":
                 assert (await client.stop("job", deadline_s=30)).empty
         assert job.alive() == []
+
+
+@pytest.mark.parametrize("linger", [True, False], ids=["linger", "become"])
+async def test_a_descendant_of_another_uid_is_the_jobs(site: Site, linger: bool, tmp_path: Path) -> None:  # noqa: F811
+    """A root part ends it; a call at the job's account may not, and then it is named."""
+    switching = site.base / f"python-{linger}"
+    shutil.copy(world.PYTHON, switching)
+    os.chown(switching, site.bob.uid, -1)
+    switching.chmod(0o4755)
+    try:
+        with stage(site, linger=linger, program=escapes.OTHER_UID, arguments=(str(switching),)) as on:
+            await world.until(lambda: bool(accounts.processes_of([site.bob.uid])), "a process of another uid")
+            (other,) = accounts.processes_of([site.bob.uid])
+            stopped = on.starter.ask("stop", deadline_s=20 if linger else 3)
+            assert on.alive() == {}
+            if linger:
+                assert (stopped["empty"], accounts.processes_of([site.bob.uid])) == (True, {})
+            else:
+                assert (stopped["empty"], stopped["survivors"]) == (False, [other])
+            accounts.kill_all(site.bob.uid)  # or procd tries until its end
+    finally:
+        accounts.kill_all(site.bob.uid)
 
 
 # --- bombs --------------------------------------------------------------------------------------------------
