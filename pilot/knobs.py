@@ -244,6 +244,18 @@ def variables() -> Kind:
     return Kind("variables", """NAME=VALUE pairs, as "A=1 B='2 3'" in double quotes, or A=1;B=2""", parse)
 
 
+def names() -> Kind:
+    """Names of attributes, with commas or blanks between them; each once."""
+
+    def parse(value: str) -> tuple[str, ...]:
+        found = [name for name in re.split(r"[\s,]+", value) if name]
+        if any(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,127}", name) is None for name in found):
+            raise ValueError(value)
+        return tuple({name.lower(): name for name in found}.values())
+
+    return Kind("names", "names of letters, digits and _", parse)
+
+
 def knob(default: str, kind: Kind, meaning: str, *, unset: str = "", compute: Callable[[], Any] | None = None) -> Any:
     """A field of the settings table.
 

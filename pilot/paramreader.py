@@ -6,7 +6,8 @@ answer that the caller can put into words. This file is run as a program and imp
 of ours; it decides nothing about the values.
 
 Standard input: JSON {"path": [...], "names": [...]}; standard output: JSON
-{"values": {name: text}, "present": [...]}. The environment has CONDOR_CONFIG and `_CONDOR_*`.
+{"values": {name: text}, "present": [...], "attributes": {name: text}}. The environment has CONDOR_CONFIG and
+`_CONDOR_*`.
 """
 
 import json
@@ -32,7 +33,10 @@ def main() -> None:
     param: Any = htcondor2.param
     values = read(param, request["names"])
     present = [key.upper() for key in param if not key.upper().startswith(ALIAS)]
-    json.dump({"values": values, "present": present}, sys.stdout)
+    # STARTD_ATTRS names settings that are no knobs.
+    wanted = values.get("STARTD_ATTRS", "").replace(",", " ").split()
+    attributes = {name: str(param.get(name, "")).strip() for name in wanted}
+    json.dump({"values": values, "present": present, "attributes": attributes}, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from pilot.knobs import (
     integer,
     knob,
     knobs_of,
+    names,
     number,
     path,
     pattern,
@@ -45,6 +46,8 @@ __all__ = ["KNOBS", "Settings", "SettingsError", "load"]
 READ_DEADLINE_S = 10.0
 # The path becomes part of an `include :` line, where these characters mean nothing but themselves.
 _SAFE_PATH = re.compile(r"/[\w./@%+:,=~-]*[\w./@%+:,=~-]")
+# Names the file of settings that a startd made of its script's glidein_config; its other processes read it, too.
+GLIDEIN_SETTINGS = "SAILPLANE_GLIDEIN_SETTINGS"
 _HERE = Path(__file__).resolve().parent
 # As stock HTCondor 25 (execute-side reference 4.5).
 _THREAD_VARIABLES = (
@@ -145,6 +148,12 @@ class Settings:
     )
     start: str = knob("TRUE", expression(), "Jobs that this startd is willing to run.")
     rank: str = knob("0.0", expression(), "How much this startd prefers a job.")
+    startd_attrs: tuple[str, ...] = knob(
+        "",
+        names(),
+        "Further settings that become attributes of the slots' ads, each a ClassAd expression (text in quotes).",
+        unset="none",
+    )
     update_interval: float = knob("300", seconds(1), "Time between two updates of the ads at the collector.")
     alive_interval: float = knob("300", seconds(1), "Time between two signs of life of a claim, as the pool states it.")
     max_claim_alives_missed: int = knob("6", integer(1, 1000), "Signs of life that may be missing before a claim ends.")
@@ -424,6 +433,8 @@ class Settings:
     )
     sailplane_pool_lease: float = knob("300", seconds(1), "Time without contact after which the pool runs a job again.")
 
+    attributes: Mapping[str, str] = attrs.field(factory=dict)
+    """The expressions of STARTD_ATTRS by name."""
     source: Path | None = None
     warnings: tuple[str, ...] = ()
 
@@ -449,18 +460,43 @@ def load(config: Path | None = None, environ: Mapping[str, str] | None = None) -
     environment = dict(os.environ if environ is None else environ)
     if config is None and environment.get("SAILPLANE_CONFIG"):
         config = Path(environment["SAILPLANE_CONFIG"])
-    values, present = _read(None if config is None else config.absolute(), environment)
-    return from_values(values, source=config, warnings=_unknown(present))
+    values, present, attributes = _read(None if config is None else config.absolute(), environment)
+    return from_values(values, source=config, warnings=_unknown(present), attributes=attributes)
 
 
-def from_values(values: Mapping[str, str], *, source: Path | None, warnings: tuple[str, ...] = ()) -> Settings:
+def from_values(
+    values: Mapping[str, str],
+    *,
+    source: Path | None,
+    warnings: tuple[str, ...] = (),
+    attributes: Mapping[str, str] | None = None,
+) -> Settings:
     """The settings from the knobs' texts by knob name; a blank text stands for the default."""
-    typed: dict[str, Any] = {}
+    typed: dict[str, Any] = {"attributes": _expressions(attributes or {})}
     for field, row in KNOBS.items():
         given = values.get(row.name, "")
         if given:
             typed[field] = row.value(given)
     return Settings(**typed, source=source, warnings=warnings)
+
+
+def _expressions(attributes: Mapping[str, str]) -> dict[str, str]:
+    """STARTD_ATTRS, checked: an ad's own attributes are not theirs to set."""
+    for name, value in attributes.items():
+        if name.lower() in RESERVED or name.lower().startswith("_condor"):
+            raise SettingsError("STARTD_ATTRS", name, "a name that no slot's ad has by itself")
+        Knob(name, expression(), "", "", "").value(value or "undefined")
+    return {name: value or "undefined" for name, value in attributes.items()}
+
+
+# What makes a slot's ad: who it is, what it has, whom it takes, and what opens its claim.
+RESERVED = frozenset({
+    "name", "machine", "myaddress", "mytype", "targettype", "startdipaddr", "condorversion", "condorplatform",
+    "slotid", "dslotid", "slottype", "slottypeid", "partitionableslot", "dynamicslot", "cpus", "memory",
+    "disk", "totalcpus", "totalmemory", "totaldisk", "state", "activity", "start", "requirements",
+    "withinresourcelimits", "rank", "currentrank", "claimid", "capability", "publicclaimid", "childclaimids",
+    "claimidlist", "remoteuser", "remoteowner", "jobid",
+})  # fmt: skip
 
 
 def _unknown(present: Iterable[str]) -> tuple[str, ...]:
@@ -475,7 +511,7 @@ def _unknown(present: Iterable[str]) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def _preamble(config: Path | None) -> str:
+def _preamble(glidein: Path | None, config: Path | None) -> str:
     """Our defaults, then the file, then an alias of each knob; see `pilot.paramreader`."""
     from pilot.paramreader import ALIAS
 
@@ -483,23 +519,27 @@ def _preamble(config: Path | None) -> str:
     lines = ["LOCAL_CONFIG_FILE =", "LOCAL_CONFIG_DIR =", "USER_CONFIG_FILE ="]
     lines += [f"{row.name} = {row.default}" for row in KNOBS.values()]
     lines.append(f"LOCAL_DIR = {Path.cwd()}")
-    if config is not None:
-        if _SAFE_PATH.fullmatch(str(config)) is None:
-            raise SettingsError("configuration file", str(config), "a path of letters, digits and ./@%+:,=~-")
-        lines.append(f"include : {config}")
+    lines += [f"include : {_safe(path)}" for path in (glidein, config) if path is not None]
     lines += [f"{ALIAS}{row.name} = $({row.name})" for row in KNOBS.values()]
     return "\n".join(lines) + "\n"
 
 
-def _read(config: Path | None, environment: dict[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Texts of the knobs, and the names of everything that is set."""
+def _safe(path: Path) -> Path:
+    if _SAFE_PATH.fullmatch(str(path)) is None:
+        raise SettingsError("configuration file", str(path), "a path of letters, digits and ./@%+:,=~-")
+    return path
+
+
+def _read(config: Path | None, environment: dict[str, str]) -> tuple[dict[str, str], list[str], dict[str, str]]:
+    """Texts of the knobs, the names of everything that is set, and the texts of STARTD_ATTRS."""
+    glidein = Path(environment[GLIDEIN_SETTINGS]) if environment.get(GLIDEIN_SETTINGS) else None
     if config is not None and not os.access(config, os.R_OK):
         raise SettingsError("configuration file", str(config), "a file that this account can read")
     names = [row.name for row in KNOBS.values()]
     request = json.dumps({"path": sys.path, "names": names})
     handle = os.memfd_create("sailplane-config")
     try:
-        os.write(handle, _preamble(config).encode())
+        os.write(handle, _preamble(glidein, config).encode())
         environment["CONDOR_CONFIG"] = f"/proc/self/fd/{handle}"
         done = subprocess.run(
             [sys.executable, "-IS", str(_HERE / "paramreader.py")],
@@ -518,10 +558,12 @@ def _read(config: Path | None, environment: dict[str, str]) -> tuple[dict[str, s
     return _answer(config, done)
 
 
-def _answer(config: Path | None, done: subprocess.CompletedProcess[str]) -> tuple[dict[str, str], list[str]]:
+def _answer(
+    config: Path | None, done: subprocess.CompletedProcess[str]
+) -> tuple[dict[str, str], list[str], dict[str, str]]:
     try:
         answer = json.loads(done.stdout)
     except ValueError:
         words = " ".join(done.stderr.split())[-400:]
         raise SettingsError("configuration file", str(config), f"HTCondor's configuration language ({words})") from None
-    return answer["values"], answer["present"]
+    return answer["values"], answer["present"], answer["attributes"]

@@ -240,6 +240,8 @@ class Claim:
 
     state: State = State.IDLE
     broken: bool = False
+    ours: bool = False
+    """We end it, and its schedd has not been told."""
     serial: int = 0
     number: int = 0
     retired_for: tuple[str, int] = ("", 0)
@@ -294,11 +296,19 @@ def _to_idle(claim: Claim, event: Event) -> Outcome:
 
 def _to_gone(claim: Claim, event: Event) -> Outcome:
     claim.broken = claim.broken or (isinstance(event, StarterGone) and event.broken)
-    return State.GONE, (Destroy(claim.broken),)
+    told = (TellSchedd(),) if claim.ours else ()
+    return State.GONE, (*told, Destroy(claim.broken))
 
 
 def _end_job(claim: Claim, how: How, reason: str, code: int) -> tuple[Command, ...]:
     return EndJob(how, reason, code), ArmKill(claim.next_serial(), how)
+
+
+def _end_claim(claim: Claim, how: How, reason: str, code: int) -> Outcome:
+    """We end it, and say so once the job is over: a schedd that is told before takes the shadow away, and with it the
+    job's last output."""
+    claim.ours = True
+    return State.CLOSING, _end_job(claim, how, reason, code)
 
 
 def _deactivate(claim: Claim, event: Event) -> Outcome:
@@ -329,7 +339,7 @@ def _lease_idle(_claim: Claim, _event: Event) -> Outcome:
 
 def _lease(claim: Claim, event: Event) -> Outcome:
     assert isinstance(event, LeaseOver)
-    return State.CLOSING, (TellSchedd(), *_end_job(claim, "fast", event.text, _CODE_RELEASED))
+    return _end_claim(claim, "fast", event.text, _CODE_RELEASED)
 
 
 def _shutdown_idle(_claim: Claim, _event: Event) -> Outcome:
@@ -339,7 +349,7 @@ def _shutdown_idle(_claim: Claim, _event: Event) -> Outcome:
 def _shutdown(claim: Claim, event: Event) -> Outcome:
     assert isinstance(event, Shutdown)
     how: How = "fast" if event.fast else "graceful"
-    return State.CLOSING, (TellSchedd(), *_end_job(claim, how, event.reason, event.vacate_code))
+    return _end_claim(claim, how, event.reason, event.vacate_code)
 
 
 def _shutdown_again(claim: Claim, event: Event) -> Outcome:
@@ -359,9 +369,10 @@ def _retire(claim: Claim, event: Event) -> Outcome:
     return State.RETIRING, (ArmRetire(claim.next_serial(), event.limit_s),)
 
 
-def _retire_vacating(_claim: Claim, _event: Event) -> Outcome:
+def _retire_vacating(claim: Claim, _event: Event) -> Outcome:
     """Its job ends already; the timer that was armed for that stays."""
-    return State.CLOSING, (TellSchedd(),)
+    claim.ours = True
+    return State.CLOSING, ()
 
 
 def _retired(claim: Claim, event: Event) -> Outcome:
@@ -375,7 +386,7 @@ def _retirement_over(claim: Claim, event: Event) -> Outcome:
     if event.serial != claim.serial:
         return claim.state, ()
     reason, code = claim.retired_for
-    return State.CLOSING, (TellSchedd(), *_end_job(claim, "graceful", reason, code))
+    return _end_claim(claim, "graceful", reason, code)
 
 
 def _unretire(claim: Claim, _event: Event) -> Outcome:

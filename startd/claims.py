@@ -54,6 +54,8 @@ class Claims:
     destroyed: Callable[[str], None]
     # MaxJobRetirementTime of a claim's present job
     retirement_s: Callable[[Held], float] = lambda held: 0.0
+    # told of each activation that is over: its slot, its seconds, its starter's last words if there were any
+    job_ended: Callable[[Held, float, to_starter.Ended | None], None] = lambda held, seconds, words: None
     # why no new job is taken; empty while jobs are
     retiring: str = ""
     # what an administrator has asked for
@@ -296,15 +298,20 @@ class Claims:
         return True
 
     async def _listen(self, held: Held, starter: Channel) -> None:
+        """All that a starter says, to its last words: the spawner may have told of its end before they are read."""
+        began_s, last = trio.current_time(), None
         try:
             while True:
-                message, _ = await starter.receive()
-                self._heard(held, message)
+                last, _ = await starter.receive()
+                self._heard(held, last)
         except ChannelClosed:
             return
         except RpcFault as fault:
             self.log.error("starter of %s broke the protocol: %s", held.name, fault)
         finally:
+            if last is not None:
+                words = last if isinstance(last, to_starter.Ended) else None
+                self.job_ended(held, trio.current_time() - began_s, words)
             await starter.aclose()
 
     def _heard(self, held: Held, message: object) -> None:

@@ -54,6 +54,7 @@ def describe(settings: Settings, switch: Switch, address: str, total: Resources)
         switch=switch.name,
         switch_isolates=switch.isolates,
         needs_proxy=switch.needs_credential,
+        attributes=settings.attributes,
         has_sshd=sshprograms.available(),
     )
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import click
 import trio
 
-from pilot import logs
-from pilot.settings import Settings, SettingsError, load
+from pilot import glideinfile, logs
+from pilot.glideinconfig import BadGlideinConfig
+from pilot.settings import GLIDEIN_SETTINGS, Settings, SettingsError, load
 from pilot.switch import compile_wrapper, make_switch
 from startd.processes import NotReady
 from startd.startd import CannotStart, Startd
@@ -33,18 +34,26 @@ class Unfit(Exception):
 
 @click.command(name="sailplane-startd", epilog="Example: sailplane-startd --config pilot.conf --ready-fd 3 3>ready")
 @click.option("--config", type=click.Path(path_type=Path), help="Configuration file in HTCondor's language.")
+@click.option(
+    "--glidein-config",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A glidein script's file of 'KEY value' lines; what concerns the startd is taken from it, below --config.",
+)
 @click.option("--ready-fd", type=int, help="Descriptor that gets the line 'ready' once jobs can come.")
-def main(config: Path | None, ready_fd: int | None) -> None:
+def main(config: Path | None, glidein_config: Path | None, ready_fd: int | None) -> None:
     """Join a pool with this machine's resources and run jobs under their users' accounts.
 
-    SIGTERM ends gracefully, SIGQUIT and SIGINT fast. Exit status: 0 ordered end, 1 a namesake runs, 100 wrong settings,
-    101 our bug (see StartLog), 111 the identity switch is not available now.
+    SIGTERM ends gracefully, SIGQUIT and SIGINT fast, SIGHUP reads the settings again. Exit status: 0 ended by a signal,
+    99 ended by itself in order, 1 a namesake runs, 100 wrong settings, 101 our bug (see StartLog), 111 the identity
+    switch is not available now.
     """
     try:
+        if glidein_config is not None:
+            os.environ[GLIDEIN_SETTINGS] = str(glideinfile.write_settings(glidein_config.absolute()))
         settings = load(None if config is None else config.absolute())
         _prepare(settings)
         sys.exit(_start(settings, config, _announcer(ready_fd)))
-    except (SettingsError, Unfit, Unreachable, ValueError) as fault:
+    except (SettingsError, Unfit, Unreachable, BadGlideinConfig, ValueError) as fault:
         _fail(str(fault), EXIT_USAGE)
     except Unusable as fault:
         _fail(str(fault), EXIT_TRY_LATER if fault.passing else EXIT_USAGE)

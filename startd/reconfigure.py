@@ -12,6 +12,7 @@ CHANGEABLE = frozenset(
     {
         "start",
         "rank",
+        "startd_attrs",
         "maxjobretirementtime",
         "claim_worklife",
         "update_interval",
@@ -42,7 +43,7 @@ def merge(now: Settings, read: Settings) -> Merged:
     different = [field for field in KNOBS if getattr(now, field) != getattr(read, field)]
     taken = [field for field in different if field in CHANGEABLE]
     return Merged(
-        attrs.evolve(now, **{field: getattr(read, field) for field in taken}),
+        attrs.evolve(now, **{field: getattr(read, field) for field in taken}, attributes=read.attributes),
         tuple(KNOBS[field].name for field in taken),
         tuple(KNOBS[field].name for field in different if field not in CHANGEABLE),
     )

@@ -46,6 +46,8 @@ class Machine:
     has_sshd: bool = False
     plugins: Mapping[str, str] = attrs.field(factory=dict)
     """The program for each scheme of URLs."""
+    attributes: Mapping[str, str] = attrs.field(factory=dict)
+    """Expressions of the settings' own, by name (STARTD_ATTRS)."""
     degraded: tuple[str, ...] = ()
     """What the host does not give procd, one word each."""
 
@@ -92,6 +94,8 @@ def public_ad(machine: Machine, slot: SlotState, *, now: int, sequence: int) -> 
         _dynamic(ad, slot)
     for name, value in slot.usage.items():
         ad[name] = value
+    for name, text in machine.attributes.items():
+        ad[name] = ExprTree(text)
     return ad
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import pwd
@@ -34,6 +35,7 @@ from startd.owncredentials import OwnCredentials
 from startd.processes import Spawner, degradations, owned_pids, run_procd
 from startd.proxykeys import ProxyKeys
 from startd.reconfigure import merge
+from startd.report import Job, Report
 from startd.slotads import Machine, private_ad, public_ad
 from starter import messages
 from starter.updates import one_line
@@ -71,6 +73,7 @@ class Startd:
         self._sequence = 0
         self._entered_at = int(time.time())
         self._status = EXIT_DONE
+        self._reason = ""
         self._reports_minute = self._reports = 0
         self._administration: Administration
         self._own_credentials = OwnCredentials(settings.sailplane_pilot_proxy, settings.sec_token_directory)
@@ -96,6 +99,7 @@ class Startd:
         sessions = SessionTable()
         self._machine: Machine = describe(settings, self.switch, address, total)
         self._machine = attrs.evolve(self._machine, plugins=await plugins.ask(plugins.named(settings), self.log))
+        self.report = Report(settings.startd_name, time.time(), total.cpus)
         self._slots = Slots(
             settings.startd_name, address, self._machine.start_time, sessions, total, free=total,
             cores=cores(settings),
@@ -109,7 +113,23 @@ class Startd:
                 self.log.info("ready at %s as %s", address, settings.startd_name)
                 await self._until_ended(signals)
             nursery.cancel_scope.cancel()
+        self._write_report()
         return self._status
+
+    def _write_report(self) -> None:
+        """A table for people, and files for scripts beside the logs. One that cannot be written ends no pilot badly."""
+        now, status, reason = time.time(), self._status, self._reason
+        print(self.report.as_table(now=now, reason=reason), end="", flush=True)
+        files = {
+            "pilot-report.json": json.dumps(self.report.as_json(now=now, reason=reason, status=status), indent=1)
+            + "\n",
+            "pilot-report.xml": self.report.as_xml(now=now, reason=reason, status=status),
+        }
+        for name, text in files.items():
+            try:
+                (self.settings.log / name).write_text(text, encoding="utf-8")
+            except OSError as fault:
+                self.log.warning("%s: %s", self.settings.log / name, fault.strerror)
 
     async def _refuse_namesake(self, collectors: list[Sinful], address: str) -> None:
         for collector in collectors:
@@ -133,6 +153,7 @@ class Startd:
             changed=self._changed,
             destroyed=self._destroyed,
             retirement_s=self._retirement_s,
+            job_ended=self._note_job,
         )
         self._janitor = Janitor(settings.sailplane_run_dir, self._spawner.clean, self.log)
         proxy_keys = ProxyKeys(wanted=settings.sailplane_proxy_key == "rsa")
@@ -210,7 +231,7 @@ class Startd:
         """Begin to end, or make an end that has begun a fast one. The first reason decides about the exit status."""
         claims = self._claims
         if not claims.draining:
-            claims.draining, self._status = True, status
+            claims.draining, self._status, self._reason = True, status, reason
             self._ending.start_soon(self._see_claims_end, self._ending.cancel_scope)
         elif not fast:
             return
@@ -225,6 +246,19 @@ class Startd:
         """After it a job still has its vacate time within SHUTDOWN_GRACEFUL_TIMEOUT."""
         settings = self.settings
         return max(0.0, settings.shutdown_graceful_timeout - settings.machinemaxvacatetime)
+
+    def _note_job(self, held: Held, seconds: float, words: messages.Ended | None) -> None:
+        """One more for the report."""
+        self.report.add(
+            Job(
+                verdict=words.verdict if words else "",
+                wait_status=words.exit_status if words else None,
+                seconds=seconds,
+                cpus=held.resources.cpus,
+                cpu_s=words.cpu_s if words else 0.0,
+                rss_peak_kb=words.rss_peak_kb if words else 0,
+            )
+        )
 
     def _retirement_s(self, held: Held) -> float:
         job = ClassAd(held.job_text) if held.job_text else None
@@ -286,6 +320,7 @@ class Startd:
             start=merged.settings.start,
             rank=merged.settings.rank,
             max_retirement=merged.settings.maxjobretirementtime,
+            attributes=merged.settings.attributes,
         )
         for advertiser in self._advertisers:
             advertiser.interval_s = merged.settings.update_interval

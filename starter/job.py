@@ -119,7 +119,7 @@ class Job:
             self._begin(Step.ASK)
             status = await self._live()
             await self._tell_of_trouble(status)
-            await self._say(Ended(type(self._life.verdict).__name__, self._words(), self._exit_code()))
+            await self._say(self._ended())
             nursery.cancel_scope.cancel()
         return status
 
@@ -406,6 +406,16 @@ class Job:
             await self._channel.send(message)
         except ChannelClosed:
             return  # its end is reported by the task that reads
+
+    def _ended(self) -> Ended:
+        usage = self._work.usage
+        return Ended(
+            type(self._life.verdict).__name__,
+            self._words(),
+            self._exit_code(),
+            cpu_s=usage.user_s + usage.system_s if usage else 0.0,
+            rss_peak_kb=usage.rss_peak_kb if usage else 0,
+        )
 
     def _words(self) -> str:
         verdict = self._life.verdict

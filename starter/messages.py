@@ -186,11 +186,16 @@ class LeftElsewhere:
 
 @attrs.frozen
 class Ended:
-    """starter -> startd: last message before the starter exits; ``verdict`` as in ``starter.life.Verdict``."""
+    """starter -> startd: last message before the starter exits; ``verdict`` as in ``starter.life.Verdict``.
+
+    ``exit_status``: the job's wait status, if it ended by itself. CPU seconds and peak memory as far as they are known.
+    """
 
     verdict: str
     text: str
     exit_status: int | None = None
+    cpu_s: float = 0.0
+    rss_peak_kb: int = 0
 
 
 SPAWNER = Protocol(StartStarter, CleanUp, SpawnerReady, StarterStarted, StarterFailed, StarterEnded)

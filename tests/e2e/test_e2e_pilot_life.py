@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -45,34 +43,35 @@ def ends(jobs: Jobs, startd: Daemon) -> int:
     return status
 
 
-def status_ad(jobs: Jobs, *, is_there: str) -> dict[str, Any]:
-    """The slot's ad at the pool, once it has this attribute."""
-
-    def there() -> dict[str, Any] | None:
-        done = jobs.site.sailplane(jobs.user("alice"), "status", "--long", "--json")
-        slots = json.loads(done.stdout) if done.returncode == 0 else []
-        return next((slot for slot in slots if is_there in slot), None)
-
-    found: dict[str, Any] = jobs.until(f"a slot with {is_there}", there)
-    return found
-
-
+@pytest.mark.slow
 def test_a_pilot_without_claims_ends(site: Jobs) -> None:
     startd = pilot(site, STARTD_NOCLAIM_SHUTDOWN=1)
     assert ends(site, startd) == END_OF_LIFE
     assert "nothing was claimed for 1 s (STARTD_NOCLAIM_SHUTDOWN)" in site.log("StartLog")
 
 
+@pytest.mark.slow
 def test_an_expression_about_the_slot_ends_a_pilot(site: Jobs) -> None:
     assert ends(site, pilot(site, DAEMON_SHUTDOWN='State == "Unclaimed" && Cpus == 4')) == END_OF_LIFE
 
 
+def change(jobs: Jobs, startd: Daemon, **knobs: object) -> None:
+    """More settings, read again by the running startd."""
+    config = jobs.site.layout.pilot / "startd.conf"
+    with config.open("a") as file:
+        file.writelines(f"{name} = {value}\n" for name, value in knobs.items())
+    startd.signal(signal.SIGHUP)
+
+
 def test_after_its_time_a_pilot_finishes_its_job_and_takes_no_other(site: Jobs) -> None:
-    startd = pilot(site, GLIDEIN_TORETIRE=int(time.time()) + 3)
-    first = site.submit("alice", "sleep 9; echo over")
+    startd = pilot(site)
+    go = site.user("alice").home / "go"
+    first = site.submit("alice", f"while [ ! -e {go} ]; do sleep 0.1; done; echo over")
     site.wait_for(first, "running")
+    change(site, startd, GLIDEIN_TORETIRE=1)
     site.until("no more jobs", lambda: "no more jobs: the time of GLIDEIN_ToRetire" in site.log("StartLog"))
     second = site.submit("alice", "echo second")
+    site.site.put(site.user("alice"), "go", b"")
     assert site.done(first)["exit_code"] == 0
     assert ends(site, startd) == END_OF_LIFE
     assert site.rows()[second]["state"] == "idle"
@@ -82,25 +81,41 @@ def test_after_its_time_a_pilot_finishes_its_job_and_takes_no_other(site: Jobs) 
 
 def test_at_its_death_a_pilot_ends_its_job_softly(site: Jobs) -> None:
     """The job takes TERM, and is run again elsewhere."""
-    startd = pilot(site, GLIDEIN_TODIE=int(time.time()) + 4, MACHINEMAXVACATETIME=5)
-    job = site.submit("alice", "trap 'exit 0' TERM; while :; do sleep 0.2; done")
-    site.wait_for(job, "running")
+    startd = pilot(site, MACHINEMAXVACATETIME=20)
+    home = site.user("alice").home
+    word, there = home / "word", home / "there"
+    job = site.submit("alice", f"trap 'echo soft >{word}; exit 0' TERM; echo >{there}; while :; do sleep 0.1; done")
+    site.until("the job to listen", there.exists)
+    change(site, startd, GLIDEIN_TODIE=1)
     assert ends(site, startd) == END_OF_LIFE
     assert "GLIDEIN_ToDie" in site.log("StartLog")
+    assert word.read_text() == "soft\n"
     site.wait_for(job, "idle")
     site.remove("alice", job)
 
 
+def test_settings_that_cannot_be_read_change_nothing(site: Jobs) -> None:
+    startd = pilot(site)
+    change(site, startd, CLAIM_WORKLIFE="never")
+    site.until("the refusal", lambda: "everything stays as it is: CLAIM_WORKLIFE = 'never'" in site.log("StartLog"))
+    assert site.done(site.submit("alice", "exit 0"))["exit_code"] == 0
+
+
+@pytest.mark.slow
 def test_a_job_is_given_its_retirement_time(site: Jobs) -> None:
     startd = pilot(site, MAXJOBRETIREMENTTIME=600)
-    job = site.submit("alice", "sleep 3; echo over")
+    go = site.user("alice").home / "on"
+    job = site.submit("alice", f"while [ ! -e {go} ]; do sleep 0.1; done")
     site.wait_for(job, "running")
     startd.signal(signal.SIGTERM)
+    site.until("the end to begin", lambda: site.log("StartLog").splitlines()[-1].endswith("busy -> retiring (rule 18)"))
+    site.site.put(site.user("alice"), "on", b"")
     assert site.done(job)["exit_code"] == 0
     assert ends(site, startd) == 0
     assert [run["outcome"] for run in site.runs(job)] == ["completed"]
 
 
+@pytest.mark.slow
 def test_retirement_leaves_room_for_an_orderly_end(site: Jobs) -> None:
     """The batch system would kill what is not over by then."""
     startd = pilot(site, MAXJOBRETIREMENTTIME=600, SHUTDOWN_GRACEFUL_TIMEOUT=6, MACHINEMAXVACATETIME=4)

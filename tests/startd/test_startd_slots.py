@@ -9,7 +9,7 @@ import pytest
 import trio
 from classad2 import ClassAd, ExprTree
 
-from cedar.classads import matches
+from cedar.classads import evaluate, matches
 from cedar.sessions import SessionTable
 from startd.advertise import collector_addresses
 from startd.held import Requester, Slots
@@ -167,3 +167,16 @@ def test_what_jobs_left_elsewhere_is_told() -> None:
     ad = public_ad(machine(), state, now=2, sequence=3)
     assert "2 things" in str(ad["SailplaneLeftElsewhere"])
     assert "SailplaneLeftElsewhere" not in pslot_ad()
+
+
+def test_attributes_of_the_settings_stand_in_the_ad_and_serve_in_its_expressions() -> None:
+    ad = pslot_ad(attributes={"GLIDEIN_Site": '"CERN"', "Half": "Cpus / 2"}, start='GLIDEIN_Site == "CERN"')
+    assert (evaluate(ad, "GLIDEIN_Site"), evaluate(ad, "Half")) == ("CERN", 2)
+    assert matches(ad, job())
+
+
+def test_a_retiring_pilot_takes_nothing_and_says_why() -> None:
+    state = slots().state(refused_users=(), draining=False, trouble="", entered_at=1, retiring="it is time")
+    ad = public_ad(machine(), state, now=2, sequence=3)
+    assert not matches(ad, job())
+    assert evaluate(ad, "SailplaneRetiring") == "it is time"
