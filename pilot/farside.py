@@ -16,12 +16,16 @@ import os
 import re
 import socket
 import struct
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import trio
 from attrs import evolve, frozen
 
+from pilot.inquiry import Patience, Whose, ask_pilot, inquire
+from pilot.ledger import identity_of
+from pilot.standing import Rules
 from pilot.switch import (
     Broken,
     Call,
@@ -85,7 +89,8 @@ class Hello:
 
 @frozen
 class Asking:
-    """What every call of one job has in common. `place` and `uid` as in pilot.switch.Call."""
+    """What every call of one job has in common. `place` and `uid` as in pilot.switch.Call; `patience` for calls that
+    the standing of the node's users stands behind."""
 
     switch: Switch
     settings: SwitchSettings
@@ -93,6 +98,7 @@ class Asking:
     credential: Path | None
     place: Path | None = None
     uid: int | None = None
+    patience: Patience | None = None
 
 
 class FarSide:
@@ -208,10 +214,27 @@ class FarSide:
 async def open_call(asking: Asking, verb: str, *, deadline_s: float, control: bool = False) -> FarSide:
     """Start a wrapper verb at the job's account and hear its hello.
 
-    Tries again as `pilot.switch.Retries` says: at most GLEXEC_RETRIES times, each attempt taking at most
-    `deadline_s` seconds. Raises CallFailed with the last outcome. Cancelling ends the attempt under way
-    (END_GRACE_S at most).
+    An attempt takes at most `deadline_s` seconds. Without patience it is tried again as `pilot.switch.Retries` says;
+    with patience until it is known what is wrong: CallFailed with code "denied" then means that the user is refused.
+    Raises CallFailed with the last outcome. Cancelling ends the attempt under way (END_GRACE_S at most).
     """
+    if asking.patience is None or asking.credential is None:
+        return await _open_plainly(asking, verb, deadline_s, control)
+    key, identity = identity_of(asking.credential)
+    rules = Rules(asking.settings.glexec_retries, asking.settings.glexec_retry_delay)
+    result = await inquire(
+        partial(_attempt, asking, verb, deadline_s, control),
+        partial(ask_pilot, asking.switch, deadline_s),
+        Whose(key, identity),
+        rules,
+        asking.patience,
+    )
+    if isinstance(result, FarSide):
+        return result
+    raise failure_of(result)
+
+
+async def _open_plainly(asking: Asking, verb: str, deadline_s: float, control: bool) -> FarSide:
     retries = make_retries(asking.settings)
     failures = 0
     while True:
@@ -329,6 +352,10 @@ async def _attempt(asking: Asking, verb: str, deadline_s: float, control: bool) 
             hello = await _receive_hello(near)
             near.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
             running.authorised = True
+            wrong = _refuse_account(asking.switch, hello) if asking.patience is not None else None
+            if wrong is not None:
+                await _give_up(stream, running)
+                return wrong
             return FarSide(running, stream, near, named(hello, asking.switch))
     except CallFailed:
         pass  # no hello: the end of the call says why
@@ -341,6 +368,17 @@ async def _attempt(asking: Asking, verb: str, deadline_s: float, control: bool) 
     if patience.cancelled_caught:
         return Unavailable(f"no answer within {deadline_s:g} s" + _words(running))
     return without_hello(outcome, running.errors())
+
+
+def _refuse_account(switch: Switch, hello: Hello) -> Misused | None:
+    """An account that no user may have, whatever the site's maps say."""
+    if not switch.isolates:
+        return None
+    if hello.uid == os.geteuid():
+        return Misused(f"not isolated: {switch.name} maps this user to the pilot's own account (uid {hello.uid})")
+    if 0 in (hello.uid, hello.gid):
+        return Misused(f"{switch.name} maps this user to root (uid {hello.uid}, gid {hello.gid})")
+    return None
 
 
 async def _give_up(stream: trio.SocketStream, running: Running) -> Outcome | None:

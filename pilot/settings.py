@@ -281,6 +281,18 @@ class Settings:
         "3", integer(0, 100), "Retries after a call of the switch that failed for a passing reason."
     )
     glexec_retry_delay: float = knob("5", seconds(0), "Unit of the random delay between two such calls.")
+    glexec_hold_on_initial_failure: bool = knob(
+        "True",
+        yes_or_no(),
+        "Holds a job (code 28) whose user the site refuses before it has started; False sends it back to idle. The user"
+        " is not matched here for a while in either case.",
+    )
+    sailplane_switch_patience: float = knob(
+        "120",
+        seconds(0),
+        "Time before a job's start to find out whether its user is refused or the site is down. Calls of a job that has"
+        " started are tried until its proxy ends.",
+    )
     sailplane_switch: str = knob(
         "glexec",
         choice("glexec", "userns", "none"),

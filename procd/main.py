@@ -11,6 +11,7 @@ import click
 import trio
 
 from pilot import logs
+from pilot.ledger import Ledger
 from pilot.settings import Settings, SettingsError, load
 from pilot.switch import make_switch
 from procd.ctl import Group, ctl
@@ -88,7 +89,13 @@ class Daemon:
         planner = Planner(spread_of(settings))
         self._calls: SwitchCalls | None = None
         if switch.isolates:
-            self._calls = SwitchCalls(switch, settings, planner, answer_s=settings.sailplane_switch_deadline)
+            self._calls = SwitchCalls(
+                switch,
+                settings,
+                planner,
+                answer_s=settings.sailplane_switch_deadline,
+                ledger=Ledger.of(settings.sailplane_run_dir),
+            )
         self._always = ExitStack()
         reader = ProcReader()
         self._always.callback(reader.close)

@@ -20,6 +20,8 @@ import trio
 
 from pilot.farside import Asking, CallFailed
 from pilot.farsignal import Farewell, signal_far
+from pilot.inquiry import Patience
+from pilot.ledger import Ledger
 from pilot.switch import Call, Running, Switch, SwitchSettings
 from procd.planner import Batch, Planner
 from procd.proc import ProcReader
@@ -205,9 +207,19 @@ class SwitchCalls:
 
     Args:
         answer_s: how long a call may take until its far side speaks (SAILPLANE_SWITCH_DEADLINE).
+        ledger: the standing that the node's calls share; None: each call stands for itself.
     """
 
-    def __init__(self, switch: Switch, settings: SwitchSettings, planner: Planner, *, answer_s: float) -> None:
+    def __init__(
+        self,
+        switch: Switch,
+        settings: SwitchSettings,
+        planner: Planner,
+        *,
+        answer_s: float,
+        ledger: Ledger | None = None,
+    ) -> None:
+        self._ledger = ledger
         self._switch = switch
         self._settings = settings
         self._planner = planner
@@ -298,7 +310,12 @@ class SwitchCalls:
         left_s = max(request.give_up_s for request in requests) - trio.current_time()
         sent = await signal_far(
             Asking(
-                _Telling(self._switch, on_attempt, gather), self._settings, order.audit_id, credential, uid=order.uid
+                _Telling(self._switch, on_attempt, gather),
+                self._settings,
+                order.audit_id,
+                credential,
+                uid=order.uid,
+                patience=None if self._ledger is None else Patience(self._ledger, left_s, waits=True, once=True),
             ),
             order.number,
             gathered(),

@@ -36,9 +36,6 @@ LOOK_EVERY_S = 1.0
 SCHEDD_DEADLINE_S = 20.0
 # Vacate code of an end of the pilot's own (wire reference, appendix A).
 CODE_SHUTDOWN = 1013
-# How long an identity that the site refused is not matched here again.
-REFUSAL_MEMORY_S = 1800.0
-MAX_REMEMBERED_REFUSALS = 100
 
 
 @attrs.define(eq=False)
@@ -63,7 +60,6 @@ class Claims:
     draining: bool = False
     trouble: str = ""
     left_elsewhere: str = ""
-    refused: dict[str, float] = attrs.field(factory=dict)
     _pending: dict[int, tuple[to_starter.Activation, socket.socket, socket.socket]] = attrs.field(factory=dict)
     _next_ticket: int = 0
     _change: trio.Event = attrs.field(factory=trio.Event)
@@ -88,12 +84,6 @@ class Claims:
 
     def by_ticket(self, ticket: int) -> Held | None:
         return next((held for held in self.slots.held.values() if held.ticket == ticket), None)
-
-    def refused_users(self) -> tuple[str, ...]:
-        """Identities that the site refused lately; older ones are forgotten."""
-        now_s = trio.current_time()
-        self.refused = {user: until for user, until in self.refused.items() if until > now_s}
-        return tuple(self.refused)
 
     @property
     def takes_jobs(self) -> bool:
@@ -330,16 +320,9 @@ class Claims:
             case to_starter.LeftElsewhere(text=text):
                 self.log.warning("%s: %s", held.name, text)
                 self.left_elsewhere = text
-            case to_starter.UserRefused(identity=identity):
-                self._remember_refusal(identity)
             case to_starter.Ended(verdict=verdict, text=text):
                 self.log.info("%s: job %s %s: %s", held.name, held.job_id, verdict.lower(), text)
         self.changed()
-
-    def _remember_refusal(self, identity: str) -> None:
-        if len(self.refused) >= MAX_REMEMBERED_REFUSALS:
-            self.refused.pop(next(iter(self.refused)))
-        self.refused[identity] = trio.current_time() + REFUSAL_MEMORY_S
 
     # --- leases --------------------------------------------------------------------------------------------------
 

@@ -188,6 +188,7 @@ class Slots:
         entered_at: int,
         retiring: str = "",
         drain_request: str = "",
+        switch_down: str = "",
     ) -> SlotState:
         """The partitionable slot, for its ad."""
         return SlotState(
@@ -201,6 +202,7 @@ class Slots:
             children=len(self.held),
             refused_users=refused_users,
             left_elsewhere=left_elsewhere,
+            switch_down=switch_down,
             draining=draining,
             trouble=trouble,
             retiring=retiring,

@@ -15,6 +15,7 @@ import trio
 
 from pilot import glideinfile, logs
 from pilot.glideinconfig import BadGlideinConfig
+from pilot.ledger import Ledger
 from pilot.settings import GLIDEIN_SETTINGS, Settings, SettingsError, load
 from pilot.switch import compile_wrapper, make_switch
 from startd.processes import NotReady
@@ -127,6 +128,7 @@ async def _run(
     switch = make_switch(settings)
     validated = await validate(settings, switch)
     log.info("%s", validated.words)
+    Ledger.of(settings.sailplane_run_dir).begin(probe=switch.needs_credential and validated.pilot_mapped)
     unready: list[str] = []
     try:
         return await Startd(settings, config, switch, log).run(ready)

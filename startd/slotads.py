@@ -69,6 +69,7 @@ class SlotState:
     job_account_uid: int | None = None
     refused_users: Sequence[str] = ()
     left_elsewhere: str = ""
+    switch_down: str = ""
     draining: bool = False
     trouble: str = ""
     retiring: str = ""
@@ -185,14 +186,15 @@ def _policy(ad: ClassAd, machine: Machine, slot: SlotState) -> None:
 
 
 def start_expression(machine: Machine, slot: SlotState) -> str:
-    """The knob START, and what cannot run here: jobs without a proxy, users refused lately, any job when draining."""
+    """The knob START, and what cannot run here: jobs without a proxy, users refused lately; any job when draining, or
+    when the site's authorisation is down."""
     terms = [f"({machine.start})"]
     if machine.needs_proxy:
         terms.append("(TARGET.x509userproxysubject =!= undefined)")
     if slot.refused_users:
         names = ", ".join(_quoted(user) for user in slot.refused_users)
         terms.append(f"(member(TARGET.x509userproxysubject, {{ {names} }}) =!= true)")
-    if slot.draining or slot.trouble or slot.retiring:
+    if slot.draining or slot.trouble or slot.retiring or slot.switch_down:
         terms.append("false")
     return " && ".join(terms)
 
@@ -210,6 +212,8 @@ def _activity(ad: ClassAd, slot: SlotState) -> None:
         set_str(ad, "DrainingRequestId", slot.drain_request)
     if slot.retiring:
         set_str(ad, "SailplaneRetiring", slot.retiring)
+    if slot.switch_down:
+        set_str(ad, "SailplaneSwitchDown", slot.switch_down)
     if slot.trouble:
         set_str(ad, "SailplaneTrouble", slot.trouble)
     if slot.left_elsewhere:

@@ -9,6 +9,7 @@ import pwd
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -19,6 +20,8 @@ from cedar.classads import evaluate, parse_expression
 from cedar.server import Server, ServerPolicy
 from cedar.sessions import SessionTable
 from cedar.sinful import Sinful
+from pilot.inquiry import ask_pilot
+from pilot.ledger import Ledger
 from pilot.settings import Settings, SettingsError, load
 from pilot.switch import Switch, may_reap, own_children
 from startd import claim as life
@@ -37,6 +40,7 @@ from startd.proxykeys import ProxyKeys
 from startd.reconfigure import merge
 from startd.report import Job, Report
 from startd.slotads import Machine, private_ad, public_ad
+from startd.switchwatch import SwitchWatch
 from starter import messages
 from starter.updates import one_line
 
@@ -62,6 +66,7 @@ class Startd:
     _spawner: Spawner
     _claims: Claims
     _janitor: Janitor
+    _switch_watch: SwitchWatch
     _server: Server
 
     def __init__(
@@ -155,6 +160,12 @@ class Startd:
             retirement_s=self._retirement_s,
             job_ended=self._note_job,
         )
+        self._switch_watch = SwitchWatch(
+            ledger=Ledger.of(settings.sailplane_run_dir),
+            ask=partial(ask_pilot, self.switch, settings.sailplane_switch_deadline),
+            changed=self._changed,
+            log=self.log,
+        )
         self._janitor = Janitor(settings.sailplane_run_dir, self._spawner.clean, self.log)
         proxy_keys = ProxyKeys(wanted=settings.sailplane_proxy_key == "rsa")
         nursery.start_soon(proxy_keys.run)
@@ -206,6 +217,7 @@ class Startd:
         nursery.start_soon(self._janitor.run)
         self._janitor.look()
         nursery.start_soon(self._claims.watch_leases)
+        nursery.start_soon(self._switch_watch.run)
         await nursery.start(self._server.serve, listeners)
         for advertiser in self._advertisers:
             nursery.start_soon(advertiser.run)
@@ -363,10 +375,11 @@ class Startd:
 
     def _pslot_ad(self) -> ClassAd:
         state = self._slots.state(
-            refused_users=self._claims.refused_users(),
             left_elsewhere=self._claims.left_elsewhere,
             draining=self._claims.draining or self._claims.drain is not None,
             drain_request=self._claims.drain.request_id if self._claims.drain else "",
+            refused_users=self._switch_watch.refused(),
+            switch_down=self._switch_watch.down,
             trouble=self._claims.trouble,
             retiring=self._claims.retiring,
             entered_at=self._entered_at,
@@ -374,7 +387,11 @@ class Startd:
         return public_ad(self._machine, state, now=int(time.time()), sequence=self._sequence)
 
     def _dslot_ad(self, held: Held) -> ClassAd:
-        state = held.slot_state(1, self._claims.draining)
+        state = attrs.evolve(
+            held.slot_state(1, self._claims.draining),
+            refused_users=self._switch_watch.refused(),
+            switch_down=self._switch_watch.down,
+        )
         return public_ad(self._machine, state, now=int(time.time()), sequence=self._sequence)
 
     def _slot_ads(self) -> list[ClassAd]:

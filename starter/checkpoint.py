@@ -44,7 +44,7 @@ async def send_checkpoint(work: Work, wanted: Wanted, *, last_number: int) -> Ev
     number = last_number + work.legs + 1
     try:
         async with stage_out(
-            work.context(),
+            work.context(started=True),
             work.place,
             wanted,
             limits=Limits(

@@ -66,7 +66,6 @@ from starter.messages import (
     RenewalAnnounced,
     SlotBroken,
     SuspendJob,
-    UserRefused,
 )
 from starter.orphans import reap_orphans
 from starter.police import Police
@@ -242,14 +241,7 @@ class Job:
                 return lambda: steps.clean(work)
             case Step.REPORT:
                 assert verdict is not None
-                return lambda: self._report()
-
-    async def _report(self) -> Event:
-        verdict = self._life.verdict
-        assert verdict is not None
-        if isinstance(verdict, Hold) and self._work.credential and verdict.code == REFUSED_USER_CODE:
-            await self._say(UserRefused(self._work.credential.identity, verdict.text))
-        return await steps.report(self._work, verdict, self._life.ended, self._life.tell())
+                return lambda: steps.report(work, verdict, self._life.ended, self._life.tell())
 
     # --- facts ---------------------------------------------------------------------------------------------------
 
@@ -424,10 +416,6 @@ class Job:
     def _exit_code(self) -> int | None:
         ended = self._life.ended
         return None if ended is None else ended.wait_status
-
-
-# HoldCode.GLEXEC_CHOWN_SANDBOX_TO_USER: the only code that says something about the user's standing at this site.
-REFUSED_USER_CODE = 28
 
 
 def _asked(message: object) -> Event:

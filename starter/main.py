@@ -17,6 +17,8 @@ from classad2 import ClassAd
 from cedar.classads import get_str
 from cedar.stream import CedarStream
 from pilot import credentials, logs
+from pilot.inquiry import Patience
+from pilot.ledger import Ledger
 from pilot.rpc import Channel
 from pilot.settings import Settings, SettingsError, load
 from pilot.switch import make_switch
@@ -113,6 +115,7 @@ async def _clean_up(settings: Settings, private_dir: Path) -> int:
         audit_id=note.audit_id,
         credential=private_dir / PROXY if note.has_proxy else None,
         place=note.place.root,
+        patience=Patience(Ledger.of(settings.sailplane_run_dir), 0.0, waits=True, once=True),
     )
     try:
         if note.place.path.exists():

@@ -156,14 +156,6 @@ class JobUpdate:
 
 
 @attrs.frozen
-class UserRefused:
-    """starter -> startd: the site refused this user; do not match this identity here for a while."""
-
-    identity: str
-    text: str
-
-
-@attrs.frozen
 class SlotBroken:
     """starter -> startd: something of the job is left that could not be removed (processes, a sandbox)."""
 
@@ -200,6 +192,6 @@ class Ended:
 
 SPAWNER = Protocol(StartStarter, CleanUp, SpawnerReady, StarterStarted, StarterFailed, StarterEnded)
 STARTER = Protocol(
-    Deactivate, SuspendJob, ContinueJob, PassedCommand, RenewalAnnounced, Progress, JobUpdate, UserRefused,
+    Deactivate, SuspendJob, ContinueJob, PassedCommand, RenewalAnnounced, Progress, JobUpdate,
     SlotBroken, LeftBehind, LeftElsewhere, Ended,
 )  # fmt: skip

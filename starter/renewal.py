@@ -269,7 +269,7 @@ class Renewals:
         work = self.work
         self.calls += 1
         self.log.info("call %d beside the job's own three: replace the proxy", self.calls)
-        context = work.context()
+        context = work.context(started=True, once=True)
         asking = attrs.evolve(context, audit_id=f"{context.audit_id}#renew")
         limit_s = work.settings.sailplane_switch_deadline
         far = await open_call(asking, "replace-proxy", deadline_s=limit_s)

@@ -63,8 +63,6 @@ async def stage_in(context: Context, place: Place, *, deadline_s: float) -> Asyn
     inward = None
     try:
         account = Account(far.hello.uid, far.hello.gid, far.hello.name)
-        if context.switch.isolates and account.uid == os.geteuid():
-            raise StageFailed("not-isolated", f"{context.switch.name} left the job at the pilot's own account")
         with deadline("make the sandbox", deadline_s):
             made = await _make_directory(far, place)
         _keep_record(place, context, account, made)

@@ -20,9 +20,10 @@ from cedar.commands import HoldCode
 from cedar.errors import PeerFault, Refused
 from cedar.filetransfer import Ack, TransferLimits
 from cedar.sinful import Sinful
-from pilot import credentials, logs
+from pilot import credentials, logs, standing
+from pilot.ledger import identity_of, note_identity
 from pilot.rpc import RpcRefused
-from pilot.switch import Denied, Outcome, Unavailable
+from pilot.switch import Denied, Misused, Outcome, Unavailable
 from starter import ahead, checkpoint, furnish, launching, leftovers, orphans, tokens, updates
 from starter.checkpoint import checkpoint_names
 from starter.chirp import Delayed, as_ad
@@ -83,6 +84,8 @@ MAX_RETURNS = 20
 LOSS_SEEN_WITHIN_S = 1.0
 # The end of the job's first process is known to the kernel when its family is empty; the switch needs a moment to tell.
 END_KNOWN_WITHIN_S = 10.0
+# A kill that failed for the switch is repeated after so long; procd has tried for KILLING_TIMEOUT.
+BETWEEN_KILLS_S = 5.0
 # After an error event the shadow closes; we wait this long so that the event is surely read.
 SHADOW_CLOSES_WITHIN_S = 10.0
 
@@ -137,6 +140,7 @@ async def fetch_credential(work: Work) -> Event:
     assert path is not None
     try:
         credentials.store_private(path, credential.pem, durable=False)
+        note_identity(path, credential.identity, credentials.primary(credential.fqans))
     except OSError as fault:
         text = f"the job's proxy could not be stored on {work.host}: {fault.strerror}"
         return StepFailed(Requeue(HoldCode.CORRUPTED_CREDENTIAL, text), sandbox=False)
@@ -209,7 +213,7 @@ def _open_launch(work: Work) -> None:
     if work.description.deferral is not None:
         return  # who knows when it is launched
     if work.ahead is not None and ahead.is_short(evaluate(work.job_ad, "TransferInputSizeMB")):
-        work.ahead.open(work.context(), ahead.LAUNCH, deadline_s=Deadlines().hello_s, control=True)
+        work.ahead.open(work.context(once=True), ahead.LAUNCH, deadline_s=Deadlines().hello_s, control=True)
 
 
 def open_output(work: Work) -> None:
@@ -218,7 +222,7 @@ def open_output(work: Work) -> None:
     Where the far side has the pilot's own account procd could take it for one of the job's orphans.
     """
     if work.ahead is not None and work.switch.isolates:
-        work.ahead.open(work.context(), ahead.STAGE_OUT, deadline_s=work.settings.sailplane_switch_deadline)
+        work.ahead.open(work.context(once=True), ahead.STAGE_OUT, deadline_s=work.settings.sailplane_switch_deadline)
 
 
 def _check_transferred(work: Work, pem: bytes) -> None:
@@ -245,12 +249,18 @@ def _input_limits(work: Work) -> TransferLimits:
 
 
 def _switch_verdict(work: Work, outcome: Outcome | None, text: str) -> Verdict:
-    """Denied holds the job; everything else is the site's trouble and sends it back to idle."""
+    """Denied holds the job, also before it started unless GLEXEC_HOLD_ON_INITIAL_FAILURE is False; everything else
+    is the site's trouble and sends it back to idle."""
     if isinstance(outcome, Denied):
         who = work.credential.identity if work.credential else work.description.user
-        return hold_for_user_refused(who, work.host, updates.one_line(outcome.text))
+        hold = hold_for_user_refused(who, work.host, updates.one_line(outcome.text))
+        if work.launched is None and not work.settings.glexec_hold_on_initial_failure:
+            return Requeue(hold.code, hold.text)
+        return hold
     if isinstance(outcome, Unavailable):
         text = f"the site's authorisation is not available on {work.host}: {outcome.text}"
+    elif isinstance(outcome, Misused):
+        text = f"the identity switch of {work.host} cannot be used for this job: {outcome.text}"
     return Requeue(HoldCode.GLEXEC_CHOWN_SANDBOX_TO_USER, updates.one_line(text))
 
 
@@ -307,6 +317,8 @@ async def _stop(work: Work, *, soft: bool) -> Event:
         soft=work.description.kill_signal if soft else 0,
         grace_s=_grace_s(work),
     )
+    while not stopped.empty and await _switch_may_come_back(work):
+        stopped = await work.procd.stop(work.family, urgent=True, deadline_s=work.settings.killing_timeout)
     left = await _stop_guests(work)
     if stopped.empty and work.launched is not None:
         with trio.move_on_after(END_KNOWN_WITHIN_S):
@@ -315,6 +327,17 @@ async def _stop(work: Work, *, soft: bool) -> Event:
         work.usage = work.used(await work.procd.unregister(work.family))
         work.registered = False
     return FamilyStopped((*stopped.survivors, *left))
+
+
+async def _switch_may_come_back(work: Work) -> bool:
+    """Whether it was the switch that kept us from a kill, and there is time for another one; waits a little."""
+    if work.credential is None or work.credential_path is None or work.credential.usable_until <= time.time():
+        return False
+    key, _ = identity_of(work.credential_path)
+    if not standing.in_doubt(work.ledger.read(), key):
+        return False
+    await trio.sleep(BETWEEN_KILLS_S)
+    return True
 
 
 async def _stop_guests(work: Work) -> list[int]:
@@ -355,7 +378,7 @@ async def send_sandbox(work: Work, verdict: Verdict) -> Event:
             work.description, lambda: plugins_of(work, proxy=work.proxy_in_sandbox), final=is_final(verdict)
         )
         async with stage_out(
-            work.context(),
+            work.context(started=True),
             work.place,
             _wanted(work, wanted_names(work.description, failed=_failed(work, verdict))),
             limits=_output_limits(work),
@@ -472,7 +495,7 @@ async def clean(work: Work) -> Event:
         return Cleaned(_remove_place(work))
     try:
         async with stage_out(
-            work.context(),
+            work.context(),  # what is left is the janitor's, and the job need not wait for it
             work.place,
             Listed(()),
             limits=Limits(max_bytes=0, max_files=0),

@@ -148,7 +148,7 @@ class Visits:
             self._still_runs()
             self.calls += 1
             self.log.info("call %d beside the job's own three: %s", self.calls, what)
-            context = self.work.context()
+            context = self.work.context(once=True)
             try:
                 yield attrs.evolve(context, audit_id=f"{context.audit_id}#{what}")
             finally:

@@ -11,6 +11,8 @@ from classad2 import ClassAd
 
 from cedar.classads import get_str
 from pilot.credentials import Credential
+from pilot.inquiry import Patience
+from pilot.ledger import Ledger
 from pilot.rpc import ChannelClosed, RpcFault, RpcRefused
 from pilot.settings import Settings
 from pilot.switch import Switch
@@ -195,12 +197,22 @@ class Work:
         """Whom the site believes when it looks at a proxy."""
         return Trust(self.settings.sailplane_certificates_dir, self.settings.sailplane_voms_dir)
 
-    def context(self) -> Context:
-        """For calls of the identity switch."""
+    def context(self, *, started: bool = False, once: bool = False) -> Context:
+        """For calls of the identity switch: of a job that has `started`, with patience to its proxy's end; `once`, for
+        what the job itself does not need."""
+        seconds = self.settings.sailplane_switch_patience
+        if started and self.credential is not None:
+            seconds = max(0.0, self.credential.usable_until - time.time())
         return Context(
             switch=self.switch,
             settings=self.settings,
             audit_id=self.description.global_job_id,
             credential=self.credential_path,
             place=self.place.root,
+            patience=Patience(self.ledger, seconds, waits=started, once=once),
         )
+
+    @property
+    def ledger(self) -> Ledger:
+        """The standing that the node's calls share."""
+        return Ledger.of(self.settings.sailplane_run_dir)

@@ -10,6 +10,7 @@ import pytest
 
 from demo.grid import make_proxy, write_private
 from demo.site import Site
+from pilot.standing import PAIRS
 from tests.e2e.conftest import POOL_KNOBS, STARTD_KNOBS
 from tests.e2e.e2e_jobs import Jobs
 
@@ -58,7 +59,7 @@ def test_a_user_whom_the_site_does_not_map_is_held_with_28_and_not_matched_here_
     assert "administrator" in row["reason"]
     jobs.until_nothing_is_left_of("bob")
     calls = len(jobs.calls(job))
-    assert calls == 1 + int(STARTD_KNOBS["GLEXEC_RETRIES"])
+    assert calls == 1 + int(STARTD_KNOBS["GLEXEC_RETRIES"]) + PAIRS
     again = jobs.submit("bob", "exit 0", x509userproxy=str(path))
     jobs.done(jobs.submit("alice", "exit 0"))
     assert jobs.rows()[again]["state"] == "idle"

@@ -98,7 +98,12 @@ class Job:
         self.place, self.state = place, State.RUNNING
         settings = SimpleNamespace(sailplane_switch_deadline=10.0)
         work = SimpleNamespace(
-            description=describe(JOB), job_ad=JOB, place=place, settings=settings, host="slot", context=lambda: context
+            description=describe(JOB),
+            job_ad=JOB,
+            place=place,
+            settings=settings,
+            host="slot",
+            context=lambda once: context,
         )
         self.visits = Visits(cast(Work, work), lambda: self.state, LOG, pause_s=0.0)
 
