@@ -95,7 +95,7 @@ class Job:
         self.contexts: list[Context] = []
         self.renewals = Renewals(cast(Work, self.work), lambda: self.state, self.tell, LOG)
 
-    def context(self) -> Context:
+    def context(self, **patience: bool) -> Context:
         self.contexts.append(wrapper_context())
         return self.contexts[-1]
 
@@ -336,7 +336,7 @@ async def test_a_switch_that_is_down_is_tried_again_until_the_sandbox_has_it(
     monkeypatch.setattr(renewal, "LAST_PAUSE_S", 0.05)
     down = [True]
 
-    def context() -> Context:
+    def context(**patience: bool) -> Context:
         good = wrapper_context()
         if not down[0]:
             return good
