@@ -362,9 +362,7 @@ class Job:
             # The family is over meanwhile, or procd is away: neither is a reason to end the job.
             self._log.info("no usage now: %s", fault)
             return
-        ad = updates.running(
-            usage, suspended=self._life.state is State.SUSPENDED, address=work.activation.startd_address
-        )
+        ad = updates.running(usage, suspended=work.stands_still, address=work.activation.startd_address)
         delayed = work.chirp.delayed.pending() if work.chirp else {}
         updates.add_delayed(ad, as_ad(delayed), work.shadow_version)
         updates.put_proxy(ad, work.credential, self._renewals.words)
@@ -383,12 +381,13 @@ class Job:
         self._work.suspended = True
         for family in (self._work.family, *self._work.guests.families):
             await self._work.procd.suspend(family)
+        self._work.stands_still = True
         await self._update()
 
     async def _resume(self) -> None:
         for family in (self._work.family, *self._work.guests.families):
             await self._work.procd.resume(family)
-        self._work.suspended = False
+        self._work.suspended = self._work.stands_still = False
         await self._update()
 
     # --- to the startd -------------------------------------------------------------------------------------------

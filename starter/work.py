@@ -103,7 +103,9 @@ class Work:
     # files of the sandbox that are open here, by name
     kept: dict[str, int] = attrs.field(factory=dict)
     registered: bool = False
+    # a suspension has begun; every process is stopped, and the shadow may be told so (wire reference T16)
     suspended: bool = False
+    stands_still: bool = False
     launched: Launched | None = None
     started_at_s: float | None = None
     duration_s: float | None = None

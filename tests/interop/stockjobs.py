@@ -20,9 +20,10 @@ T = TypeVar("T")
 PATIENCE_S = 60.0
 _EVENT = re.compile(r"(\d{3}) \((\d+)\.(\d+)\.\d+\) \S+ \S+ (.*)")
 # Numbers of the user log's events.
-SUBMITTED, EXECUTING, EVICTED, TERMINATED, ABORTED, SUSPENDED, UNSUSPENDED, HELD, RELEASED, TRANSFER = (
-    0, 1, 4, 5, 9, 10, 11, 12, 13, 40,
+SUBMITTED, EXECUTING, EVICTED, TERMINATED, ABORTED, SUSPENDED, UNSUSPENDED, HELD, RELEASED = (
+    0, 1, 4, 5, 9, 10, 11, 12, 13,
 )  # fmt: skip
+DISCONNECTED, RECONNECTED, RECONNECT_FAILED, TRANSFER = 22, 23, 24, 40
 IDLE, RUNNING, REMOVED, COMPLETED, ON_HOLD = 1, 2, 3, 4, 5
 DEFAULTS = {
     "should_transfer_files": "YES",
@@ -155,6 +156,9 @@ class StockJobs:
 
     def start_log(self) -> str:
         return (self.site.layout.pilot / "log" / "StartLog").read_text()
+
+    def starter_log(self) -> str:
+        return (self.site.layout.pilot / "log" / "StarterLog").read_text()
 
     def switch_calls(self, job: Job) -> list[dict[str, Any]]:
         """The site's decisions about this job."""

@@ -1,0 +1,104 @@
+"""What is lost and comes back: shadows, the schedd, the collector, the negotiator, while a job runs here."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.interop.stockjobs import EXECUTING, RECONNECTED, RUNNING, Job, StockJobs
+
+pytestmark = [pytest.mark.interop, pytest.mark.timeout(170)]
+
+
+@pytest.fixture(autouse=True)
+def empty_queue(stock: StockJobs) -> Iterator[None]:
+    """A test that fails leaves the next one a free execution point."""
+    yield
+    if stock.pool.tool("condor_q", "-af", "ClusterId").strip():
+        stock.pool.tool("condor_rm", "-all")
+        stock.until_empty()
+
+
+def until_told(stock: StockJobs, role: str, name: str, **lines: str) -> Job:
+    """A job that runs until ``name`` is in its owner's home, prints how often it was started, and leaves a file."""
+    go = stock.user(role).home / name
+    counter = go.with_suffix(".started")
+    script = (
+        f"echo x >>{counter}; while [ ! -e {go} ]; do sleep 0.2; done; wc -l <{counter}; echo made >made;"
+        f" rm -f {counter} {go}"
+    )
+    job = stock.one(role, script, transfer_output_files="made", **lines)
+    stock.wait(job, EXECUTING)
+    return job
+
+
+def tell(stock: StockJobs, role: str, name: str) -> None:
+    (stock.user(role).home / name).touch()
+
+
+def kill(stock: StockJobs, name: str, number: int = signal.SIGKILL) -> None:
+    for pid in stock.pool.processes(name):
+        os.kill(pid, number)
+
+
+def lose_schedd_and_shadows(stock: StockJobs) -> None:
+    """Both at one stroke; the master starts another schedd."""
+    kill(stock, "condor_master", signal.SIGSTOP)  # so that no new schedd finds the old shadow
+    kill(stock, "condor_sch")
+    kill(stock, "condor_sha")
+    kill(stock, "condor_master", signal.SIGCONT)
+
+
+def test_a_job_outlives_its_schedd_and_shadow(stock: StockJobs) -> None:
+    job = until_told(stock, "alice", "outlive")
+    lose_schedd_and_shadows(stock)
+    stock.wait(job, RECONNECTED)
+    tell(stock, "alice", "outlive")
+    assert stock.done(job) == "1\n", "it was started once"
+    assert (job.home / "made").read_text() == "made\n"
+
+
+def test_output_of_a_job_that_ended_alone_is_kept_for_the_shadow_that_comes_back(stock: StockJobs) -> None:
+    job = until_told(stock, "bob", "alone")
+    kill(stock, "condor_master", signal.SIGSTOP)
+    kill(stock, "condor_sch")
+    kill(stock, "condor_sha")
+    tell(stock, "bob", "alone")
+    try:
+        stock.until(lambda: True if "stopping -> staging out" in stock.starter_log()[-2000:] else None, "its end")
+    finally:
+        kill(stock, "condor_master", signal.SIGCONT)
+    assert stock.done(job) == "1\n"
+    assert (job.home / "made").read_text() == "made\n"
+    calls = stock.switch_calls(job)
+    assert len(calls) == 3, "none of the switch's calls was made twice"
+
+
+def test_a_job_runs_on_without_collector_and_negotiator(stock: StockJobs) -> None:
+    job = until_told(stock, "alice", "headless")
+    kill(stock, "condor_coll")
+    kill(stock, "condor_nego")
+    tell(stock, "alice", "headless")
+    assert stock.done(job) == "1\n"
+    after = stock.one("bob", "echo again")
+    assert stock.done(after) == "again\n", "the execution point is back in the collector"
+    stock.until_empty()
+
+
+@pytest.mark.parametrize("what", ["starter", "procd", "startd"])
+def test_a_killed_part_of_ours_loses_no_job_and_leaves_nothing(stock: StockJobs, what: str) -> None:
+    job = until_told(stock, "bob", f"killed-{what}")
+    uid = stock.site.accounts["bob"].uid
+    for pid in ours(stock, what, uid):
+        os.kill(pid, signal.SIGKILL)
+    if what == "startd":
+        stock.until(lambda: True if stock.site.startd.process.poll() is not None else None, "its end")
+        restart_startd(stock)
+    tell(stock, "bob", f"killed-{what}")
+    times = int(stock.done(job))
+    assert times == (1 if what == "procd" else 2)
+    assert stock.status(job) == COMPLETED
+    stock.until_empty()
