@@ -73,7 +73,7 @@ from starter.transfer import (
     wanted_names,
 )
 from starter.urls import plugins_of, tell_results
-from starter.verdict import Exited, Hold, Requeue, Verdict, hold_for_user_refused, is_final, job_exit_reason
+from starter.verdict import Exited, Hold, Killed, Requeue, Verdict, hold_for_user_refused, is_final, job_exit_reason
 from starter.work import PROCD_FAULTS, Work
 
 # Output is offered again after a transient failure, on the same stream of the far side.
@@ -536,6 +536,7 @@ def _now() -> str:
 async def report(work: Work, verdict: Verdict, ended: JobEnded | None, story: str = "") -> Event:
     """The shadow is told how it ended. A shadow that does not hear it changes nothing any more."""
     try:
+        await _tell_usage(work, verdict, ended)
         if isinstance(verdict, Hold | Requeue):
             await work.shadow.log_event(updates.error_event(verdict, work.host, _now(), story))
             with trio.move_on_after(SHADOW_CLOSES_WITHIN_S):
@@ -545,9 +546,17 @@ async def report(work: Work, verdict: Verdict, ended: JobEnded | None, story: st
             if work.chirp is not None:
                 updates.add_delayed(update, as_ad(work.chirp.delayed.pending()), work.shadow_version)
             wait_status = ended.wait_status if ended else 0
-            if isinstance(verdict, Exited):
-                await work.shadow.register_job_info(update)
             await work.shadow.job_exit(wait_status, job_exit_reason(verdict), update)
     except (PeerFault, ShadowRefused) as fault:
         return ShadowLost(str(fault))
     return Reported()
+
+
+async def _tell_usage(work: Work, verdict: Verdict, ended: JobEnded | None) -> None:
+    """The last update of a job that has ended: also of one that is held, whose owner wants to know what it used."""
+    if work.stands_still and work.usage is not None:
+        # A shadow does not understand the end of a job that it knows as suspended (wire reference 4.4).
+        address = work.activation.startd_address
+        await work.shadow.register_job_info(updates.running(work.usage, suspended=False, address=address))
+    if ended is not None and not isinstance(verdict, Killed):
+        await work.shadow.register_job_info(updates.final(verdict, ended, work.usage, work.duration_s))

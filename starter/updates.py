@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import signal
 
 from classad2 import ClassAd, ExprTree
 
@@ -106,7 +107,9 @@ def _put_wait_status(ad: ClassAd, ended: JobEnded) -> None:
     ad["ExitBySignal"] = bool(number)
     if number:
         ad["ExitSignal"] = number
-        ad["JobCoreDumped"] = bool(ended.wait_status & 0x80)
+        if ended.wait_status & 0x80:
+            ad["JobCoreDumped"] = True
+        ad["ExitReason"] = f"died on signal {number} ({signal.strsignal(number) or 'of no name'})"
     else:
         ad["ExitCode"] = ended.wait_status >> 8
         ad["SailplaneExitCodeExact"] = ended.exact

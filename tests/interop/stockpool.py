@@ -93,6 +93,32 @@ SHADOW_CHECKPROXY_INTERVAL = 1
 SHADOW_DEBUG = D_FULLDEBUG D_SECURITY D_COMMAND D_SYSCALLS D_PID D_SUB_SECOND
 SCHEDD_DEBUG = D_FULLDEBUG D_COMMAND D_PID D_SUB_SECOND
 STARTER_DEBUG = $(SHADOW_DEBUG)
+DEFAULT_USERLOG_FORMAT_OPTIONS = ISO_DATE, SUB_SECOND
+"""
+# A stock execution point beside ours, in the same pool: the same size, the same times.
+STOCK_STARTD = "stockside"
+_STARTD = f"""\
+DAEMON_LIST = $(DAEMON_LIST) STARTD
+STARTD_NAME = {STOCK_STARTD}
+NUM_CPUS = 1
+MEMORY = 1024
+DISK = 4000000
+NUM_SLOTS = 1
+NUM_SLOTS_TYPE_1 = 1
+SLOT_TYPE_1 = 100%
+SLOT_TYPE_1_PARTITIONABLE = True
+START = True
+MOUNT_UNDER_SCRATCH =
+STARTD_ENFORCE_DISK_LIMITS = False
+CGROUP_MEMORY_LIMIT_POLICY = none
+BASE_CGROUP =
+USE_PID_NAMESPACES = False
+STARTER_INITIAL_UPDATE_INTERVAL = 1
+STARTER_UPDATE_INTERVAL = 2
+MACHINEMAXVACATETIME = 3
+KILLING_TIMEOUT = 10
+BENCHMARKS_JOBLIST =
+STARTD_CRON_JOBLIST =
 """
 
 
@@ -216,7 +242,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _make(site: Site, prefix: Path) -> StockPool:
+def _make(site: Site, prefix: Path, *, stock_startd: bool) -> StockPool:
     here, owner, port = site.layout.root / "stock", site.accounts["pool"], _free_port()
     here.mkdir(mode=0o755)
     for name in ("log", "spool", "execute", "run", "lock", "sock"):
@@ -231,14 +257,18 @@ def _make(site: Site, prefix: Path) -> StockPool:
         _CONFIGURATION.format(
             prefix=prefix, here=here, uid=owner.uid, gid=owner.gid, account=owner.name, port=port, domain=DOMAIN
         )
+        + (_STARTD if stock_startd else "")
     )
     return StockPool(site, prefix, here, port)
 
 
 @contextmanager
-def open_pool(site: Site, prefix: Path) -> Iterator[StockPool]:
-    """A running stock pool in ``site``, where ``site.start_startd`` finds its address and token; stopped afterwards."""
-    pool = _make(site, prefix)
+def open_pool(site: Site, prefix: Path, *, stock_startd: bool = False) -> Iterator[StockPool]:
+    """A running stock pool in ``site``, where ``site.start_startd`` finds its address and token; stopped afterwards.
+
+    ``stock_startd``: with an execution point of its own.
+    """
+    pool = _make(site, prefix, stock_startd=stock_startd)
     try:
         pool.start()
         layout = site.layout

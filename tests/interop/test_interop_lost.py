@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.interop.stockjobs import EXECUTING, RECONNECTED, RUNNING, Job, StockJobs
+from tests.interop.conftest import restart_startd
+from tests.interop.stockjobs import COMPLETED, EXECUTING, RECONNECTED, Job, StockJobs
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(170)]
 
@@ -52,6 +54,32 @@ def lose_schedd_and_shadows(stock: StockJobs) -> None:
     kill(stock, "condor_master", signal.SIGCONT)
 
 
+def ours(stock: StockJobs, what: str) -> list[int]:
+    """Pids of the startd, of its procd, or of its starters (which are forked by the spawner, and look like it)."""
+    assert stock.site.startd is not None
+    startd = stock.site.startd.pid
+    children = {pid: command(pid) for pid in descendants(startd)}
+    if what == "startd":
+        return [startd]
+    if what == "procd":
+        return [pid for pid, said in children.items() if "--lifeline-fd" in said]
+    spawners = [pid for pid, said in children.items() if "--spawner-fd" in said and parent(pid) == startd]
+    return [pid for pid in children if parent(pid) in spawners]
+
+
+def command(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def descendants(pid: int) -> list[int]:
+    found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [*found, *(below for child in found for below in descendants(child))]
+
+
 def test_a_job_outlives_its_schedd_and_shadow(stock: StockJobs) -> None:
     job = until_told(stock, "alice", "outlive")
     lose_schedd_and_shadows(stock)
@@ -91,11 +119,12 @@ def test_a_job_runs_on_without_collector_and_negotiator(stock: StockJobs) -> Non
 @pytest.mark.parametrize("what", ["starter", "procd", "startd"])
 def test_a_killed_part_of_ours_loses_no_job_and_leaves_nothing(stock: StockJobs, what: str) -> None:
     job = until_told(stock, "bob", f"killed-{what}")
-    uid = stock.site.accounts["bob"].uid
-    for pid in ours(stock, what, uid):
+    for pid in ours(stock, what):
         os.kill(pid, signal.SIGKILL)
     if what == "startd":
-        stock.until(lambda: True if stock.site.startd.process.poll() is not None else None, "its end")
+        assert stock.site.startd is not None
+        assert stock.site.startd.wait(20) == -signal.SIGKILL
+        stock.site.startd = None
         restart_startd(stock)
     tell(stock, "bob", f"killed-{what}")
     times = int(stock.done(job))

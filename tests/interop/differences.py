@@ -1,0 +1,59 @@
+"""What may differ between a job on a stock execution point and on ours, and why. All else must be the same."""
+
+from __future__ import annotations
+
+
+def _because(reasons: dict[str, str]) -> dict[str, str]:
+    """By attribute, of names by reason."""
+    return {name: reason for reason, names in reasons.items() for name in names.split()}
+
+
+# Of the job ad, in the queue or the history: these differ in a run of all kinds.
+AD = _because(
+    {
+        "two jobs, each with a number, files, slot and time": "ClusterId Cmd Iwd GlobalJobId UserLog JobSubmitFile"
+        " Requirements AutoClusterId QDate EnteredCurrentStatus CompletionDate FirstJobMatchDate InitialWaitDuration"
+        " JobStartDate JobCurrentStartDate JobCurrentStartExecutingDate JobCurrentStartTransferInputDate"
+        " JobCurrentFinishTransferInputDate JobCurrentStartTransferOutputDate JobCurrentFinishTransferOutputDate"
+        " JobFinishedHookDone LastJobLeaseRenewal LastMatchTime LastPublicClaimId LastRemoteHost LastVacateTime"
+        " ServerTime TransferInStarted TransferInFinished TransferOutStarted TransferOutFinished",
+        "stock counts blocks of its first process, we where the kernel lets the pilot see them":
+            "BlockReadKbytes BlockReads BlockWriteKbytes BlockWrites RecentBlockReadKbytes RecentBlockReads"
+            " RecentBlockWriteKbytes RecentBlockWrites RecentStatsLifetimeStarter StatsLifetimeStarter",
+        "measured by another method": "ImageSize ImageSize_RAW ResidentSetSize ResidentSetSize_RAW CpusUsage",
+        "stock counts its own log and ads in the scratch directory; the pilot cannot look into a sandbox of another"
+        " account without a call of the switch": "DiskUsage DiskUsage_RAW ScratchDirFileCount StdoutMtime StderrMtime",
+        "there are no GPUs to provide": "GPUsProvisioned",
+        "the scratch directory is never encrypted, and we do not say so": "ExecuteDirWasEncrypted",
+        "only for jobs that were spooled": "SpooledOutputFiles",
+        "the proxy is delegated as an item of its own, and counted": "TransferInputStats TransferOutputStats",
+        "words with the name of the slot in them": "HoldReason VacateReason",
+        "a program that is not there: stock begins the execution first, we find out first":
+            "NumJobStarts NumVacatesByReasonPreExecution NumVacatesPreExecution",
+        "input that is lost: stock asks the shadow for another try": "NumOutputTransferStarts",
+        "stock reports the end of a job that is held by a call of its own": "ExitReason JobCoreDumped",
+        "we stream at the end of the job": "BytesSent",
+    }
+)  # fmt: skip
+# These differ in some runs only: what took time, what the negotiator did meanwhile.
+SOMETIMES = _because(
+    {
+        "durations, in whole seconds": "ActivationDuration ActivationSetupDuration ActivationExecutionDuration"
+        " ActivationTeardownDuration CommittedTime CommittedSlotTime CumulativeSlotTime LastRemoteWallClockTime"
+        " RemoteWallClockTime RemoteUserCpu RemoteSysCpu CumulativeRemoteUserCpu CumulativeRemoteSysCpu"
+        " CumulativeRemoteCPU",
+        "whether the one slot of a side was busy when the negotiator looked": "LastRejMatchNegotiator"
+        " LastRejMatchReason LastRejMatchTime",
+        "a stock shadow reports a hold of its own once more for each try to end the job": "NumHolds NumHoldsByReason"
+        " NumVacates NumVacatesByReason",
+    }
+)
+# Event numbers of the user's log.
+EVENTS = {6: "an update of the image's size: it comes with an update of usage, at times of each side's own"}
+# By kind of job: why its log has other events.
+EVENTS_OF = {
+    "streams its output": "stock has nothing to transfer at the end",
+    "has no program": "stock begins the execution first",
+    "lost its input": "stock tries the transfer twice",
+    "does not make its output": "the shadow may hold the job before it has written the transfer's end",
+}
