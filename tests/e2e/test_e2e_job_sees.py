@@ -25,7 +25,7 @@ TRAPS = {
     "MALLOC_CHECK_": "3",
     "PYTHON_EGG_CACHE": "/no/such/trap-eggs",
     "PYTHONPATH": "/no/such/trap-python",
-    "TMPDIR": "/var/tmp",
+    "TMPDIR": "/no/such/trap-tmp",
     "GLEXEC_TRAP": "trap",
     "CONDOR_CONFIG": "/no/such/trap-config",
     "BASH_ENV": "/no/such/trap-bash",
@@ -46,7 +46,11 @@ def jobs() -> Iterator[Jobs]:
         plain = site.runtime
         site.runtime = attrs.evolve(plain, environment={**plain.environment, **TRAPS})
         knobs = {"SEC_CREDENTIAL_REFRESH": 1, "JOB_RENICE_INCREMENT": "3 + 2", "STARTER_JOB_ENVIRONMENT": SITES}
-        site.start_startd(**STARTD_KNOBS, **knobs)
+        umask = os.umask(0o077)  # as some batch systems start their jobs
+        try:
+            site.start_startd(**STARTD_KNOBS, **knobs)
+        finally:
+            os.umask(umask)
         site.runtime = plain
         yield Jobs(site)
         site.stop()
@@ -73,7 +77,7 @@ def test_nothing_of_the_pilots_environment_reaches_a_job(jobs: Jobs) -> None:
     assert found["X509_USER_PROXY"] == found["HOME"] + "/" + os.path.basename(jobs.user("alice").proxy)
 
 
-@pytest.mark.parametrize("name", ["LD_PRELOAD", "MALLOC_CHECK_"])
+@pytest.mark.parametrize("name", ["LD_PRELOAD", pytest.param("MALLOC_CHECK_", marks=pytest.mark.slow)])
 def test_traps_that_a_job_sets_are_its_own_and_nobody_elses(jobs: Jobs, name: str) -> None:
     """They reach the job's program, and neither the switch nor the wrapper."""
     text = jobs.output("alice", f'echo "${name}"', environment=f'"{name}=/no/such/own.so"')
@@ -95,6 +99,13 @@ def test_limits_niceness_umask_and_descriptors(jobs: Jobs) -> None:
 def test_output_and_errors_in_one_file_are_in_order(jobs: Jobs) -> None:
     text = jobs.output("alice", "echo 1; echo 2 >&2; echo 3", error="out")
     assert text.split() == ["1", "2", "3"]
+
+
+def test_a_stream_may_go_to_a_directory_that_is_not_there_yet(jobs: Jobs) -> None:
+    job = jobs.submit("alice", "echo out; echo err >&2", output="logs/deep/out", error="logs/err")
+    jobs.done(job)
+    fetched = jobs.fetch("alice", job)
+    assert {name: data for name, data in fetched.items() if data} == {"logs/deep/out": b"out\n", "logs/err": b"err\n"}
 
 
 def test_the_ads_are_there_and_do_not_come_back(jobs: Jobs) -> None:
@@ -135,7 +146,7 @@ def test_commands_before_and_after_a_job_run_at_its_account(jobs: Jobs) -> None:
     assert len(jobs.calls(job)) == 3
 
 
-@pytest.mark.parametrize(("which", "code"), [("Pre", 43), ("Post", 44)])
+@pytest.mark.parametrize(("which", "code"), [("Pre", 43), pytest.param("Post", 44, marks=pytest.mark.slow)])
 def test_a_command_around_a_job_that_fails_holds_it(jobs: Jobs, which: str, code: int) -> None:
     more = {f"+{which}Cmd": '"/bin/false"', f"+Success{which}ExitCode": "0"}
     job = jobs.submit("alice", "exit 0", **more)
@@ -213,6 +224,34 @@ def test_a_job_by_chirp_with_the_wheels_client(jobs: Jobs, tmp_path: Path) -> No
     assert fetched["back"] == b"0123456789"
     assert "htchirp.py" not in fetched
     assert len(jobs.calls(job)) == 3
+
+
+INTRUDER = """
+import socket, sys
+for path in sys.argv[2:]:
+    try: print(open(path).read())
+    except OSError as error: print(error.strerror)
+line = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+line.sendall(b"cookie guessed\\nget_job_attr Owner\\n")
+print(line.recv(100))
+"""
+
+
+def test_another_user_reaches_neither_a_jobs_chirp_nor_its_secrets(jobs: Jobs) -> None:
+    site, layout = jobs.site, jobs.site.layout
+    give_token(jobs, site.accounts["alice"].name, "mine", "s3cret")
+    wanted = {"+WantIOProxy": "true", "+OAuthServicesNeeded": '"mine"'}
+    job = jobs.submit("alice", "touch ready; until test -e over; do sleep 0.05; done", **wanted)
+    (ready,) = jobs.until("alice's job to run", lambda: list(layout.execute.glob("*/s/*/ready")))
+    sandbox = ready.parent
+    port = (sandbox / ".chirp.config").read_text().split()[1]
+    site.put(jobs.user("bob"), "intruder.py", INTRUDER.encode())
+    arguments = f"{port} {sandbox}/.chirp.config {sandbox}/.condor_creds/mine.use {sandbox}/.job.ad"
+    script = '/usr/bin/python3 intruder.py "$@"'
+    said = jobs.output("bob", script, transfer_input_files="intruder.py", arguments=arguments)
+    assert said.splitlines() == ["Permission denied"] * 3 + ["b'-1\\n'"]
+    (sandbox / "over").touch()
+    jobs.done(job)
 
 
 # -- tokens ---------------------------------------------------------------------------------------------------------

@@ -148,3 +148,21 @@ def test_ipc_is_the_jobs_own_and_its_files_elsewhere_go_with_it(jobs: Jobs) -> N
     assert Path("/proc/sysvipc/shm").read_text() == before
     assert [name for name in names if Path(name).exists()] == []
     nothing_left(jobs)
+
+
+def test_what_a_job_sees_at_a_sub_uid(jobs: Jobs) -> None:
+    """The parts that hang on the sandbox's owner: the ad kept up to date, the command after it, chirp's cookie."""
+    script = (
+        "until grep -q JobState .update.ad; do sleep 0.05; done; stat -c %a .chirp.config; cat .chirp.config; exit 3"
+    )
+    job = jobs.submit(
+        "alice", script, x509userproxy="", **{"+PostCmd": '"/bin/cp"', "+PostArguments": '".job.ad copy"'}
+    )
+    assert jobs.done(job)["exit_code"] == 3
+    fetched = jobs.fetch("alice", job)
+    mode, host, port, cookie = fetched["out"].decode().split()
+    assert (mode, host) == ("600", "127.0.0.1")
+    assert b"ClusterId" in fetched["copy"]
+    assert int(port) > 0
+    assert cookie not in jobs.log("StarterLog")
+    nothing_left(jobs)

@@ -87,6 +87,34 @@ async def test_a_far_side_that_gives_other_descriptors_gets_nothing_written(tmp_
     assert open_fds() == before
 
 
+def test_only_a_plain_file_of_the_jobs_account_in_its_file_system_is_used(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "fifo")
+    uid, device = os.geteuid(), tmp_path.stat().st_dev
+    cases = (("file", uid, device, True), ("fifo", uid, device, False), ("file", uid + 1, device, False),
+             ("file", uid, device + 1, False), (".", uid, device, False))  # fmt: skip
+    for name, owner, where, used in cases:
+        fd = os.open(tmp_path / name, os.O_RDONLY | os.O_NONBLOCK)
+        kept = trusted({"x": fd}, uid=owner, device=where)
+        assert bool(kept) == used, (name, owner, where)
+        close(kept)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+
+def test_a_text_is_written_over_the_old_one_in_whole_pages(tmp_path: Path) -> None:
+    fd = os.open(tmp_path / "ad", os.O_RDWR | os.O_CREAT)
+    for text in (b"long " * 1000, b"short", b""):
+        assert overwrite(fd, text)
+        found = (tmp_path / "ad").read_bytes()
+        assert found.rstrip(b"\n") == text.rstrip(b"\n")
+        assert len(found) % 4096 == 0
+    assert not overwrite(fd, b"x" * 20_000)
+    assert not overwrite(None, b"x")
+    os.close(fd)
+    assert not overwrite(fd, b"x")
+
+
 # -- commands around the job ----------------------------------------------------------------------------------------
 
 
