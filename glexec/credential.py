@@ -1,60 +1,111 @@
 """What a PEM holds, asked of libcrypto by ctypes: usable now? whose?
 
-Runs in the mapping child only. Says what a caller can fix (no key, wrong key, expired); whether the
-chain is to be believed is the policy's question, not asked here.
+Runs in the deciding child only. Says what a caller can fix (no key, wrong key, expired); whether the
+chain is to be believed is the policy's question, not asked here. Nothing is ever freed: the process
+ends after one credential.
 """
 
 import ctypes
 
 from glexec.codes import CLIENT, INTERNAL, Failure
 
+TYPE_CHECKING = False  # the typing module costs milliseconds
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 _MAX_CERTIFICATES = 32  # a proxy of a proxy of a proxy with its authorities stays below ten
-_IS_PROXY = 0x0400  # EXFLAG_PROXY, openssl/x509v3.h
+IS_PROXY = 0x0400  # EXFLAG_PROXY, openssl/x509v3.h
 _LEGACY_PROXY = ("/CN=proxy", "/CN=limited proxy")  # before RFC 3820 (GT2)
 _NAME_BYTES = 4096
+# Where no mapping library has brought one along. 1.0.2 (EL7) lacks too much of what is asked for.
+_NAMES = ("libcrypto.so.3", "libcrypto.so.1.1", "libcrypto.so")
 
+_P, _I = ctypes.c_void_p, ctypes.c_int
 _POINTERS = {
-    "BIO_new_mem_buf": (ctypes.c_char_p, ctypes.c_int),
-    "PEM_read_bio_X509": (ctypes.c_void_p,) * 4,
-    "PEM_read_bio_PrivateKey": (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p),
-    "X509_get_subject_name": (ctypes.c_void_p,),
-    "X509_NAME_oneline": (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int),
-    "X509_get0_notBefore": (ctypes.c_void_p,),
-    "X509_get0_notAfter": (ctypes.c_void_p,),
+    "BIO_new_mem_buf": (ctypes.c_char_p, _I),
+    "PEM_read_bio_X509": (_P,) * 4,
+    "PEM_read_bio_PrivateKey": (_P, _P, _P, ctypes.c_char_p),
+    "X509_get_subject_name": (_P,),
+    "X509_get_issuer_name": (_P,),
+    "X509_NAME_oneline": (_P, ctypes.c_char_p, _I),
+    "X509_get0_notBefore": (_P,),
+    "X509_get0_notAfter": (_P,),
 }
 _NUMBERS = {
-    "X509_cmp_current_time": (ctypes.c_void_p,),
-    "X509_check_private_key": (ctypes.c_void_p, ctypes.c_void_p),
-    "X509_get_extension_flags": (ctypes.c_void_p,),
+    "X509_cmp_current_time": (_P,),
+    "X509_check_private_key": (_P, _P),
+    "X509_get_extension_flags": (_P,),
+    "i2d_X509": (_P, _P),
 }
 
 
-def _libcrypto() -> ctypes.CDLL:
-    """The one that the mapping library has brought along; two of them in one process would clash."""
+def libcrypto() -> ctypes.CDLL:
+    """The one that the mapping library has brought along (two of them in one process would clash), or the system's."""
+    library = _loaded() or _found()
+    declare(library, _POINTERS, _P)
+    declare(library, _NUMBERS, _I)
+    return library
+
+
+def declare(library: ctypes.CDLL, functions: "Mapping[str, tuple[object, ...]]", result: object) -> None:
+    """Say what the functions take and give."""
+    for name, arguments in functions.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, result
+
+
+def _loaded() -> "ctypes.CDLL | None":
     with open("/proc/self/maps") as maps:
         for line in maps:
             path = line.rstrip("\n").partition("/")[2]
             if path.rpartition("/")[2].startswith("libcrypto.so"):
-                library = ctypes.CDLL("/" + path)
-                break
-        else:
-            raise Failure(INTERNAL, "no libcrypto")
-    for name, arguments in _POINTERS.items():
-        function = getattr(library, name)
-        function.argtypes, function.restype = arguments, ctypes.c_void_p
-    for name, arguments in _NUMBERS.items():
-        function = getattr(library, name)
-        function.argtypes, function.restype = arguments, ctypes.c_int
-    return library
+                return ctypes.CDLL("/" + path)
+    return None
 
 
-def identity(pem: bytes) -> str:
-    """The DN of the person behind the credential; Failure(201) if it cannot be used as it is.
+def _found() -> ctypes.CDLL:
+    for name in _NAMES:
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    raise Failure(INTERNAL, "no libcrypto (1.1 or 3)")
 
-    Nothing is freed: the process ends after one credential.
-    """
-    crypto = _libcrypto()
-    chain = _certificates(crypto, pem)
+
+class Credential:
+    """A credential that its holder can use now. `chain` are libcrypto's certificates, the leaf first."""
+
+    def __init__(self, crypto: ctypes.CDLL, chain: "list[int]") -> None:
+        self.crypto = crypto
+        self.chain = chain
+        self.names = [oneline(crypto, crypto.X509_get_subject_name(one)) for one in chain]
+
+    @property
+    def owner(self) -> int:
+        """Index of the first certificate that is not a proxy: the end entity's."""
+        for number, certificate in enumerate(self.chain):
+            if not self.is_proxy(certificate) and not self.names[number].endswith(_LEGACY_PROXY):
+                return number
+        return len(self.chain) - 1
+
+    @property
+    def dn(self) -> str:
+        """The DN of the person behind the credential."""
+        return self.names[self.owner]
+
+    def is_proxy(self, certificate: int) -> bool:
+        """An RFC 3820 proxy, by its extension."""
+        return bool(self.crypto.X509_get_extension_flags(certificate) & IS_PROXY)
+
+    def der(self, number: int) -> bytes:
+        """A certificate as encoded."""
+        return encoded(self.crypto, self.chain[number])
+
+
+def read(pem: bytes) -> Credential:
+    """The credential in a PEM; Failure(201) if it cannot be used as it is."""
+    crypto = libcrypto()
+    chain = certificates(crypto, pem)
     key = crypto.PEM_read_bio_PrivateKey(crypto.BIO_new_mem_buf(pem, len(pem)), None, None, b"")
     if not key:
         raise Failure(CLIENT, "the credential holds no private key")
@@ -65,10 +116,11 @@ def identity(pem: bytes) -> str:
             raise Failure(CLIENT, "the credential has expired")
         if crypto.X509_cmp_current_time(crypto.X509_get0_notBefore(certificate)) > 0:
             raise Failure(CLIENT, "the credential is not valid yet")
-    return _person(crypto, chain)
+    return Credential(crypto, chain)
 
 
-def _certificates(crypto: ctypes.CDLL, pem: bytes) -> "list[int]":
+def certificates(crypto: ctypes.CDLL, pem: bytes) -> "list[int]":
+    """The certificates of a PEM in their order; Failure(201) for none or too many."""
     source = crypto.BIO_new_mem_buf(pem, len(pem))
     chain = []  # type: list[int]
     while len(chain) <= _MAX_CERTIFICATES:
@@ -82,13 +134,18 @@ def _certificates(crypto: ctypes.CDLL, pem: bytes) -> "list[int]":
     return chain
 
 
-def _person(crypto: ctypes.CDLL, chain: "list[int]") -> str:
-    """Subject of the first certificate that is not a proxy: the end entity's."""
-    name = ""
-    for certificate in chain:
-        buffer = ctypes.create_string_buffer(_NAME_BYTES)
-        crypto.X509_NAME_oneline(crypto.X509_get_subject_name(certificate), buffer, _NAME_BYTES)
-        name = buffer.value.decode("ascii", "backslashreplace")
-        if not crypto.X509_get_extension_flags(certificate) & _IS_PROXY and not name.endswith(_LEGACY_PROXY):
-            return name
-    return name
+def oneline(crypto: ctypes.CDLL, name: int) -> str:
+    """A name in the slash form that grid-mapfiles are written in."""
+    buffer = ctypes.create_string_buffer(_NAME_BYTES)
+    crypto.X509_NAME_oneline(name, buffer, _NAME_BYTES)
+    return buffer.value.decode("ascii", "backslashreplace")
+
+
+def encoded(crypto: ctypes.CDLL, certificate: int) -> bytes:
+    """A certificate's DER."""
+    size = crypto.i2d_X509(certificate, None)
+    if size <= 0:
+        raise Failure(CLIENT, "the credential holds a certificate that cannot be encoded")
+    buffer = ctypes.create_string_buffer(size)
+    crypto.i2d_X509(certificate, ctypes.byref(ctypes.c_void_p(ctypes.addressof(buffer))))
+    return buffer.raw

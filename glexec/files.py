@@ -9,12 +9,15 @@ import os
 import stat
 
 from glexec.codes import CLIENT, Failure, reason
+from glexec.conf import DISABLED, FLOCK
 from glexec.identity import Account
 
 # The largest chains with several attribute certificates are below 100 KiB.
 _LIMIT_BYTES = 256 << 10
 _PATH = os.O_PATH | os.O_CLOEXEC
 _MAX_TRIES = 8
+_LOCK_S = 5.0  # who holds the lock longer does not renew a proxy
+_LOCK_LOOK_S = 0.02
 
 
 def _open_directory(path: str) -> int:
@@ -37,8 +40,11 @@ def _open_directory(path: str) -> int:
     return here
 
 
-def read_credential(path: str, owner: int, variable: str) -> bytes:
-    """The bytes of a credential file of the caller; Failure(201) says what is wrong with it."""
+def read_credential(path: str, owner: int, variable: str, lock: str = DISABLED) -> bytes:
+    """The bytes of a credential file of the caller; Failure(201) says what is wrong with it.
+
+    `lock`: how whoever renews the file in place keeps readers away (conf.FLOCK, FCNTL, DISABLED).
+    """
     if not path.startswith("/") or path.endswith("/") or "\0" in path:
         raise Failure(CLIENT, "%s is not the absolute path of a file" % variable)
     try:
@@ -54,13 +60,49 @@ def read_credential(path: str, owner: int, variable: str) -> bytes:
         raise Failure(CLIENT, "%s: %s" % (variable, text)) from None
     try:
         _check(os.fstat(file), owner, variable)
-        data = _read(file)
+        _lock(file, lock, variable, shared=True)
+        data = _read_unchanged(file, variable)
     except OSError as error:
         raise Failure(CLIENT, "%s: %s" % (variable, reason(error))) from None
     finally:
         os.close(file)
     if not data or len(data) > _LIMIT_BYTES:
         raise Failure(CLIENT, "%s: %s" % (variable, "is too large" if data else "is empty"))
+    return data
+
+
+def _lock(file: int, how: str, variable: str, *, shared: bool) -> None:
+    """Wait a little for the lock, which closing the file gives back."""
+    if how == DISABLED:
+        return
+    import fcntl
+    import time
+
+    take = fcntl.flock if how == FLOCK else fcntl.lockf
+    until_s = time.monotonic() + _LOCK_S
+    while True:
+        try:
+            take(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+        if time.monotonic() > until_s:
+            raise Failure(CLIENT, "%s: somebody holds a lock on it" % variable)
+        time.sleep(_LOCK_LOOK_S)
+
+
+def _read_unchanged(file: int, variable: str) -> bytes:
+    """What the file holds; half of an old and half of a new credential is none."""
+    before = os.fstat(file)
+    data = _read(file)
+    after = os.fstat(file)
+    if (before.st_mtime_ns, before.st_ctime_ns, before.st_size) != (
+        after.st_mtime_ns,
+        after.st_ctime_ns,
+        after.st_size,
+    ):
+        raise Failure(CLIENT, "%s: changed while it was read; replace it by a rename" % variable)
     return data
 
 
@@ -84,7 +126,7 @@ def _check(found: os.stat_result, owner: int, variable: str) -> None:
         raise Failure(CLIENT, "%s: group or others have access (mode must be 0600)" % variable)
 
 
-def write_target(path: str, pem: bytes, account: Account) -> None:
+def write_target(path: str, pem: bytes, account: Account, lock: str = DISABLED) -> None:
     """Put a copy of the proxy at `path`, 0600, atomically; Failure(201) if it must not be.
 
     Another account's file is never replaced, and the directory must be the target's or root's.
@@ -96,7 +138,10 @@ def write_target(path: str, pem: bytes, account: Account) -> None:
         directory = _open_directory(path)
         try:
             _check_place(directory, name, account.uid)
+            old = _locked(directory, name, lock)
             _replace(directory, name, pem)
+            if old >= 0:
+                os.close(old)
         finally:
             os.close(directory)
     except OSError as error:
@@ -115,6 +160,19 @@ def _check_place(directory: int, name: str, uid: int) -> None:
         return
     if old.st_uid != uid or not stat.S_ISREG(old.st_mode):
         raise Failure(CLIENT, "GLEXEC_TARGET_PROXY: something of another account is there")
+
+
+def _locked(directory: int, name: str, lock: str) -> int:
+    """The old copy, locked against others who renew it; -1: there is none, or no lock is wanted."""
+    if lock == DISABLED:
+        return -1
+    try:
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        old = os.open(name, flags, dir_fd=directory)
+    except FileNotFoundError:
+        return -1
+    _lock(old, lock, "GLEXEC_TARGET_PROXY", shared=False)
+    return old
 
 
 def _replace(directory: int, name: str, pem: bytes) -> None:

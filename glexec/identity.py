@@ -61,7 +61,7 @@ def target(uid: int, gids: "list[int]", secondary: "list[int]") -> Account:
     groups = sorted({gid, *gids, *secondary})  # a mapping without groups: the account's own, alone
     if uid == 0 or 0 in groups:
         raise Failure(INTERNAL, "the mapping names root; refused")
-    return Account(entry.pw_name, uid, gid, groups, entry.pw_dir)
+    return Account(entry.pw_name, uid, gid, groups, entry.pw_dir or "/")
 
 
 class Borrowed:

@@ -1,199 +1,32 @@
-"""LCMAPS in a child: credential in; account numbers, a typed failure, or a deadline out.
+"""The site's LCMAPS by ctypes. Runs in the deciding child only, because a bad policy makes it abort its process."""
 
-A child, because a bad policy makes the library abort its process, and because it talks to whatever
-the site's plugins talk to. An abort, a hang or nonsense is the site's trouble (202), never
-"denied": only the library's own orderly no is that.
-"""
-
+import ctypes
 import os
-import select
-import time
 
-from glexec import signals
-from glexec.codes import CLIENT, DENIED, INTERNAL, Failure
-from glexec.conf import Settings
-
-TYPE_CHECKING = False  # the typing module costs milliseconds
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-_MEMORY_BYTES = 2 << 30  # library, plugins and Globus map about 300 MiB
-_OPEN_FILES = 256
-_LIMIT_REPLY_BYTES = 64 << 10
-_KEPT_CHATTER_BYTES = 4 << 10
-_PR_SET_PDEATHSIG = 1
-# What the library says when it did not get as far as deciding (LCMAPS 1.6.6, debug level >= 1).
-_NOT_DECIDED = (b"initialization", b"syntax error", b"out of memory", b"error opening", b"Failed to load")
+from glexec.codes import DENIED, INTERNAL, Failure
 
 
-class Mapping:
-    """The library's yes."""
-
-    def __init__(self, dn: str, uid: int, gids: "list[int]", secondary: "list[int]") -> None:
-        self.dn = dn
-        self.uid = uid
-        self.gids = gids
-        self.secondary = secondary
-
-
-class Refusal(Failure):
-    """Anything else: with the DN as far as it is known and the library's own words for the log."""
-
-    def __init__(self, code: int, text: str, dn: str = "", details: str = "") -> None:
-        super().__init__(code, text)
-        self.dn = dn
-        self.details = details
-
-
-def decide(pem: bytes, settings: Settings, meanwhile: "Callable[[], None]") -> Mapping:
-    """Ask the site's policy; Refusal carries 201, 202 or 203. Blocks up to the settings' deadline.
-
-    `meanwhile` is called once while the child works.
-    """
-    import ctypes  # noqa: F401  (2 ms: here once for the child and for a lingering parent)
-
-    reply_end, reply_child = os.pipe()
-    chatter_end, chatter_child = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.close(reply_end)
-            os.close(chatter_end)
-            _child(pem, settings, reply_child, chatter_child)
-        finally:
-            os._exit(1)
-    os.close(reply_child)
-    os.close(chatter_child)
-    meanwhile()
-    reply, chatter, in_time = _collect(reply_end, chatter_end, settings.lcmaps_timeout_s)
-    if not in_time:
-        os.kill(pid, signals.SIGKILL)
-    status = os.waitpid(pid, 0)[1]
-    os.close(reply_end)
-    os.close(chatter_end)
-    return understand(reply, chatter, status, in_time)
-
-
-def _collect(reply_end: int, chatter_end: int, timeout_s: float) -> "tuple[bytes, bytes, bool]":
-    """Both pipes up to their ends (limited), and whether these came before the deadline."""
-    until = time.monotonic() + timeout_s
-    texts = {reply_end: b"", chatter_end: b""}
-    limits = {reply_end: _LIMIT_REPLY_BYTES, chatter_end: _KEPT_CHATTER_BYTES}
-    poller = select.poll()
-    for fd in texts:
-        poller.register(fd, select.POLLIN)
-    waiting = set(texts)
-    while reply_end in waiting or waiting:
-        left_s = until - time.monotonic()
-        if left_s <= 0:
-            return texts[reply_end], texts[chatter_end], False
-        for fd, _ in poller.poll(left_s * 1000):
-            data = os.read(fd, 65536)
-            texts[fd] = (texts[fd] + data)[-limits[fd] :]
-            if not data:
-                poller.unregister(fd)
-                waiting.discard(fd)
-    return texts[reply_end], texts[chatter_end], True
-
-
-def understand(reply: bytes, chatter: bytes, status: int, in_time: bool) -> Mapping:
-    """The child's end as a mapping or a Refusal. Pure."""
-    details = chatter.decode("utf-8", "replace").strip()
-    if not in_time:
-        raise Refusal(INTERNAL, "the mapping library gave no answer in time", details=details)
-    if os.WIFSIGNALED(status):
-        text = "the mapping library died by signal %d (broken policy?)" % os.WTERMSIG(status)
-        raise Refusal(INTERNAL, text, details=details)
-    fields = reply.decode("utf-8", "replace").split("\0")
-    if status == 0 and fields[0] == "mapped" and len(fields) == 5:
-        try:
-            return Mapping(fields[1], int(fields[2]), _numbers(fields[3]), _numbers(fields[4]))
-        except ValueError:
-            pass  # nonsense, as below
-    if status == 0 and fields[0] == "failed" and len(fields) == 4 and fields[1].isdigit():
-        code = int(fields[1])
-        if code == DENIED and any(words in chatter for words in _NOT_DECIDED):
-            raise Refusal(INTERNAL, "the mapping library could not decide", fields[3], details)
-        if code in (CLIENT, INTERNAL, DENIED):
-            raise Refusal(code, fields[2], fields[3], details if code != CLIENT else "")
-    raise Refusal(INTERNAL, "the mapping library ended without an answer", details=details)
-
-
-def _numbers(text: str) -> "list[int]":
-    return [int(item) for item in text.split(",") if item]
-
-
-# What follows runs in the child.
-
-
-def _child(pem: bytes, settings: Settings, reply: int, chatter: int) -> None:
-    """Map and answer; ends the process. Anything unforeseen is exit 1 without an answer: 202."""
-    signals.fresh()
-    _confine(settings.lcmaps_timeout_s)
-    null = os.open("/dev/null", os.O_RDWR)
-    for source, std in ((null, 0), (null, 1), (chatter, 2)):
-        os.dup2(source, std)
-    _environment(settings)
-    dn = ""
-    try:
-        library = _load()
-        from glexec import credential
-
-        dn = credential.identity(pem)
-        fields = _mapped(library, pem, dn)
-    except Failure as failure:
-        fields = ["failed", str(failure.code), failure.text, dn]
-    except (OSError, AttributeError) as error:  # ctypes: no such library, no such function
-        os.write(2, str(error)[:500].encode("utf-8", "replace"))
-        fields = ["failed", str(INTERNAL), "the mapping library cannot be loaded", dn]
-    os.write(reply, "\0".join(fields).encode("utf-8", "replace"))
-    os._exit(0)
-
-
-def _confine(timeout_s: int) -> None:
-    import ctypes
-    import resource
-
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signals.SIGKILL, 0, 0, 0)
-    for limit, value in (
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_CPU, timeout_s + 1),
-        (resource.RLIMIT_AS, _MEMORY_BYTES),
-        (resource.RLIMIT_NOFILE, _OPEN_FILES),
-    ):
-        hard = resource.getrlimit(limit)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(limit, (value, value))
-
-
-def _environment(settings: Settings) -> None:
-    """What the library reads, and nothing else of the caller's but the pilot's proxy (call-outs)."""
-    pilot = os.environ.get("X509_USER_PROXY")
-    os.environ.clear()
-    os.environ.update(
-        PATH="/usr/sbin:/usr/bin:/sbin:/bin",
-        LCMAPS_DB_FILE=settings.db_file,
-        LCMAPS_POLICY_NAME=settings.policy,
-        LCMAPS_DEBUG_LEVEL=str(settings.lcmaps_debug_level),
-        LCMAPS_LOG_FILE=settings.lcmaps_log_file or "/proc/self/fd/2",
-    )
-    if pilot:
-        os.environ["X509_USER_PROXY"] = pilot
-
-
-def _load() -> "tuple[object, object]":
-    import ctypes
-
+def load() -> "tuple[object, object]":
+    """The library and its simplest front; OSError where it is not installed."""
     core = ctypes.CDLL("liblcmaps.so.0", mode=ctypes.RTLD_GLOBAL)
     return core, ctypes.CDLL("liblcmaps_return_account_from_pem.so.0")
 
 
-def _mapped(library: "tuple[object, object]", pem: bytes, dn: str) -> "list[str]":
+def file_with(text: str) -> str:
+    """A path under which the library finds this policy: it reads files only."""
+    file = ctypes.CDLL(None).memfd_create(b"lcmaps.db", 0)  # os.memfd_create: Python 3.8
+    data = text.encode("utf-8", "surrogateescape")
+    if file < 0 or os.write(file, data) != len(data):
+        raise Failure(INTERNAL, "no memory file for the policy")
+    return "/proc/self/fd/%d" % file
+
+
+def mapped(library: "tuple[object, object]", pem: bytes) -> "tuple[int, list[int], list[int], str]":
     """One call of lcmaps_return_account_from_pem, which opens and closes the library itself.
 
-    Lists that this call returns are ours to clean; those of lcmaps_run_* would not be.
+    Gives uid, gids, secondary gids, lease. Lists that this call returns are ours to clean; those of
+    lcmaps_run_* would not be.
     """
-    import ctypes
 
     class AccountInfo(ctypes.Structure):  # lcmaps_account.h
         _fields_ = [
@@ -212,8 +45,8 @@ def _mapped(library: "tuple[object, object]", pem: bytes, dn: str) -> "list[str]
     core.lcmaps_account_info_init(ctypes.byref(account))
     if front.lcmaps_return_account_from_pem(ctypes.c_char_p(pem), ctypes.c_int(-1), ctypes.byref(account)):
         raise Failure(DENIED, "denied: the site's policy does not map this credential")
-    gids = ",".join(str(gid) for gid in account.pgid_list[: account.npgid])
-    secondary = ",".join(str(gid) for gid in account.sgid_list[: account.nsgid])
-    uid = account.uid
+    gids = list(account.pgid_list[: account.npgid])
+    secondary = list(account.sgid_list[: account.nsgid])
+    uid, lease = account.uid, account.poolindex or b""
     core.lcmaps_account_info_clean(ctypes.byref(account))
-    return ["mapped", dn, str(uid), gids, secondary]
+    return uid, gids, secondary, lease.decode("ascii", "replace")

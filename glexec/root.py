@@ -3,7 +3,7 @@
     settings and log are the site's alone      else 202
     the caller is on the white list            else 203
     the variables and the files are right      else 201, read with the caller's rights
-    LCMAPS maps the credential                 else 201, 202, 203; in a child
+    the site's policy maps the credential      else 201, 202, 203; in a child
     the target's side is right                 else 201, touched with the target's rights
     linger: fork, supervise, mirror; otherwise become the payload
 
@@ -18,10 +18,10 @@ import time
 from glexec import (
     codes,
     conf,
+    decision,
     files,
     frontpid,
     identity,
-    lcmaps,
     limits,
     payload,
     policy,
@@ -49,20 +49,23 @@ class Call:
         self.word = int(numbers[1])
         self.control = None if numbers[2] == "-" else int(numbers[2])
         self.command = arguments[3:]
+        self.is_silent = False
         self.umask = os.umask(0o077)
         self.limits = limits.lift()
 
 
 def main(conf_path: str) -> None:
     """Entry of the installed root part; ends the process."""
-    code = INTERNAL
+    code, call = INTERNAL, None
     try:
         if os.getuid() or os.geteuid():
             raise Failure(INTERNAL, "the root part does not run as root")
-        code = _run(Call(sys.argv[1:]), conf_path)
+        call = Call(sys.argv[1:])
+        code = _run(call, conf_path)
     except Failure as failure:
         code = failure.code
-        _say(failure.text)
+        if call is None or not call.is_silent:
+            _say(failure.text)
     except Exception as error:  # our own bug: the caller gets the contract's code, not a traceback
         _say("internal fault (%s: %s)" % (type(error).__name__, str(error)[:200]))
     os._exit(code)
@@ -79,8 +82,8 @@ def _say(text: str) -> None:
 def _run(call: Call, conf_path: str) -> int:
     _only_our_descriptors(call)
     settings = conf.parse(trust.read(conf_path))
-    trust.require(os.path.dirname(settings.log_file))
-    log = rootlog.Log(settings.log_file)
+    call.is_silent = settings.is_silent
+    log = _open_log(settings)
     log.fields = {"id": os.environ.get("GLEXEC_ID", "")}
     if settings.linger is False and call.control is not None:
         os.close(call.control)  # end of file tells the caller that it has no control
@@ -94,7 +97,14 @@ def _run(call: Call, conf_path: str) -> int:
     del pem
     if ready is None:
         return 0
-    return _linger(call, log, ready) if settings.linger else _become(call, log, ready)
+    return _linger(call, settings, log, ready) if settings.linger else _become(call, log, ready)
+
+
+def _open_log(settings: conf.Settings) -> rootlog.Log:
+    if settings.log_destination == "syslog":
+        return rootlog.Syslog(settings.syslog_facility)
+    trust.require(os.path.dirname(settings.log_file))
+    return rootlog.File(settings.log_file)
 
 
 def _only_our_descriptors(call: Call) -> None:
@@ -118,16 +128,25 @@ def _decide(call: Call, settings: conf.Settings, log: rootlog.Log) -> "tuple[req
         raise Failure(DENIED, "denied: %s may not use glexec here" % caller.name)
     wish = request.understand(dict(os.environ), call.command)
     with identity.Borrowed(caller):
-        certificate = files.read_credential(wish.certificate, caller.uid, "GLEXEC_CLIENT_CERT")
+        certificate = files.read_credential(wish.certificate, caller.uid, "GLEXEC_CLIENT_CERT", settings.input_lock)
         source = certificate
         if wish.source != wish.certificate:
-            source = files.read_credential(wish.source, caller.uid, "GLEXEC_SOURCE_PROXY")
-    _require_policy(settings)
-    mapping = lcmaps.decide(certificate, settings, _load_linger if settings.linger else _load_nothing)
+            source = files.read_credential(wish.source, caller.uid, "GLEXEC_SOURCE_PROXY", settings.input_lock)
+    text = _policy(settings)
+    mapping = decision.decide(certificate, settings, text, _load_linger if settings.linger else _load_nothing)
     log.fields["dn"] = mapping.dn
     account = identity.target(mapping.uid, mapping.gids, mapping.secondary)
     log.fields.update(uid=account.uid, gid=account.gid, groups=account.groups, account=account.name)
-    log.write("decision", result="mapped", **_about(call, settings))
+    more = {"by": mapping.by}  # type: dict[str, object]
+    more.update((key, value) for key, value in (("fqans", mapping.fqans), ("lease", mapping.lease)) if value)
+    if settings.log_only:
+        more["log_only"] = True  # the mapping is in the log; nobody's identity changes
+        account = caller
+    elif account.uid == caller.uid and wish.certificate != os.environ.get("X509_USER_PROXY"):
+        # A pilot may be mapped to itself (probes do that with its own credential), its users may not.
+        raise Failure(INTERNAL, "the mapping names the caller's own account; refused")
+    more.update(_about(call, settings))
+    log.write("decision", result="mapped", **more)
     return wish, account, source
 
 
@@ -139,11 +158,21 @@ def _load_nothing() -> None:
     """Becoming the payload needs no more modules."""
 
 
-def _require_policy(settings: conf.Settings) -> None:
-    text = trust.read(settings.db_file).decode("utf-8", "replace")
+def _policy(settings: conf.Settings) -> str:
+    """The db's text, if it and everything that it makes us believe is the site's alone."""
+    text = trust.read(settings.db_file).decode("utf-8", "surrogateescape")
+    text = policy.adapted(text, settings.policy, settings.warnings)
     policy.require_policy(text, settings.policy)
-    for path in policy.believed(text):
+    believed = policy.believed(text)
+    if settings.certificates_dir:
+        believed.append(settings.certificates_dir)
+    if os.path.lexists(settings.voms_dir):
+        believed.append(settings.voms_dir)
+    if settings.epilogue:
+        believed.append(settings.epilogue)
+    for path in believed:
         trust.require(path)
+    return text
 
 
 def _about(call: Call, settings: conf.Settings) -> "dict[str, object]":
@@ -164,7 +193,7 @@ def _command(call: Call) -> str:
 
 def _log_refusal(log: rootlog.Log, call: Call, settings: conf.Settings, failure: Failure) -> None:
     more = {"result": _RESULTS[failure.code], "code": failure.code, "reason": failure.text}  # type: dict[str, object]
-    if isinstance(failure, lcmaps.Refusal):
+    if isinstance(failure, decision.Refusal):
         more.update(dn=failure.dn, details=failure.details[-_LIMIT_COMMAND:])
     more.update(_about(call, settings))
     log.write("decision", **more)
@@ -184,7 +213,7 @@ def _prepare_target(
         if wish.command:
             files.require_command(wish.command[0])
         if place is not None:
-            files.write_target(place, pem, account)
+            files.write_target(place, pem, account, settings.target_lock)
     if not wish.command:
         return None
     environment = request.payload_environment(
@@ -209,7 +238,7 @@ def _become(call: Call, log: rootlog.Log, ready: payload.Payload) -> int:
     return INTERNAL
 
 
-def _linger(call: Call, log: rootlog.Log, ready: payload.Payload) -> int:
+def _linger(call: Call, settings: conf.Settings, log: rootlog.Log, ready: payload.Payload) -> int:
     from glexec import linger
 
     front = frontpid.Front(call.front_pid)
@@ -232,7 +261,14 @@ def _linger(call: Call, log: rootlog.Log, ready: payload.Payload) -> int:
         supervisor.end_family("log failed")  # nothing runs unrecorded
         word.drop(call.word, word.STARTED)
         raise
-    return _mirror(call, supervisor.run())
+    status = supervisor.run()
+    if settings.epilogue:
+        from glexec import epilogue
+
+        code = epilogue.run(settings, ready, status, log)
+        if code:
+            return code
+    return _mirror(call, status)
 
 
 def _mirror(call: Call, status: int) -> int:

@@ -27,6 +27,7 @@ from _signal import (  # type: ignore[import-not-found,unused-ignore]
     pthread_sigmask,
     set_wakeup_fd,
     signal,
+    sigtimedwait,
     sigwaitinfo,
 )
 
@@ -67,6 +68,7 @@ __all__ = [
     "pthread_sigmask",
     "set_wakeup_fd",
     "signal",
+    "sigtimedwait",
     "sigwaitinfo",
 ]
 

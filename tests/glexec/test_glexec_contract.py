@@ -99,7 +99,7 @@ def test_t06_to_t08_a_broken_site_is_202(site, linger, spare):
     "spoil",
     [
         lambda db: "this is not a policy\n" + db,
-        lambda db: db.replace("glexec_get_account:\n", ""),
+        lambda db: db.replace("glexec_get_account:", "glexec-get-account:"),
         lambda db: db.replace("glexec_get_account:", "other:"),
         lambda db: db + 'glexec_get_account:\nverify_proxy -> "',
         lambda db: db.replace("lcmaps_localaccount.mod", "lcmaps_nowhere.mod"),

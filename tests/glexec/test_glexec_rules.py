@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import glexec
-from glexec import codes, conf, control, front, lcmaps, policy, request, rootlog, trust, word
+from glexec import codes, conf, control, decision, front, policy, request, rootlog, trust, word
 from glexec.codes import CLIENT, DENIED, INTERNAL, Failure
 
 EXIT = 256  # one exit code in a wait status
@@ -33,7 +33,7 @@ def test_old_interpreters_can_read_it(file):
         assert not any(isinstance(hint, (ast.BinOp, ast.Subscript)) for hint in hints if hint)
 
 
-@pytest.mark.parametrize("module", ["root", "front", "linger", "lcmaps"])
+@pytest.mark.parametrize("module", ["root", "front", "linger", "decision"])
 def test_nothing_slow_is_imported(module):
     """Each of these costs more milliseconds than all the rest of a call's own work."""
     import subprocess
@@ -207,8 +207,9 @@ def test_the_word_is_shared_by_inheritance(tmp_path):
 
 
 def test_a_mapping_is_understood():
-    found = lcmaps.understand(b"mapped\0/CN=a\x0010\x0020,21\0", b"noise", 0, True)
+    found = decision.understand(b"mapped\0/CN=a\x0010\x0020,21\0\0lcmaps\0lease\0/vo", b"noise", 0, True)
     assert (found.dn, found.uid, found.gids, found.secondary) == ("/CN=a", 10, [20, 21], [])
+    assert (found.by, found.lease, found.fqans) == ("lcmaps", "lease", ["/vo"])
 
 
 @pytest.mark.parametrize(
@@ -230,8 +231,8 @@ def test_a_mapping_is_understood():
     ],
 )
 def test_only_an_orderly_no_is_denied(reply, chatter, status, in_time, code):
-    with pytest.raises(lcmaps.Refusal) as caught:
-        lcmaps.understand(reply, chatter, status, in_time)
+    with pytest.raises(decision.Refusal) as caught:
+        decision.understand(reply, chatter, status, in_time)
     assert caught.value.code == code
 
 
