@@ -1,9 +1,9 @@
-"""Put glexec on a node and take it away again, as root.
+"""Put glexec and mkgltempdir on a node and take them away again, as root.
 
-Everything lands under one root-owned prefix, plus one sudoers file. A manifest is written before
-anything else, so that an installation that was cut short can be taken away by the next one.
-Overwrites and removes only what it made itself. Runs on the project's Python, not on the path of
-a call.
+Everything lands under one root-owned prefix, plus one sudoers file. `plan` looks at everything and touches
+nothing; `apply` writes a manifest before anything else, so that an installation that was cut short can
+be taken away by the next one. Overwrites and removes only what it made itself. Runs on the project's
+Python, not on the path of a call.
 """
 
 import json
@@ -12,24 +12,28 @@ import re
 import shutil
 import stat
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from glexec import trust
+from glexec import conf, installtexts, policy, trust
+from glexec.codes import Failure
+from glexec.installtexts import MARK, Wish
 
 VERSION = "0.1"
 _SOURCE = Path(__file__).resolve().parent
 _MANIFEST = ".glexec-manifest.json"
-_MARK = "# Made by the installation of Sailplane's glexec in "
-# What a node's root part consists of: everything but this module.
-_MODULES = tuple(sorted(file.stem for file in _SOURCE.glob("*.py") if file.name != "install.py"))
+# What a node's package consists of: everything but the installation.
+_NOT_ON_NODES = ("install", "installtexts", "siteinstall")
+_MODULES = tuple(sorted(file.stem for file in _SOURCE.glob("*.py") if file.stem not in _NOT_ON_NODES))
+# mkgltempdir works with the code of the starter's sandboxes: copies, because nothing of ours imports another domain.
+_WRAPPER = tuple(sorted(file.name for file in (_SOURCE.parent / "jobwrapper").glob("*.py")))
+_PLACES = _SOURCE.parent / "starter/places.py"
 _SAFE_PATH = re.compile(r"/[A-Za-z0-9._/+-]+\Z")  # needs no quoting in sh, sudoers and LCMAPS
 _ACCOUNT = re.compile(r"\.?[A-Za-z_][A-Za-z0-9_.-]*\Z")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-_MODULE_DIRECTORIES = ("/usr/lib/lcmaps", "/usr/lib64/lcmaps")  # Debian, EL
-# sudo sets the limit on core files to 0. `rlimit_core=user` would keep the caller's, but complains
-# on stderr at every call where root lacks CAP_SYS_RESOURCE (containers), and old sudos refuse it.
-_DEFAULTS = "closefrom_override, !use_pty, !pam_session, !pam_setcred, !requiretty"
+_PYTHON, _SUDO = Path("/usr/bin/python3"), Path("/usr/bin/sudo")
 
 
 class InstallError(Exception):
@@ -50,15 +54,26 @@ class Installed:
     sudoers: Path
     files: tuple[Path, ...]
 
+    @property
+    def library(self) -> Path:
+        """What the programs are made of."""
+        return self.root_part.parent
+
+    @property
+    def mkgltempdir(self) -> Path:
+        return self.front.with_name("mkgltempdir")
+
     @classmethod
     def of(cls, prefix: Path, sudoers: Path, log: Path) -> "Installed":
-        library = prefix / "libexec/sailplane/glexec"
+        library = prefix / "libexec/sailplane"
         front, root_part = prefix / "bin/glexec", prefix / "libexec/sailplane/glexec-root"
         configuration = prefix / "etc/glexec.conf"
         lcmaps_db, grid_mapfile = prefix / "etc/lcmaps.db", prefix / "etc/grid-mapfile"
-        word = prefix / "libexec/sailplane/word"
-        modules = tuple(library / f"{name}.py" for name in _MODULES)
-        files = (front, root_part, configuration, lcmaps_db, grid_mapfile, word, *modules)
+        tools = tuple(prefix / "bin" / name for name in ("mkgltempdir", "glexec_wrapenv.pl", "glexec_unwrapenv.pl"))
+        modules = tuple(library / "glexec" / f"{name}.py" for name in _MODULES)
+        copies = (library / "places.py", *(library / "jobwrapper" / name for name in _WRAPPER))
+        own = (front, root_part, *tools, configuration, lcmaps_db, grid_mapfile, library / "word")
+        files = (*own, *modules, *copies)
         return cls(prefix, front, root_part, configuration, lcmaps_db, grid_mapfile, log, sudoers, files)
 
     @classmethod
@@ -71,51 +86,105 @@ class Installed:
             raise InstallError(f"{prefix}: no installation of ours") from None
 
 
+@dataclass(frozen=True)
+class File:
+    """One file to be written, root-owned."""
+
+    path: Path
+    text: str
+    mode: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An installation that can be made: what `apply` would write."""
+
+    made: Installed
+    files: tuple[File, ...]
+    sudoers: str
+    python: Path
+    warnings: tuple[str, ...]
+
+
 def install(
     prefix: Path,
     *,
     linger: bool,
     allowed_callers: list[str],
     certificates_dir: Path,
-    grid_mapfile: str,
+    grid_mapfile: str | Path,
     sudoers_path: Path,
     log: Path,
     preserve_env_variables: tuple[str, ...] = (),
-    create_target_proxy: bool = True,
     lcmaps_db: str | None = None,
     lcmaps_timeout_s: int = 30,
-    python: Path = Path("/usr/bin/python3"),
-    sudo: Path = Path("/usr/bin/sudo"),
+    python: Path = _PYTHON,
+    sudo: Path = _SUDO,
+    **more: Any,
 ) -> Installed:
-    """Install, or renew an installation of ours in the same place.
+    """Install, or renew an installation of ours in the same place: `plan` and `apply`.
+
+    Args:
+        prefix, sudoers_path, log: see `plan`. The others, and `more`: see `installtexts.Wish`.
+
+    Raises InstallError with nothing left behind, or with the old installation as it was.
+    """
+    wish = Wish(
+        linger=linger,
+        callers=tuple(allowed_callers),
+        certificates_dir=certificates_dir,
+        grid_mapfile=grid_mapfile,
+        kept_variables=preserve_env_variables,
+        policy=lcmaps_db,
+        timeout_s=lcmaps_timeout_s,
+        **more,
+    )
+    return apply(plan(prefix, wish, sudoers_path=sudoers_path, log=log, python=python, sudo=sudo))
+
+
+def plan(
+    prefix: Path, wish: Wish, *, sudoers_path: Path, log: Path, python: Path = _PYTHON, sudo: Path = _SUDO
+) -> Plan:
+    """Look whether it can be done, and make the texts; touches nothing.
 
     Args:
         prefix: root-owned, writable by nobody else, like all directories above it (sticky ones
             may be); made if it does not exist; otherwise empty or an installation of ours.
-        allowed_callers: accounts (`.group` for a group) that sudo and glexec let call.
-        grid_mapfile: its text. lcmaps_db: the policy's text, policy `glexec_get_account`; None is
-            verify_proxy (limited proxies allowed) and local accounts by the grid-mapfile.
         sudoers_path: a new file in a directory that sudo reads; no dot or ~ in its name.
         log: its directory is made inside the prefix, and must exist and be root's elsewhere.
 
-    Raises InstallError with nothing left behind, or with the old installation as it was.
+    Raises InstallError.
     """
     made = Installed.of(prefix, sudoers_path, log)
-    _check_words(made, allowed_callers, certificates_dir, preserve_env_variables, python, sudo)
-    _check_places(made)
-    db = lcmaps_db if lcmaps_db is not None else _default_db(made, certificates_dir)
-    is_new = not (prefix / _MANIFEST).exists()
+    _check_words(made, wish, python, sudo)
+    _check_places(made, wish, python, sudo)
+    own = isinstance(wish.grid_mapfile, Path)
+    grid_mapfile = wish.grid_mapfile if isinstance(wish.grid_mapfile, Path) else made.grid_mapfile
+    db = installtexts.policy_text(wish, grid_mapfile)
+    settings = installtexts.configuration(wish, made.lcmaps_db, made.log)
+    files = [
+        File(prefix / _MANIFEST, _manifest(made), 0o600),
+        *([] if own else [File(made.grid_mapfile, str(wish.grid_mapfile), 0o644)]),
+        File(made.lcmaps_db, db, 0o644),
+        File(made.configuration, settings, 0o600),
+        *_programs(made, python, sudo),
+    ]
+    warnings = _check_texts(settings, db, made)
+    text = installtexts.sudoers(wish, prefix, made.root_part)
+    _check_sudoers(text)
+    return Plan(made, tuple(files), text, python, warnings)
+
+
+def apply(what: Plan) -> Installed:
+    """Write it. Raises InstallError with nothing left behind, or with the old installation as it was."""
+    made = what.made
+    is_new = not (made.prefix / _MANIFEST).exists()
     try:
-        _write(prefix / _MANIFEST, _manifest(made), 0o600)
-        _write(made.grid_mapfile, grid_mapfile, 0o644)
-        _write(made.lcmaps_db, db, 0o644)
-        settings = _configuration(
-            made, linger, allowed_callers, preserve_env_variables, create_target_proxy, lcmaps_timeout_s
-        )
-        _write(made.configuration, settings, 0o600)
-        _write_programs(made, python, sudo)
+        for file in what.files:
+            _write(file.path, file.text, file.mode)
+        _compile(made, what.python)
         _make_directory(made.log.parent)
-        _write_sudoers(made, allowed_callers, preserve_env_variables)
+        _write_sudoers(made, what.sudoers)
     except BaseException:  # whatever it was, a half installation is taken away
         if is_new:
             uninstall(made)
@@ -135,7 +204,8 @@ def uninstall(installed: Installed, *, remove_log: bool = False) -> None:
         installed.sudoers.unlink()
     for file in installed.files:
         file.unlink(missing_ok=True)
-    shutil.rmtree(installed.prefix / "libexec/sailplane/glexec/__pycache__", ignore_errors=True)
+    for name in ("glexec", "jobwrapper", ""):
+        shutil.rmtree(installed.library / name / "__pycache__", ignore_errors=True)
     if remove_log:
         installed.log.unlink(missing_ok=True)
     (installed.prefix / _MANIFEST).unlink()
@@ -152,30 +222,25 @@ def uninstall(installed: Installed, *, remove_log: bool = False) -> None:
 # Checks: nothing has been touched yet.
 
 
-def _check_words(
-    made: Installed,
-    callers: list[str],
-    certificates_dir: Path,
-    variables: tuple[str, ...],
-    python: Path,
-    sudo: Path,
-) -> None:
-    for path in (made.prefix, made.log, made.sudoers, certificates_dir, python, sudo):
+def _check_words(made: Installed, wish: Wish, python: Path, sudo: Path) -> None:
+    for path in (made.prefix, made.log, made.sudoers, *wish.believed, python, sudo):
         if not _SAFE_PATH.match(str(path)) or ".." in path.parts:
             raise InstallError(f"{path}: not an absolute path of letters, digits and ._+-")
     if "." in made.sudoers.name:
         raise InstallError(f"{made.sudoers}: sudo ignores file names with a dot")
-    for name in callers:
-        if not _ACCOUNT.match(name):
+    for name in wish.callers:
+        if not _ACCOUNT.match(name) or name in ("ALL", "root"):
             raise InstallError(f"{name!r}: not the name of an account, or of a group after a dot")
-    for name in variables:
+    for name in wish.kept_variables:
         if not _VARIABLE.match(name):
             raise InstallError(f"{name!r}: not the name of a variable")
-    if not callers:
+    if not wish.callers:
         raise InstallError("no allowed callers")
+    if (wish.group_mapfile is None) != (wish.vo_mapfile is None):
+        raise InstallError("a map of groups and a map of VO accounts belong together")
 
 
-def _check_places(made: Installed) -> None:
+def _check_places(made: Installed, wish: Wish, python: Path, sudo: Path) -> None:
     if os.geteuid() != 0:
         raise InstallError("only root can install glexec")
     prefix = made.prefix
@@ -183,22 +248,57 @@ def _check_places(made: Installed) -> None:
     while not existing.exists():
         existing = existing.parent
     is_sticky_above = existing != prefix and existing.lstat().st_mode & stat.S_ISVTX
-    wrong = trust.problem(str(existing.parent if is_sticky_above else existing))
-    if wrong:
-        raise InstallError(wrong)
-    if prefix.exists() and not (prefix / _MANIFEST).exists() and any(prefix.iterdir()):
-        raise InstallError(f"{prefix} is not empty and not an installation of ours")
-    if prefix not in made.log.parents:
-        wrong = trust.problem(str(made.log.parent))
+    outside = [made.log.parent] if prefix not in made.log.parents else []
+    # Whatever is believed, run or written to must be root's alone.
+    for path in (
+        existing.parent if is_sticky_above else existing,
+        *outside,
+        *wish.believed,
+        python,
+        sudo,
+        made.sudoers.parent,
+    ):
+        wrong = trust.problem(str(path))
         if wrong:
             raise InstallError(wrong)
+    if prefix.exists() and not (prefix / _MANIFEST).exists() and any(prefix.iterdir()):
+        raise InstallError(f"{prefix} is not empty and not an installation of ours")
     if made.sudoers.exists() and not _is_our_sudoers(made):
         raise InstallError(f"{made.sudoers} exists and is not ours")
 
 
+def _check_texts(configuration: str, db: str, made: Installed) -> tuple[str, ...]:
+    """What a call would say of them; its warnings."""
+    warnings: list[str] = []
+    try:
+        warnings += conf.parse(configuration.encode()).warnings
+        text = policy.adapted(db, installtexts.POLICY, warnings)
+        policy.require_policy(text, installtexts.POLICY)
+        policy.parse(text)
+    except Failure as failure:
+        raise InstallError(failure.text) from None
+    for believed in policy.believed(text):
+        if made.prefix not in Path(believed).parents:
+            wrong = trust.problem(believed)
+            if wrong:
+                raise InstallError(f"the policy names {wrong}")
+    return tuple(warnings)
+
+
+def _check_sudoers(text: str) -> None:
+    """Does sudo like it by itself?"""
+    with tempfile.TemporaryDirectory() as directory:
+        draft = Path(directory, "sudoers")
+        draft.write_text(text)
+        draft.chmod(0o440)
+        complaint = _complaint("-f", str(draft))
+    if complaint:
+        raise InstallError(f"sudo refuses the new settings: {complaint}")
+
+
 def _is_our_sudoers(made: Installed) -> bool:
     try:
-        return made.sudoers.read_text().startswith(f"{_MARK}{made.prefix}\n")
+        return made.sudoers.read_text().startswith(f"{MARK}{made.prefix}\n")
     except (OSError, UnicodeDecodeError):
         return False
 
@@ -210,55 +310,34 @@ def _manifest(made: Installed) -> str:
     return json.dumps({"prefix": str(made.prefix), "sudoers": str(made.sudoers), "log": str(made.log)})
 
 
-def _default_db(made: Installed, certificates_dir: Path) -> str:
-    directory = next((path for path in _MODULE_DIRECTORIES if Path(path).is_dir()), None)
-    if directory is None:
-        raise InstallError(f"no LCMAPS plugins in {' or '.join(_MODULE_DIRECTORIES)}")
-    return f"""# The policy that decides who is mapped to which account.
-path = {directory}
-verify_proxy = "lcmaps_verify_proxy.mod"
-               " -certdir {certificates_dir}"
-               " --allow-limited-proxy"
-local = "lcmaps_localaccount.mod"
-        " -gridmapfile {made.grid_mapfile}"
-good = "lcmaps_dummy_good.mod"
-
-glexec_get_account:
-verify_proxy -> local
-local -> good
-"""
-
-
-def _configuration(
-    made: Installed, linger: bool, callers: list[str], kept: tuple[str, ...], copy: bool, timeout_s: int
-) -> str:
-    return f"""# Read at every call, from here only.
-[glexec]
-# yes: stay as a supervisor until the payload and all of its processes have ended. no: become it.
-linger = {"yes" if linger else "no"}
-# Accounts that may call, and .group for the members of a group. The sudoers file must agree.
-user_white_list = {", ".join(callers)}
-# Variables beside GLEXEC_* that the payload gets from its caller. The sudoers file must agree.
-preserve_env_variables = {", ".join(kept) or "no"}
-# yes: leave a copy of the credential for the payload, unless the caller says /dev/null.
-create_target_proxy = {"yes" if copy else "no"}
-lcmaps_db_file = {made.lcmaps_db}
-lcmaps_get_account_policy = glexec_get_account
-# Seconds after which a policy that does not answer counts as broken.
-lcmaps_timeout = {timeout_s}
-# One JSON line an event.
-log_file = {made.log}
-"""
-
-
-def _sudoers_text(made: Installed, callers: list[str], kept: tuple[str, ...]) -> str:
-    who = ", ".join(f"%{name[1:]}" if name.startswith(".") else name for name in callers)
-    variables = " ".join(("GLEXEC_*", "X509_USER_PROXY", *kept))
-    return f"""{_MARK}{made.prefix}
-Defaults!{made.root_part} {_DEFAULTS}
-Defaults!{made.root_part} env_keep += "{variables}"
-{who} ALL=(root) NOPASSWD: {made.root_part}
-"""
+def _programs(made: Installed, python: Path, sudo: Path) -> list[File]:
+    """What is run, and what it is made of."""
+    library, front = made.library, (_SOURCE / "front.sh").read_text("utf-8")
+    for mark, value in {
+        "CONF": made.configuration,
+        "LIBRARY": library,
+        "VERSION": VERSION,
+        "SUDO": sudo,
+        "PYTHON": python,
+        "ROOT": made.root_part,
+        "WORD": library / "word",
+    }.items():
+        front = front.replace(f"@{mark}@", str(value))
+    calls = {
+        made.root_part: f"glexec.root.main({str(made.configuration)!r})",
+        made.mkgltempdir: f"glexec.mkgltempdir.main({str(made.front)!r}, {str(library)!r})",
+        made.front.with_name("glexec_wrapenv.pl"): "glexec.wrapenv.main_wrap()",
+        made.front.with_name("glexec_unwrapenv.pl"): "glexec.wrapenv.main_unwrap()",
+    }
+    files = [
+        File(library / "glexec" / f"{name}.py", (_SOURCE / f"{name}.py").read_text("utf-8"), 0o644) for name in _MODULES
+    ]
+    sources = {library / "jobwrapper" / name: _SOURCE.parent / "jobwrapper" / name for name in _WRAPPER}
+    for path, source in {library / "places.py": _PLACES, **sources}.items():
+        files.append(File(path, source.read_text("utf-8"), 0o644))
+    files.append(File(library / "word", "", 0o644))
+    files += [File(path, installtexts.program(python, library, call), 0o755) for path, call in calls.items()]
+    return [*files, File(made.front, front, 0o755)]
 
 
 # Files.
@@ -285,43 +364,17 @@ def _make_directory(path: Path) -> None:
         path.chmod(0o755)
 
 
-def _write_programs(made: Installed, python: Path, sudo: Path) -> None:
-    library = made.root_part.parent
-    for name in _MODULES:
-        _write(library / "glexec" / f"{name}.py", (_SOURCE / f"{name}.py").read_text("utf-8"), 0o644)
-    _write(library / "word", "", 0o644)
-    entry = f"from glexec.root import main; main({str(made.configuration)!r})"
-    root_part = f"#!{python} -IS\nimport sys; sys.path.insert(0, {str(library)!r})\n{entry}\n"
-    _write(made.root_part, root_part, 0o755)
-    front = (_SOURCE / "front.sh").read_text("utf-8")
-    for mark, value in {
-        "CONF": made.configuration,
-        "LIBRARY": library,
-        "VERSION": VERSION,
-        "SUDO": sudo,
-        "PYTHON": python,
-        "ROOT": made.root_part,
-        "WORD": library / "word",
-    }.items():
-        front = front.replace(f"@{mark}@", str(value))
-    _write(made.front, front, 0o755)
-    # By the interpreter that will run it: another one's files would be compiled again at each call.
-    command = [str(python), "-IS", "-m", "compileall", "-q", str(library / "glexec")]
+def _compile(made: Installed, python: Path) -> None:
+    """By the interpreter that will run it: another one's files would be compiled again at each call."""
+    directories = [str(made.library / name) for name in ("glexec", "jobwrapper", "places.py")]
+    command = [str(python), "-IS", "-m", "compileall", "-q", *directories]
     done = subprocess.run(command, capture_output=True, text=True, umask=0o022)
     if done.returncode:
         raise InstallError(f"{python} cannot compile the root part: {done.stdout}{done.stderr}"[:500])
 
 
-def _write_sudoers(made: Installed, callers: list[str], kept: tuple[str, ...]) -> None:
-    """The sudoers file last, and only if sudo likes it by itself and the whole of its settings with it."""
-    draft, text = made.prefix / "etc/sudoers.new", _sudoers_text(made, callers, kept)
-    try:
-        _write(draft, text, 0o440)
-        complaint = _complaint("-f", str(draft))
-        if complaint:
-            raise InstallError(f"sudo refuses the new settings: {complaint}")
-    finally:
-        draft.unlink(missing_ok=True)
+def _write_sudoers(made: Installed, text: str) -> None:
+    """The sudoers file last, and only if sudo likes the whole of its settings with it."""
     old = made.sudoers.read_text() if made.sudoers.exists() else None
     _write(made.sudoers, text, 0o440)
     complaint = _complaint()

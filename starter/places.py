@@ -6,9 +6,10 @@ working directory. The middle one is open for a new entry (write and search for 
 is followed.
 
 What this does not do: remove anything of the job's. That is done at the job's account (`starter.sandbox`).
-"""
 
-from __future__ import annotations
+The site's `mkgltempdir` works with a copy of this file, as root's installation made it, on the node's own
+interpreter: standard library only, Python 3.6, nothing of ours imported.
+"""
 
 import errno
 import json
@@ -17,9 +18,7 @@ import secrets
 import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-from attrs import frozen
+from typing import Any, NamedTuple
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 STICKY = "s"
@@ -46,8 +45,7 @@ class Left(Exception):
         self.why = why
 
 
-@frozen
-class Place:
+class Place(NamedTuple):
     """`path` is the sandbox (it exists once stage-in said ready), `root` the pilot's directory around it."""
 
     path: Path
@@ -64,8 +62,7 @@ class Place:
         return self.path.name
 
 
-@frozen
-class Made:
+class Made(NamedTuple):
     """What the far side says that it made."""
 
     device: int
@@ -149,7 +146,7 @@ def owner_of(place: Place) -> int:
     return os.lstat(place.path).st_uid
 
 
-def write_record(place: Place, content: dict[str, Any]) -> None:
+def write_record(place: Place, content: "dict[str, Any]") -> None:
     """A note beside the sandbox for whoever cleans up after a crash; 0600."""
     root = _open_root(place)
     try:

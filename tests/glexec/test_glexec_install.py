@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from glexec import install as installation
+from glexec import installtexts
 from glexec.install import Installed, InstallError, install, uninstall
 
 pytestmark = pytest.mark.needs_root
@@ -172,7 +172,7 @@ def test_wrong_words_install_nothing(base, settings, change):
 
 
 def test_what_sudo_refuses_is_taken_back(base, settings, monkeypatch):
-    monkeypatch.setattr(installation, "_DEFAULTS", "no_such_setting=1, ((")
+    monkeypatch.setattr(installtexts, "_DEFAULTS", "no_such_setting=1, ((")
     with pytest.raises(InstallError, match="sudo refuses"):
         install(base / "p", **settings)
     assert tree(base) == []
