@@ -52,14 +52,13 @@ def verify(holder: credential.Credential, directory: str, limited: str) -> None:
     languages = [_language(holder.der(number)) for number in range(owner)]
     if any(language not in (_INHERIT, _LIMITED) for language in languages):
         raise Untrusted("a proxy of a kind that does not carry its owner's rights")
-    first = languages.index(_LIMITED) if _LIMITED in languages else len(languages)
-    # languages[0] is the leaf's: below a limited proxy everything must be limited.
-    last = len(languages) - 1 - languages[::-1].index(_LIMITED) if _LIMITED in languages else -1
-    if any(language != _LIMITED for language in languages[:last]):
+    is_limited = _LIMITED in languages
+    # The first one is the leaf's: what a limited proxy makes is limited.
+    if is_limited and languages != sorted(languages, key=_LIMITED.__ne__):
         raise Untrusted("a proxy made by a limited one claims full rights")
-    if limited == "disallow" and first < len(languages):
+    if limited == "disallow" and is_limited:
         raise Untrusted("a limited proxy, which this policy does not allow")
-    if limited == "require" and not (languages and languages[0] == _LIMITED):
+    if limited == "require" and not is_limited:
         raise Untrusted("not a limited proxy, which this policy requires")
 
 

@@ -183,7 +183,7 @@ def _lease(session: Session, options: "dict[str, str]", pools: "list[str]", grou
             session.dn,
             groups,
             pools[0][1:],
-            strict=options.get("strict_poolprefix_match", "no") in _YES,
+            strict=options.get("strict_poolprefix_match", "yes") in _YES,
             override="override_inconsistency" in options,
         )
     except gridmapdir.Refused as error:
