@@ -115,7 +115,7 @@ def read(pem: bytes) -> Credential:
         if crypto.X509_cmp_current_time(crypto.X509_get0_notAfter(certificate)) <= 0:
             raise Failure(CLIENT, "the credential has expired")
         if crypto.X509_cmp_current_time(crypto.X509_get0_notBefore(certificate)) > 0:
-            raise Failure(CLIENT, "the credential is not valid yet")
+            raise Failure(CLIENT, "the credential is not valid yet; is the clock right where it was made, and here?")
     return Credential(crypto, chain)
 
 

@@ -201,7 +201,8 @@ def _found(places: "Any", path: str) -> "tuple[Any, dict[str, Any]]":
         found = os.lstat(path)
     except FileNotFoundError:
         found = None
-    if found is not None and (found.st_dev, found.st_ino) != (record.get("device"), record.get("inode")):
+    made = tuple(record.get(key) for key in ("device", "inode", "uid"))
+    if found is not None and (found.st_dev, found.st_ino, found.st_uid) != made:
         raise Trouble("%s is not the directory that was made there" % path)
     return places.Place(inner, root, above.st_dev, above.st_ino), record
 

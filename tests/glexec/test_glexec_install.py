@@ -6,12 +6,14 @@ import os
 import secrets
 import shutil
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from glexec import installtexts
+from glexec import installtexts, siteinstall
 from glexec.install import Installed, InstallError, install, uninstall
 
 pytestmark = pytest.mark.needs_root
@@ -188,3 +190,136 @@ def test_what_a_kill_left_is_taken_away(base, settings):
     assert tree(base) == []
     with pytest.raises(InstallError):
         Installed.load(base / "p")
+
+
+# The command
+
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def command(capsys) -> Callable[..., Done]:
+    """`sailplane site-install` in this process."""
+
+    def run(*arguments: str | Path) -> Done:
+        code = siteinstall.main([str(argument) for argument in arguments])
+        return Done(code, *capsys.readouterr())
+
+    return run
+
+
+def test_the_command_is_one_of_sailplanes_and_runs_no_code_of_the_directory(base, words, tmp_path):
+    (tmp_path / "glexec.py").write_text("raise SystemExit(42)")
+    sailplane = Path(sys.executable).with_name("sailplane")
+    done = subprocess.run([sailplane, "site-install", *words], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Nothing was changed" in done.stdout
+    assert tree(base) == ["grid-mapfile"]
+
+
+@pytest.fixture
+def words(site, base, settings) -> list[str | Path]:
+    grid_map = base / "grid-mapfile"
+    grid_map.write_text(f'"{site.users["Alice"].identity}" {site.alice.name}\n')
+    return [
+        "--prefix", base / "p", "--caller", site.pilot.name, "--certificates-dir", site.grid.certificates_dir,
+        "--grid-mapfile", grid_map, "--sudoers", settings["sudoers_path"],
+    ]  # fmt: skip
+
+
+def test_the_command_shows_first_and_does_it_when_told(command, site, base, words):
+    done = command(*words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Nothing was changed" in done.stdout
+    for shown in ("(passes visudo)", "glexec_get_account:", f"user_white_list = {site.pilot.name}", "NOPASSWD"):
+        assert shown in done.stdout
+    assert tree(base) == ["grid-mapfile"]
+    assert command(*words, "--apply").returncode == 0
+    made = Installed.load(base / "p")
+    assert not made.grid_mapfile.exists()  # the site's own is used where it lies
+    assert site.call("/usr/bin/id", "-u", installed=made).out == b"%d\n" % site.alice.uid
+    again = command(*words, "--linger", "no", "--set", "silent_logging=yes", "--apply")
+    assert again.returncode == 0
+    assert "renew" in again.stdout
+    assert site.call("/bin/true", installed=made, env=site.environment("eve")) == (203, b"", b"")
+    shown = command("--remove", "--remove-log", "--prefix", base / "p")
+    assert f"remove  {made.front}" in shown.stdout
+    assert made.front.exists()
+    assert command("--remove", "--remove-log", "--prefix", base / "p", "--apply").returncode == 0
+    assert tree(base) == ["grid-mapfile"]
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        (["--set", "linger=perhaps"], "linger is neither yes nor no"),
+        (["--set", "nonsense"], "not KEY=VALUE"),
+        (["--caller", "a b"], "not the name of an account"),
+        (["--caller", "ALL"], "not the name of an account"),
+        (["--policy", "/etc/passwd"], "glexec_get_account"),
+        (["--policy", "/nowhere/db"], "cannot be read"),
+        (["--group-mapfile", "/etc/passwd"], "belong together"),
+        (["--gridmapdir", "/nowhere/gridmapdir"], "No such file"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_changed(command, base, words, more, why):
+    done = command(*words, *more, "--apply")
+    assert done.returncode == 1
+    assert why in done.stderr
+    assert tree(base) == ["grid-mapfile"]
+
+
+@pytest.mark.parametrize("option", ["--grid-mapfile", "--ban-dn", "--gridmapdir", "--certificates-dir", "--voms-dir"])
+def test_what_others_can_write_is_not_believed(command, site, base, words, option):
+    place = base / "open"
+    if option in ("--grid-mapfile", "--ban-dn"):
+        place.write_text("")
+        place.chmod(0o666)
+    else:
+        place.mkdir()
+        os.chown(place, site.pilot.uid, 0)
+    done = command(*words, option, place, "--apply")
+    assert done.returncode == 1
+    assert str(place) in done.stderr
+    assert not (base / "p").exists()
+
+
+@pytest.mark.slow
+def test_pool_accounts_and_a_vo_make_a_policy_that_both_follow(command, site, base, words):
+    directory, groups, accounts = base / "gridmapdir", base / "groups", base / "accounts"
+    directory.mkdir()
+    (directory / f"{site.bob.name}").touch()
+    groups.write_text("")
+    accounts.write_text("")
+    ban = base / "ban"
+    ban.write_text(f'"{site.users["Bob"].identity}"\n')
+    more = [
+        "--gridmapdir",
+        directory,
+        "--group-mapfile",
+        groups,
+        "--vo-mapfile",
+        accounts,
+        "--ban-dn",
+        ban,
+        "--ban-fqan",
+        ban,
+    ]
+    for judge in ("lcmaps", "native"):
+        assert command(*words, *more, "--decided-by", judge, "--apply").returncode == 0
+        made = Installed.load(base / "p")
+        # No FQAN, no pool for this DN: its local account in the end.
+        assert site.call("/usr/bin/id", "-u", installed=made).out == b"%d\n" % site.alice.uid, judge
+        assert site.call("/bin/true", installed=made, env=site.environment("bob")).code == 203
+        assert site.last("decision", installed=made)["result"] == "denied"
+    uninstall(Installed.load(base / "p"), remove_log=True)
+
+
+def test_wrong_words_of_the_command(command, base):
+    assert command("--nonsense").returncode == 100
+    assert command("--help").returncode == 0
+    assert command("--remove", "--prefix", base / "nothing").returncode == 1
