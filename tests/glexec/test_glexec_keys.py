@@ -72,6 +72,7 @@ def test_the_log_may_go_to_a_log_daemon(tmp_path):
     assert b"\n" not in text
     with pytest.raises(Failure, match="refused"):  # the daemon is gone: nothing may run unrecorded
         log.write("start")
+    log._socket.close()
 
 
 GOOD = b"[glexec]\nlcmaps_db_file = /db\nlcmaps_get_account_policy = p\n"
