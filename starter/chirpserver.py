@@ -180,18 +180,22 @@ class _Conversation:
             while True:
                 line = await self.lines.line()
                 try:
-                    request = chirp.parse(line, self.server.wishes)
-                    await self._serve(request)
+                    await self._answered(chirp.parse(line, self.server.wishes))
                 except Refused as refused:
                     await self.lines.answer(refused.code)
-                except ShadowRefused as refused:
-                    await self.lines.answer(chirp.code_of(refused.errno))
-                except PeerFault as fault:
-                    self.server.log.info("chirp: %s: %s", line.split(b" ", 1)[0][:20].decode("ascii", "replace"), fault)
-                    await self.lines.answer(Code.OFFLINE)
         finally:
             with trio.move_on_after(STALL_S, shield=True):
                 await self._close_all()
+
+    async def _answered(self, request: Request) -> None:
+        """Serve one request; what the submit side refuses is answered by its code."""
+        try:
+            await self._serve(request)
+        except ShadowRefused as refused:
+            await self.lines.answer(chirp.code_of(refused.errno))
+        except PeerFault as fault:
+            self.server.log.info("chirp: %s: %s", request.name, fault)
+            await self.lines.answer(Code.OFFLINE)
 
     async def _close_all(self) -> None:
         for number in list(self.files):

@@ -194,7 +194,8 @@ class Shadow:
         shadow holds the job when it has none to give (wire reference T44).
 
         Raises:
-            PeerFault: also when the shadow says that it failed.
+            PeerFault: the connection is gone, or more tokens come than a job can name.
+            ShadowRefused: the shadow has not all of them.
         """
         reader = await self._make(lambda socket: socket.exchange(int(Syscall.GETCREDS), ""))
         found: list[ClassAd] = []
@@ -203,7 +204,7 @@ class Shadow:
                 raise PeerFault("limit", f"the shadow sends more than {MAX_CREDENTIALS} tokens")
             found.append(reader.ad())
         if more < 0:
-            raise PeerFault("credentials", "the shadow could not give the job's tokens")
+            raise ShadowRefused(Syscall.GETCREDS, 0)
         return found
 
     async def log_event(self, event: ClassAd) -> None:

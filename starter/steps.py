@@ -174,6 +174,8 @@ async def fill_sandbox(work: Work) -> Event:
         return StepFailed(_switch_verdict(work, fault.outcome, str(fault)), sandbox=True)
     except TransferFailed as fault:
         return StepFailed(_transfer_verdict(fault, HoldCode.DOWNLOAD_FILE_ERROR), sandbox=True)
+    except tokens.TokensUnusable as fault:
+        return StepFailed(Hold(HoldCode.CORRUPTED_CREDENTIAL, 0, updates.one_line(str(fault))), sandbox=True)
     except (PeerFault, Refused) as fault:
         return StepFailed(Requeue(HoldCode.DOWNLOAD_FILE_ERROR, f"input transfer: {fault}"), sandbox=True)
 

@@ -29,6 +29,10 @@ MAX_TOKEN_BYTES = 64 * 1024
 _SERVICE = re.compile(r"[A-Za-z0-9_+@][A-Za-z0-9_.*+@-]{0,199}\Z")
 
 
+class TokensUnusable(Exception):
+    """The submit side has no tokens for the job, or sends what is none; the text is for the job's owner."""
+
+
 @attrs.frozen
 class Tokens:
     """File name -> content."""
@@ -44,22 +48,32 @@ async def fetch(shadow: Shadow) -> Tokens:
     """All tokens of the job.
 
     Raises:
-        PeerFault: the shadow has none to give (a stock one holds the job then), or sends what is none.
+        PeerFault: the shadow is gone.
+        TokensUnusable: it has not all of them (a stock one holds the job then), or sends what is none.
     """
-    return Tokens(dict(map(_file, await shadow.get_credentials())))
+    try:
+        found = await shadow.get_credentials()
+    except ShadowRefused as refused:
+        raise TokensUnusable("the submit side has not all the tokens that the job needs") from refused
+    try:
+        return Tokens(dict(map(_file, found)))
+    except PeerFault as fault:  # an ad without what it must have; the connection is fine
+        raise TokensUnusable(f"the submit side's tokens cannot be used: {fault}") from fault
 
 
 def _file(ad: ClassAd) -> tuple[str, bytes]:
     """An ad {Service, Data}: the file's name as stock has it, ``*`` as ``_``; older shadows name the file itself."""
     service = get_str(ad, "Service").removesuffix(".use")
     if not _SERVICE.match(service):
-        raise PeerFault("credentials", "the shadow sends a token of a service whose name cannot be a file's")
+        raise TokensUnusable("the submit side sends a token of a service whose name cannot be a file's")
     try:
         data = base64.b64decode(get_str(ad, "Data"), validate=False)
     except (binascii.Error, ValueError):
-        raise PeerFault("credentials", f"the token for {service} is not base64") from None
+        raise TokensUnusable(f"the submit side's token for {service} is not base64") from None
     if not 0 < len(data) <= MAX_TOKEN_BYTES:
-        raise PeerFault("credentials", f"the token for {service} has {len(data)} bytes")
+        raise TokensUnusable(
+            f"the submit side's token for {service} has {len(data)} bytes, allowed are 1 to {MAX_TOKEN_BYTES}"
+        )
     return service.replace("*", "_") + ".use", data
 
 
@@ -79,7 +93,7 @@ async def replace(context: Context, sandbox: str, tokens: Tokens, *, deadline_s:
 
 
 # A look that fails because of one of these is made again.
-RENEWAL_FAULTS = (PeerFault, ShadowRefused, CallFailed)
+RENEWAL_FAULTS = (PeerFault, CallFailed, TokensUnusable)
 Turn = Callable[[str], AbstractAsyncContextManager[Context]]
 
 

@@ -220,6 +220,13 @@ async def test_a_job_that_kills_the_wrapper_that_stays_is_its_own_loss(place: Pl
     assert after is None
 
 
+async def test_a_job_that_signals_its_whole_group_does_not_reach_the_wrapper(place: Place) -> None:
+    outcome, after = await launched_with_after(place, "kill -KILL 0", shell("touch after"))
+    assert outcome == Signalled(9, False)
+    assert after == After(0, None)
+    assert (place.path / "after").exists()
+
+
 @pytest.mark.parametrize(
     "said", ['{"ended": 70000}', '{"ended": "0"}', '{"ended": 128}', '{"after": 0}', "x" * 9000, "[]"]
 )

@@ -284,3 +284,16 @@ async def test_a_call_that_costs_socket_after_socket_is_given_up(two_ends: TwoEn
         with pytest.raises(PeerFault):
             await shadow.job_exit(0, 100, ClassAd())
         nursery.cancel_scope.cancel()
+
+
+async def test_tokens_come_in_one_answer_and_not_without_end(ends: tuple[Shadow, FakeShadow]) -> None:
+    shadow, fake = ends
+    ad = ClassAd({"Service": "box", "Data": "QQ=="})
+    fake.answers[Syscall.GETCREDS] = (1, ad, 1, ad, 0)
+    assert [found["Service"] for found in await shadow.get_credentials()] == ["box", "box"]
+    fake.answers[Syscall.GETCREDS] = (1, ad, -1)
+    with pytest.raises(ShadowRefused):
+        await shadow.get_credentials()
+    fake.answers[Syscall.GETCREDS] = (1, ad) * 65
+    with pytest.raises(PeerFault, match="64 tokens"):
+        await shadow.get_credentials()

@@ -14,12 +14,13 @@ import trio
 import trio.testing
 from classad2 import ClassAd
 
+from cedar.commands import Syscall
 from cedar.errors import PeerFault
 from starter import tokens
 from starter.peek import NotShown
 from starter.sandbox import Context, StageFailed
-from starter.shadow import Shadow
-from starter.tokens import Renewal, Tokens, fetch, replace
+from starter.shadow import Shadow, ShadowRefused
+from starter.tokens import Renewal, Tokens, TokensUnusable, fetch, replace
 from tests.jobwrapper.farsides import hostile_context, wrapper_context
 
 
@@ -56,8 +57,13 @@ async def test_tokens_are_named_as_stock_names_them() -> None:
     ],
 )  # fmt: skip
 async def test_what_is_no_token_is_refused(ad: ClassAd) -> None:
-    with pytest.raises(PeerFault):
+    with pytest.raises(TokensUnusable):
         await fetch(cast(Shadow, Giving([ad])))
+
+
+async def test_a_shadow_that_has_not_all_tokens() -> None:
+    with pytest.raises(TokensUnusable, match="needs"):
+        await fetch(cast(Shadow, Giving(ShadowRefused(Syscall.GETCREDS, 0))))
 
 
 async def test_files_are_replaced_at_one_stroke_and_are_the_jobs_alone(tmp_path: Path) -> None:
