@@ -107,10 +107,12 @@ def header(token: str) -> str:
 def curl(url: str, path: str, upload: bool, config: str) -> "dict[str, object]":
     # A URL may be signed: it goes by standard input, too. -q: no configuration of the account's; --globoff: brackets in
     # a URL are themselves.
+    if not url.isprintable():
+        raise OSError(22, "a URL with characters that cannot be printed")
     config += 'url = "%s"\n' % re.sub(r'(["\\])', r"\\\1", url)
     command = ["curl", "-q", "--silent", "--show-error", "--fail", "--globoff", "--location", "--proto",
                "=http,https", "--connect-timeout", str(CONNECT_S), "--speed-limit", "1", "--speed-time", str(SLOW_S),
-               "--retry", str(TRIES), "--config", "-", "--write-out", "%{http_code}"]  # fmt: skip
+               "--retry", str(TRIES), "-H", "Expect:", "--config", "-", "--write-out", "%{http_code}"]  # fmt: skip
     command += ["--upload-file", path, "--output", os.devnull] if upload else ["--output", path]
     pipe = subprocess.PIPE
     done = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)

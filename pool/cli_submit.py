@@ -20,8 +20,8 @@ from cedar import classads
 from pilot import credentials, rpc
 from pool import cli, submit_language
 from pool import messages as m
-from pool.ads import text_of
-from pool.jobad import BadJob, executable_name, split_list
+from pool.ads import text_of, value_of
+from pool.jobad import BadJob, executable_name, is_url, split_list
 
 ENTRIES_PER_MESSAGE = 1000
 # Job ads in one message, in bytes: the channel takes 1 MiB.
@@ -137,6 +137,11 @@ class Gathered:
         base = text_of(ad, "Iwd")
         seen: set[str] = set()
         for name, path in _wanted(ad):
+            for above in _above(name):
+                if above not in seen:
+                    seen.add(above)
+                    mode = stat.S_IMODE(_mode_of(os.path.join(base, above))) & 0o777
+                    yield m.InputEntry(above, mode | 0o700, None)
             for entry in self._walk(name, os.path.join(base, path)):
                 if entry.name not in seen:
                     seen.add(entry.name)
@@ -144,8 +149,6 @@ class Gathered:
 
     def _walk(self, name: str, path: str) -> Iterator[m.InputEntry]:
         """A file, or a directory with all in it; 'dir/' is what is in it only, without the directory itself."""
-        if "://" in path:
-            raise cli.Failed(f"transfer_input_files: {path} is a URL; this pool moves files only")
         mode = _mode_of(path)
         if not stat.S_ISDIR(mode):
             yield m.InputEntry(name, stat.S_IMODE(mode) & 0o777, self._key(path))
@@ -170,6 +173,13 @@ class Gathered:
         return self.paths[real]
 
 
+def _above(name: str) -> Iterator[str]:
+    """The directories that a name lies in, from the top."""
+    parts = name.split("/")
+    for count in range(1, len(parts)):
+        yield "/".join(parts[:count])
+
+
 def _mode_of(path: str) -> int:
     try:
         mode = os.stat(path).st_mode
@@ -184,14 +194,31 @@ def _mode_of(path: str) -> int:
 
 def _wanted(ad: Any) -> Iterator[tuple[str, str]]:
     """(name in the sandbox, path here) of all that a job names: inputs, standard input, the executable last."""
+    keep = value_of(ad, "PreserveRelativePaths") is True
     for path in split_list(text_of(ad, "TransferInput")):
-        yield os.path.basename(path), path
+        if not is_url(path):  # the node fetches it
+            yield kept_path(path) if keep else os.path.basename(path), path
+    for program in plugin_programs(text_of(ad, "TransferPlugins")):
+        yield os.path.basename(program), program
     standard = text_of(ad, "In")
     if standard and standard != os.devnull:
         yield os.path.basename(standard), standard
     name = executable_name(ad)
     if name is not None:
         yield name, text_of(ad, "Cmd")
+
+
+def kept_path(path: str) -> str:
+    """The name of an input with preserve_relative_paths: its whole path where that leads nowhere else."""
+    plain = os.path.normpath(path)
+    if os.path.isabs(path) or plain.split("/", 1)[0] == "..":
+        return os.path.basename(path)
+    return "" if plain == "." else plain
+
+
+def plugin_programs(text: str) -> list[str]:
+    """'tar=untar.py;http,https=fetch' -> the programs, which travel as input."""
+    return [part.partition("=")[2].strip() for part in text.split(";") if part.partition("=")[2].strip()]
 
 
 def _as_sent(ad: Any) -> str:

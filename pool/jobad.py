@@ -33,7 +33,7 @@ PublicClaimId ClaimIds ClaimIdList ChildClaimIds Capability RemoteHost RemoteSlo
 StartdIpAddr StarterIpAddr NumJobStarts NumShadowStarts NumRestarts JobStartDate JobCurrentStartDate
 CompletionDate ExitCode ExitSignal ExitBySignal ExitStatus JobRunCount MyType TargetType CondorVersion
 CondorPlatform CurrentHosts MaxHosts MinHosts ImageSize ExecutableSize DiskUsage ResidentSetSize MemoryUsage
-TransferInputSizeMB JobUniverse ShouldTransferFiles WhenToTransferOutput StreamIn StreamOut StreamErr
+TransferInputSizeMB JobUniverse ShouldTransferFiles StreamIn
 AuthenticatedIdentity AuthenticationMethod RemoteUserCpu RemoteSysCpu RemoteWallClockTime CumulativeRemoteUserCpu
 CumulativeRemoteSysCpu CumulativeSlotTime CumulativeSuspensionTime CommittedTime CommittedSlotTime
 CommittedSuspensionTime TotalSuspensions LastSuspensionTime NumCkpts NumJobCompletions NumSystemHolds
@@ -61,8 +61,12 @@ _STRINGS = (
     "TransferInput",
     "TransferOutput",
 )
-_STRINGS_2 = ("TransferOutputRemaps", "KillSig", "JobBatchName", "JobDescription")
-_BOOLS = ("TransferExecutable", "TransferIn")
+_STRINGS_2 = (
+    "TransferOutputRemaps", "KillSig", "JobBatchName", "JobDescription", "WhenToTransferOutput", "OutputDestination",
+    "TransferPlugins",
+)  # fmt: skip
+_BOOLS = ("TransferExecutable", "TransferIn", "StreamOut", "StreamErr", "PreserveRelativePaths")
+_WHEN = ("ON_EXIT", "ON_SUCCESS", "ON_EXIT_OR_EVICT")
 _WHOLE = ("JobPrio", "JobMaxVacateTime", "JobLeaseDuration", "DelegateJobGSICredentialsLifetime")
 
 
@@ -149,7 +153,15 @@ def _check_names(ad: Any) -> None:
             check_relative(name.rstrip("/") or name, command)
     for source, target in remaps(text_of(ad, "TransferOutputRemaps")).items():
         check_relative(source, "transfer_output_remaps")
-        check_relative(target, "transfer_output_remaps")
+        if not is_url(target):
+            check_relative(target, "transfer_output_remaps")
+    for url in filter(is_url, split_list(text_of(ad, "TransferInput"))):
+        check_relative(url_name(url), "transfer_input_files")
+    if (when := text_of(ad, "WhenToTransferOutput", "ON_EXIT")).upper() not in _WHEN:
+        raise BadJob(f"WhenToTransferOutput = {when!r}: must be one of {', '.join(_WHEN)}")
+    for stream, name in (("StreamOut", "Out"), ("StreamErr", "Err")):
+        if value_of(ad, stream) is True and "/" in text_of(ad, name) and text_of(ad, name) != "/dev/null":
+            raise BadJob(f"{name} = {text_of(ad, name)!r}: a stream goes to a plain name; 'fetch' brings it")
 
 
 _LISTS = {"TransferOutput": "transfer_output_files", "TransferCheckpoint": "transfer_checkpoint_files"}
@@ -162,6 +174,16 @@ def check_relative(name: str, where: str) -> None:
         raise BadJob(f"{where}: {name!r} must be a relative name without '..'")
     if "://" in name:
         raise BadJob(f"{where}: {name!r} is a URL; this pool moves files only")
+
+
+def is_url(text: str) -> bool:
+    """Whether a file is moved by a plugin at the node, and not by this pool."""
+    return re.match(r"[A-Za-z][A-Za-z0-9.+-]*://", text) is not None
+
+
+def url_name(url: str) -> str:
+    """The name in the sandbox of what comes from a URL."""
+    return re.split(r"[?#]", url, maxsplit=1)[0].rstrip("/").rsplit("/", 1)[-1]
 
 
 def split_list(text: str) -> list[str]:
@@ -221,12 +243,10 @@ def queue_ad(ad: Any, job: Job, entries: list[Entry], facts: PoolFacts) -> Any:
         "JobStatus": int(JobState.RUNNING),
         "JobLeaseDuration": facts.lease_s,
         "ShouldTransferFiles": "YES",
-        "WhenToTransferOutput": "ON_EXIT",
+        "WhenToTransferOutput": text_of(ad, "WhenToTransferOutput", "ON_EXIT").upper(),
         # What the submit language's own Requirements of a deferred job want to know: how late a match may come.
         "ScheddInterval": 0,
         "StreamIn": False,
-        "StreamOut": False,
-        "StreamErr": False,
         "NumJobStarts": job.runs,
         "ExecutableSize": kib(program),
         "ImageSize": max(1, kib(program)),
@@ -244,7 +264,7 @@ def _defaults(ad: Any) -> dict[str, object]:
         "RequestDisk": classad2.ExprTree("DiskUsage"),
         "Requirements": True,
     }
-    wanted |= {"Out": "/dev/null", "Err": "/dev/null", "Iwd": "/", "Rank": 0.0}
+    wanted |= {"StreamOut": False, "StreamErr": False, "Out": "/dev/null", "Err": "/dev/null", "Iwd": "/", "Rank": 0.0}
     return {name: value for name, value in wanted.items() if name not in ad}
 
 

@@ -10,6 +10,7 @@ from attrs import evolve, frozen
 
 from cedar.filetransfer import TransferLimits
 from pool import jobad
+from pool.ads import text_of
 from pool.adstore import AdStore
 from pool.claims import Claim, ClaimClient
 from pool.macros import filled
@@ -70,6 +71,7 @@ class Life:
             proxy_name=job.cluster.proxy_name,
             limits=parts.limits,
             on_output=self._stored,
+            urls=tuple(filter(jobad.is_url, jobad.split_list(text_of(ad, "TransferInput")))),
             proc=job.id.proc,
             checkpoint=checkpoint,
             on_checkpoint=lambda checkpoint: parts.queue.save_checkpoint(job.id, checkpoint),

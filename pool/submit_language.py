@@ -30,9 +30,9 @@ _QUIET = POOL_ONLY - {"x509userproxy"}
 
 # What a user relies on must not be dropped in silence.
 _NOT_ACTED_ON_TEXT = """
-max_retries retry_until success_exit_code hold noop_job stream_input stream_output stream_error output_destination
-docker_image container_image vm_type checkpoint_destination preserve_relative_paths
-next_job_start_delay concurrency_limits transfer_plugins
+max_retries retry_until success_exit_code hold noop_job stream_input
+docker_image container_image vm_type checkpoint_destination
+next_job_start_delay concurrency_limits
 encrypt_input_files
 """
 _NOT_ACTED_ON = frozenset(_NOT_ACTED_ON_TEXT.split())
@@ -166,14 +166,15 @@ def _only_vanilla(submit: Any, path: str) -> None:
             )
     for name, meant in (
         ("should_transfer_files", ("yes", "true", "if_needed")),
-        ("when_to_transfer_output", ("on_exit", "on_success")),
+        ("when_to_transfer_output", ("on_exit", "on_success", "on_exit_or_evict")),
     ):
         if name in said and said[name].lower() not in meant:
             raise SubmitError(
-                f"{path}: {name} = {said[name]}; this pool always moves files, at the job's end: leave it out"
+                f"{path}: {name} = {said[name]}; this pool always moves files: leave it out, or say one of"
+                f" {', '.join(meant)}"
             )
     submit["should_transfer_files"] = "YES"
-    submit["when_to_transfer_output"] = "ON_EXIT"
+    submit["when_to_transfer_output"] = said.get("when_to_transfer_output", "on_exit").upper()
 
 
 def _is_none(submit: Any) -> bool:

@@ -17,14 +17,14 @@ from attrs import define, field
 
 from cedar import filetransfer
 from cedar.claims import EXECUTE_SIDE, ClaimId, filetransfer_session
-from cedar.commands import Command
+from cedar.commands import Command, HoldCode
 from cedar.errors import PeerFault, Refused
-from cedar.filetransfer import Directory, File, Item, ProxyItem
+from cedar.filetransfer import Directory, File, Item, Link, ProxyItem
 from cedar.server import Request
 from cedar.sessions import SessionTable
 from pilot import credentials
 from pool.claims import SESSION_AFTERLIFE_S
-from pool.jobad import BadJob, check_relative
+from pool.jobad import BadJob, check_relative, url_name
 from pool.model import Checkpoint, Entry, OutputFile
 from pool.spool import Spool, SpoolTrouble, read, sync_directory, write
 
@@ -71,6 +71,7 @@ class Transfer:
     limits: filetransfer.TransferLimits
     on_output: Callable[[], None]
     proc: int = 0
+    urls: tuple[str, ...] = ()
     checkpoint: Checkpoint | None = None
     on_checkpoint: Callable[[Checkpoint], None] = lambda checkpoint: None
     key: str = field(factory=lambda: secrets.token_hex(32), repr=False)
@@ -81,7 +82,7 @@ class Transfer:
     _busy: dict[int, trio.Event] = field(factory=dict)
 
     async def items(self) -> AsyncIterator[Item]:
-        """The proxy first, directories before their files, the executable last."""
+        """The proxy first, directories before their files, the executable last of them; then URLs, for the node."""
         if self.proxy_name is not None:
             yield ProxyItem(self.proxy_name, proxy_signer(self.spool.proxy(self.cluster)))
         kept = () if self.checkpoint is None else self.checkpoint.files
@@ -95,6 +96,9 @@ class Transfer:
             else:
                 mode = item.mode | 0o755 if item.name == self.executable else item.mode
                 yield File(item.name, mode, item.size, read(self._path(item, item.key)))
+        for url in self.urls:
+            if url_name(url) not in replaced:
+                yield Link(url_name(url), url)
 
     def _path(self, item: Entry | OutputFile, key: int) -> Path:
         if isinstance(item, Entry):
@@ -105,7 +109,13 @@ class Transfer:
     async def send(self, request: Request) -> None:
         """61000: the execution point receives."""
         size = sum(entry.size for entry in self.entries)
-        own, peer = await filetransfer.send_files(request.stream, self.items(), final=False, sandbox_bytes=size)
+        own, peer = await filetransfer.send_files(
+            request.stream,
+            self.items(),
+            final=False,
+            sandbox_bytes=size,
+            over_limit_code=HoldCode.MAX_TRANSFER_INPUT_SIZE,
+        )
         self.input_sent = own.ok and peer.ok
 
     async def receive(self, request: Request) -> None:

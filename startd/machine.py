@@ -56,6 +56,7 @@ def describe(settings: Settings, switch: Switch, address: str, total: Resources)
         needs_proxy=switch.needs_credential,
         attributes=settings.attributes,
         has_sshd=sshprograms.available(),
+        job_plugins=settings.enable_url_transfers,
     )
 
 

@@ -44,6 +44,8 @@ class Machine:
     needs_proxy: bool
     max_retirement: str = "0"
     has_sshd: bool = False
+    job_plugins: bool = False
+    """Whether jobs may bring programs for URLs along."""
     plugins: Mapping[str, str] = attrs.field(factory=dict)
     """The program for each scheme of URLs."""
     attributes: Mapping[str, str] = attrs.field(factory=dict)
@@ -176,6 +178,7 @@ def _policy(ad: ClassAd, machine: Machine, slot: SlotState) -> None:
     )
     ad["Requirements"] = ExprTree("Start && WithinResourceLimits")
     ad["HasFileTransfer"] = True
+    ad["HasJobTransferPlugins"] = machine.job_plugins
     if machine.plugins:
         ad["HasFileTransferPluginMethods"] = ",".join(sorted(machine.plugins))
     ad["HasJobDeferral"] = True

@@ -199,6 +199,8 @@ async def fetch_input(route: Route, sink: InputSink, limits: TransferLimits) -> 
     finally:
         await stream.aclose()
     sink.progress.check("the input transfer")
+    if peer.hold_code and not peer.ok:  # what the sender could not send is missing here; it knows why
+        raise TransferFailed(peer, "the submit side")
     _raise_if_failed(own, peer)
     return own
 

@@ -1,0 +1,173 @@
+"""Files of jobs through the embedded pool: paths, conditions, limits, URLs, leftovers; sha256 at both ends."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.e2e_jobs import Jobs
+
+pytestmark = [pytest.mark.needs_root, pytest.mark.timeout(300)]
+SUMS = "find . -type f ! -name '_condor*' ! -name '.*' ! -name '*.sh' ! -name proxy -exec sha256sum {} + | sort -k2"
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_directories_paths_and_modes_go_in_and_out(lingering: Jobs) -> None:
+    jobs, user = lingering, lingering.user("alice")
+    given = {"tree/a.bin": os.urandom(300_000), "tree/sub/b": b"", "tree/sub/c\u00e9 d": b"x" * 1000, "lone": b"y"}
+    for name, data in given.items():
+        (user.home / name).parent.mkdir(parents=True, exist_ok=True)
+        jobs.site.put(user, name, data)
+    (user.home / "tree/empty").mkdir()
+    script = f"{SUMS}; ls -d tree/empty; mkdir -p kept/deep/none; cp -r tree kept/deep/"
+    job = jobs.submit(
+        "alice",
+        script,
+        transfer_input_files="tree/sub,tree/a.bin,tree/empty,lone",
+        transfer_output_files="kept/deep",
+        preserve_relative_paths="true",
+    )
+    jobs.done(job)
+    files = jobs.fetch("alice", job)
+    said = dict(reversed(line.split("  ", 1)) for line in files.pop("out").decode().splitlines() if "  " in line)
+    assert said == {f"./{name}": digest(data) for name, data in given.items()}
+    back = {name.removeprefix("kept/deep/"): digest(data) for name, data in files.items() if name.startswith("kept/")}
+    assert back == {name: digest(data) for name, data in given.items() if name != "lone"}
+
+
+@pytest.mark.slow
+def test_a_directory_or_what_is_in_it(lingering: Jobs) -> None:
+    script = "mkdir -p d/e; echo 1 >d/e/f; echo 2 >g"
+    plain = lingering.submit("bob", script, transfer_output_files="d/e,g", transfer_output_remaps='"g=renamed"')
+    inside = lingering.submit("bob", script, transfer_output_files="d/e/")
+    lingering.done(plain), lingering.done(inside)
+    assert {"e/f", "renamed"} <= set(lingering.fetch("bob", plain))
+    assert "f" in lingering.fetch("bob", inside)
+
+
+@pytest.mark.parametrize(("code", "names"), [(0, {"out", "err", "big"}), (3, {"out", "err"})])
+def test_on_success(lingering: Jobs, code: int, names: set[str]) -> None:
+    job = lingering.submit(
+        "alice", f"echo x >big; exit {code}", when_to_transfer_output="ON_SUCCESS", transfer_output_files="big"
+    )
+    assert lingering.done(job)["exit_code"] == code
+    assert set(lingering.fetch("alice", job)) == names
+
+
+@pytest.mark.parametrize(
+    ("limit", "code"), [({"max_transfer_input_mb": "1"}, 32), ({"max_transfer_output_mb": "1"}, 33)]
+)
+def test_what_is_too_much_is_held(lingering: Jobs, limit: dict[str, str], code: int) -> None:
+    jobs, user = lingering, lingering.user("bob")
+    jobs.site.put(user, f"two{code}", bytes(2 << 20))
+    job = jobs.submit("bob", f"cp two{code} more", transfer_input_files=f"two{code}", **limit)
+    row = jobs.wait_for(job, "held", "completed")
+    assert (row["hold_code"], "1048576" in row["reason"]) == (code, True), row
+    jobs.remove("bob", job)
+    jobs.until_nothing_is_left_of("bob")
+
+
+def test_what_cannot_be_sent_is_told_or_left_out(lingering: Jobs) -> None:
+    script = "mkdir d; mkfifo d/p pipe; ln -s / d/root; ln -s /etc/shadow d/shadow 2>&1; echo x >d/x"
+    job = lingering.submit("alice", script, transfer_output_files="pipe")
+    row = lingering.wait_for(job, "held", "completed")
+    assert "a named pipe" in row["reason"]
+    lingering.remove("alice", job)
+    job = lingering.submit("alice", "mkdir d; mkfifo d/p; ln -s / d/root; echo x >d/x", transfer_output_files="d")
+    lingering.done(job)
+    assert set(lingering.fetch("alice", job)) == {"out", "err", "d/x"}
+
+
+# -- URLs -----------------------------------------------------------------------------------------------------------
+
+
+class Files(http.server.BaseHTTPRequestHandler):
+    """Serves and takes files in memory."""
+
+    kept: dict[str, bytes] = {}  # noqa: RUF012 - one server a test
+
+    def do_GET(self) -> None:
+        data = self.kept.get(self.path)
+        self.send_response(200 if data is not None else 404)
+        self.send_header("Content-Length", str(len(data or b"")))
+        self.end_headers()
+        self.wfile.write(data or b"")
+
+    def do_PUT(self) -> None:
+        self.kept[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(201)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    Files.kept = {}
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Files)
+    thread = threading.Thread(target=httpd.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{httpd.server_port}"
+    httpd.shutdown()
+    httpd.server_close()
+    thread.join()
+
+
+def test_urls_are_moved_at_the_jobs_account_without_a_further_call(lingering: Jobs, server: str) -> None:
+    data = os.urandom(200_000)
+    Files.kept["/data.bin"] = data
+    job = lingering.submit(
+        "alice",
+        "sha256sum data.bin; stat -c %U data.bin; id -un; cp data.bin result.bin",
+        transfer_input_files=f"{server}/data.bin",
+        transfer_output_files="result.bin",
+        transfer_output_remaps=f'"result.bin={server}/put/result"',
+    )
+    lingering.done(job)
+    files = lingering.fetch("alice", job)
+    words = files["out"].decode().split()
+    assert words[0] == digest(data)
+    assert words[2] == words[3]
+    assert Files.kept["/put/result"] == data
+    assert "result.bin" not in files
+    assert len(lingering.calls(job)) == 3
+
+
+def test_a_url_that_is_not_there_holds_the_job(lingering: Jobs, server: str) -> None:
+    job = lingering.submit("bob", "exit 0", transfer_input_files=f"{server}/missing?secret=s3cret")
+    row = lingering.wait_for(job, "held", "completed")
+    assert (row["state"], row["hold_code"]) == ("held", 13)
+    assert f"could not fetch {server}/missing" in row["reason"]
+    assert "404" in row["reason"]
+    assert "s3cret" not in row["reason"]
+    assert "s3cret" not in lingering.log("StartLog")
+    lingering.remove("bob", job)
+    lingering.until_nothing_is_left_of("bob")
+
+
+@pytest.mark.slow
+def test_a_plugin_that_the_job_brings_along(lingering: Jobs) -> None:
+    plugin = """#!/bin/sh
+sed -n 's/.*LocalFileName = "\\([^"]*\\)".*/\\1/p' "$2" | while read -r name; do id -un >"$name"; done
+echo "[ TransferSuccess = true ]" >"$4"
+"""
+    lingering.site.put(lingering.user("bob"), "mine.sh", plugin.encode(), mode=0o755)
+    job = lingering.submit(
+        "bob", "cat who; id -un", transfer_plugins="me=mine.sh", transfer_input_files="me://anything/who"
+    )
+    lingering.done(job)
+    first, second = lingering.fetch("bob", job)["out"].decode().split()
+    assert first == second
