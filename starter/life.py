@@ -362,7 +362,11 @@ def _proxy_ending_undelivered(life: Life, event: Event) -> Outcome:
 
 
 def _abandon(life: Life, event: Event) -> None:
-    life.verdict = Abandoned(event.text if isinstance(event, ShadowLost | Disconnected) else "the startd is gone")
+    """A shadow is told of a startd that is gone: it would look for us there until the lease ends."""
+    if isinstance(event, ShadowLost | Disconnected):
+        life.verdict = Abandoned(event.text)
+    else:
+        life.verdict, life.leaving = Killed("the pilot's startd is gone", _SHUTDOWN, output=False), True
 
 
 def _abandon_early(life: Life, event: Event) -> Outcome:
@@ -381,13 +385,16 @@ def _abandon_staging_out(life: Life, event: Event) -> Outcome:
 
 
 def _abandon_cleaning(life: Life, event: Event) -> Outcome:
-    _abandon(life, event)
+    if isinstance(event, ShadowLost):
+        _abandon(life, event)
+    life.leaving = True
     return life.state, ()
 
 
 def _abandon_reporting(life: Life, event: Event) -> Outcome:
-    """What was to be reported stays the verdict: only the listener is gone."""
-    return _end(life)
+    """What was to be reported stays the verdict: only the listener is gone. The startd need not hear it."""
+    life.leaving = True
+    return _end(life) if isinstance(event, ShadowLost) or life.disconnected else (life.state, ())
 
 
 def _suspend(_life: Life, _event: Event) -> Outcome:
@@ -461,6 +468,9 @@ def _deactivate_checkpointing(life: Life, event: Event) -> Outcome:
     _killed(life, event, output=False)
     return (life.state, ()) if event.soft else _stop(life, soft=False)
 
+
+# Vacate code of the wire reference (appendix A).
+_SHUTDOWN = 1013
 
 S = State
 _EARLY = (S.ASKING, S.CREDENTIAL, S.STAGING_IN)

@@ -195,6 +195,13 @@ def test_a_report_without_a_shadow_ends_when_the_slot_is_wanted_back() -> None:
     assert commands[-1] == Exit(EXIT_LOST_SHADOW)
 
 
+def test_a_shadow_is_told_that_the_startd_is_gone() -> None:
+    life, commands = walk(*RUNNING, StartdLost(), FamilyStopped(()), Cleaned(""))
+    assert commands[-1] == Begin(Step.REPORT)
+    assert isinstance(life.verdict, Killed)
+    assert life.handle(Disconnected("cut"), now_s=9.0) == (Exit(EXIT_NORMAL),)
+
+
 def test_the_proxys_end_stops_the_job_before_fetches_its_output_and_holds_it() -> None:
     life, commands = walk(*RUNNING, ProxyEnding("ends at noon"), JobEnded(15, True), FamilyStopped(()), StagedOut(""))
     assert [c.step for c in commands if isinstance(c, Begin)][3:] == [Step.STOP_SOFTLY, Step.STAGE_OUT, Step.REPORT]
