@@ -1,7 +1,7 @@
 """What one call of an identity switch costs, from its start to its end, in turns with what it is compared with.
 
-glexec: ours behind sudo, against the least that does the same work: a shell that execs sudo, and a Python that asks
-LCMAPS by the same policy file about the same proxy, becomes the account and execs. userns: a call at a sub-uid while
+glexec: ours behind sudo, against the least that does the same work: a shell that stays as the parent of sudo, and a
+Python that asks LCMAPS by the same policy file about the same proxy, becomes the account and execs. userns: a call at a sub-uid while
 the job's helper is there, less the plain start of the same program; and the first call, which starts the helper.
 """
 
@@ -157,7 +157,7 @@ def _bare(site: Site, program: str) -> Path:
     python = os.path.realpath("/usr/bin/python3")
     root_part.write_text(f"#!{python} -IS\n{BARE}")
     command = f"{shutil.which('sudo')} -n -C 10 {root_part} {installed.lcmaps_db} glexec_get_account {program}"
-    front.write_text(f"#!/bin/sh\nexec {command}\n")
+    front.write_text(f"#!/bin/sh\n{command}\nexit $?\n")
     for path in (root_part, front):
         path.chmod(0o755)
     # The same rules as for our own root part, for this one.
