@@ -1,8 +1,9 @@
 """What one call of an identity switch costs, from its start to its end, in turns with what it is compared with.
 
 glexec: ours behind sudo, against the least that does the same work: a shell that stays as the parent of sudo, and a
-Python that asks LCMAPS by the same policy file about the same proxy, becomes the account and execs. userns: a call at a sub-uid while
-the job's helper is there, less the plain start of the same program; and the first call, which starts the helper.
+Python that asks LCMAPS by the same policy file about the same proxy, becomes the account and execs. userns: a call at a
+sub-uid while the job's helper is there, less the plain start of the same program; and the first call, which starts the
+helper.
 """
 
 from __future__ import annotations

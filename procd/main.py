@@ -109,6 +109,7 @@ class Daemon:
             logs.get("procd"),
             dedicated=settings.sailplane_dedicated_accounts,
             isolates=switch.isolates,
+            owns=switch.name in ("none", "userns"),
         )
         self._lookout = Lookout(
             self._families,
@@ -123,6 +124,7 @@ class Daemon:
             OwnRight(reader),
             self._calls,
             pilot_uid=os.geteuid(),
+            owns_sub_uids=switch.name == "userns",
             group=self._trackers.group,
         )
         self._check_every_s = settings.sailplane_full_scan_interval

@@ -62,6 +62,8 @@ class Signaller:
 
     Args:
         pilot_uid: our own; families of this uid are signalled directly.
+        owns_sub_uids: other families are at sub-uids of ours, in user namespaces that we own: the kernel lets the owner
+            signal these, too. Where it does not, the switch is next.
         switch_calls: the switch, or None when there is none.
         group: a family's cgroup, if it has one.
     """
@@ -74,6 +76,7 @@ class Signaller:
         switch_calls: SwitchCalls | None,
         *,
         pilot_uid: int,
+        owns_sub_uids: bool = False,
         group: Callable[[Family], Group | None] = lambda family: None,
     ) -> None:
         self._group = group
@@ -82,6 +85,7 @@ class Signaller:
         self._own = own
         self._switch_calls = switch_calls
         self._pilot_uid = pilot_uid
+        self._owns_sub_uids = owns_sub_uids
         self._controls: dict[str, Control] = {}
         self._orders: dict[str, tuple[str | None, str]] = {}
 
@@ -187,25 +191,29 @@ class Signaller:
 
     async def _stop_all(self, family: Family) -> None:
         self._lookout.look(family)
-        if self._families.running(family):
-            if family.around.uid == self._pilot_uid:
-                await self._freeze(family)
-            else:
-                await self._send_without_control(family, signal.SIGSTOP, lambda: self._tops(family), tree=True)
+        if self._families.running(family) and (not self._owns(family) or await self._freeze(family)):
+            await self._send_without_control(family, signal.SIGSTOP, lambda: self._tops(family), tree=True)
 
     async def _send_without_control(
         self, family: Family, number: int, targets: Callable[[], list[ProcessId]], *, tree: bool
     ) -> None:
+        asked = targets() if self._owns(family) else []
+        refused = self._own.send(asked, number)
         try:
-            if family.around.uid != self._pilot_uid:
+            if not self._is_ours(family) and (refused or not self._owns(family)):
                 await self._ask_switch(family, number, targets, tree=tree, urgent=True, deadline_s=10.0)
-            else:
-                asked = targets()
-                refused = self._own.send(asked, number)
-                if asked and len(refused) == len(asked):
-                    raise RouteFailed(_not_allowed(refused))
+            elif asked and len(refused) == len(asked):
+                raise RouteFailed(_not_allowed(refused))
         except RouteFailed as failed:
             raise FamilyRefused("no-route", str(failed)) from None
+
+    def _is_ours(self, family: Family) -> bool:
+        """At our own account: no switch leads there."""
+        return family.around.uid == self._pilot_uid
+
+    def _owns(self, family: Family) -> bool:
+        """Whether the kernel lets us signal it, as far as can be said without trying."""
+        return self._is_ours(family) or self._owns_sub_uids
 
     # --- the end of a family --------------------------------------------------------------------------------
 
@@ -246,7 +254,7 @@ class Signaller:
         return bool(self._families.running(family)) or (family.around.hidden and not self._lookout.proves_empty(family))
 
     def _needs_switch(self, family: Family) -> bool:
-        return self.control(family) is None and family.around.uid != self._pilot_uid
+        return self.control(family) is None and not self._owns(family)
 
     async def _bid_farewell(self, family: Family, farewell: Farewell) -> None:
         """By a route that is free: one signal to the root, and time until it has ended."""
@@ -305,7 +313,7 @@ class Signaller:
                 group.kill()
                 await _until(lambda: not group.populated)
                 return await self._until_empty(family, 0)
-            if family.around.uid == self._pilot_uid:
+            if self._is_ours(family) or (self._owns_sub_uids and "own" not in ending.routes):
                 ending.used("own")
                 return await self._kill_own(family)
             ending.used("switch")
@@ -351,17 +359,19 @@ class Signaller:
         )
         return await self._until_empty(family, _LONGEST_PAUSE_S)
 
-    async def _freeze(self, family: Family) -> None:
-        """SIGSTOP everybody, and who was born meanwhile: what is stopped can't fork."""
+    async def _freeze(self, family: Family) -> list[ProcessId]:
+        """SIGSTOP everybody, and who was born meanwhile: what is stopped can't fork. Those that we may not signal."""
         asked: set[ProcessId] = set()
+        refused: list[ProcessId] = []
         for _ in range(_ROUNDS):
             self._lookout.look(family)
             new = [identity for identity in self._families.running(family) if identity not in asked]
             if not new:
-                return
-            self._own.send(new, signal.SIGSTOP)
+                break
+            refused += self._own.send(new, signal.SIGSTOP)
             asked.update(new)
             await trio.lowlevel.checkpoint()
+        return refused
 
     async def _until_empty(self, family: Family, patience_s: float) -> bool:
         """Look until nobody is left or the patience is at its end; whether nobody was.

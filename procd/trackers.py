@@ -33,6 +33,7 @@ class Trackers:
         dedicated: accounts' names that fully match are one job's at a time; strays of these are members. None: no
             account is.
         isolates: jobs run at other accounts.
+        owns: the kernel lets us signal them ourselves; None: where they are at our own.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class Trackers:
         *,
         dedicated: re.Pattern[str] | None,
         isolates: bool,
+        owns: bool | None = None,
     ) -> None:
         self.facts = facts
         self._families = families
         self._log = log
         self._dedicated = dedicated
         self._isolates = isolates
+        self._owns = not isolates if owns is None else owns
         self._makes = Groups(Path(facts.cgroup)) if facts.cgroup else None
         self._groups: dict[str, Group] = {}
         # What the root had used before it came into its group.
@@ -68,7 +71,7 @@ class Trackers:
             "environment": not isolates,
             "account": sees_jobs(facts, isolates=True),
         }
-        routes = {"control": isolates, "cgroup": facts.cgroup is not None, "own": not isolates, "switch": isolates}
+        routes = {"control": isolates, "cgroup": facts.cgroup is not None, "own": self._owns, "switch": isolates}
         return Description(
             trackers=tuple(name for name, there in trackers.items() if there),
             routes=tuple(name for name, there in routes.items() if there),
