@@ -224,6 +224,13 @@ READS = {"read": Syscall.READ, "pread": Syscall.PREAD, "sread": Syscall.SREAD}
 WRITES = {"write": Syscall.WRITE, "pwrite": Syscall.PWRITE, "swrite": Syscall.SWRITE}
 
 
+# Calls whose first word is an open file.
+OF_FILES = frozenset(
+    {Syscall.CLOSE, Syscall.LSEEK, Syscall.FSYNC, Syscall.FSTAT, Syscall.FSTATFS, Syscall.FCHOWN, Syscall.FCHMOD,
+     Syscall.FTRUNCATE, *READS.values(), *WRITES.values()}
+)  # fmt: skip
+
+
 # --- attributes --------------------------------------------------------------------------------------------------
 
 

@@ -44,7 +44,9 @@ _PREFIXES = ("buffer:remote:", "remote:")
 class SubmitSide(Protocol):
     """The part of ``starter.shadow.Shadow`` that is used."""
 
-    async def remote(self, call: Syscall, *arguments: Item) -> tuple[int, Reader]: ...
+    takes: int
+
+    async def remote(self, call: Syscall, *arguments: Item, to: int | None = None) -> tuple[int, Reader]: ...
     async def log_event(self, event: ClassAd) -> None: ...
 
 
@@ -173,6 +175,7 @@ class _Conversation:
 
     server: ChirpServer
     lines: _Lines
+    # number at the submit side -> the shadow that opened it; another's number could be anything of that one's own
     files: dict[int, int] = attrs.field(factory=dict)
 
     async def run(self) -> None:
@@ -229,7 +232,9 @@ class _Conversation:
             await act[name](request)
 
     async def _call(self, call: Syscall, *arguments: Item) -> tuple[int, Reader]:
-        return await self.server.submit_side.remote(call, *arguments)
+        """A call about an open file goes only to the shadow that opened it."""
+        opener = self.files[arguments[0]] if call in chirp.OF_FILES and isinstance(arguments[0], int) else None
+        return await self.server.submit_side.remote(call, *arguments, to=opener)
 
     def _arguments(self, request: Request) -> list[Item]:
         """The request's words for the submit side: the job's file numbers become those of there."""
@@ -237,10 +242,10 @@ class _Conversation:
         return [self._file(request, place) if kind == "f" else request.words[place] for place, kind in enumerate(kinds)]
 
     def _file(self, request: Request, place: int = 0) -> int:
-        try:
-            return self.files[request.number(place)]
-        except KeyError:
-            raise Refused(Code.BAD_FD) from None
+        number = request.number(place)
+        if number not in self.files:
+            raise Refused(Code.BAD_FD)
+        return number
 
     # --- files ---------------------------------------------------------------------------------------------------
 
@@ -258,15 +263,16 @@ class _Conversation:
     async def _opened(self, path: str, flags: int, mode: int) -> int:
         if len(self.files) >= MAX_OPEN_FILES:
             raise Refused(Code.TOO_MANY_OPEN)
-        number, _ = await self._call(Syscall.OPEN, flags, mode, await self._mapped(path))
-        self.files[number] = number
+        mapped, by = await self._mapped(path), self.server.submit_side.takes
+        number, _ = await self._call(Syscall.OPEN, flags, mode, mapped)
+        self.files[number] = by
         return number
 
     async def _drop(self, number: int) -> None:
         """Close a file whatever comes; the submit side closes what is left when the job ends."""
-        self.files.pop(number, None)
         with suppress(PeerFault, ShadowRefused):
             await self._call(Syscall.CLOSE, number)
+        del self.files[number]
 
     async def _open(self, request: Request) -> None:
         number = await self._opened(request.text(0), chirp.open_flags(request.text(1)), request.number(2))

@@ -6,6 +6,7 @@ then callers wait, and may be cancelled. How long a shadow is waited for is deci
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -49,6 +50,7 @@ class TransferSession:
 
 class Shadow:
     """The shadow of one job. ``heard_s``: when it last answered (monotonic), from which its lease is reckoned.
+    ``takes``: how often one has taken the job up again; what it had open before means nothing to the next.
 
     ``listen`` must run, again after each ``take``, as long as calls are made.
     """
@@ -58,6 +60,7 @@ class Shadow:
         self._one_call = trio.Lock()
         self._taken = trio.Event()
         self._given_up: PeerFault | None = None
+        self.takes = 0
         self.heard_s = trio.current_time()
 
     async def listen(self) -> PeerFault:
@@ -91,6 +94,7 @@ class Shadow:
         if scope.cancelled_caught:
             raise PeerFault("timeout", f"the shadow did not answer within {FIRST_ANSWER_S:.0f} s")
         before, self._socket = self._socket, SyscallSocket(stream)
+        self.takes += 1
         self.heard_s = trio.current_time()
         await before.drop(PeerFault("replaced", "a shadow has taken the job up on another socket"))
         self._taken.set()
@@ -144,9 +148,21 @@ class Shadow:
         """
         return _checked(call, await self._make(lambda socket: socket.exchange(int(call), *arguments), wait=wait))
 
-    async def remote(self, call: Syscall, *arguments: Item) -> tuple[int, Reader]:
-        """A call on the job's behalf (chirp). Raises as all calls do: PeerFault, ShadowRefused."""
-        return await self._call(call, *arguments)
+    async def remote(self, call: Syscall, *arguments: Item, to: int | None = None) -> tuple[int, Reader]:
+        """A call on the job's behalf (chirp); never made again: nobody knows then whether it was carried out. ``to``:
+        only to the shadow of so many ``takes``.
+
+        Raises:
+            PeerFault: there is no shadow now.
+            ShadowRefused: rval < 0; EBADF where another shadow has the job now.
+        """
+
+        async def make(socket: SyscallSocket) -> Reader:
+            if to is not None and to != self.takes:
+                raise ShadowRefused(call, errno.EBADF)
+            return await socket.exchange(int(call), *arguments)
+
+        return _checked(call, await self._make(make, wait=False))
 
     # --- the calls -----------------------------------------------------------------------------------------------
 
@@ -189,7 +205,7 @@ class Shadow:
     async def job_exit(self, wait_status: int, reason: int, update: ClassAd) -> None:
         await self._call(Syscall.JOB_EXIT, wait_status, reason, update)
 
-    async def get_credentials(self) -> list[ClassAd]:
+    async def get_credentials(self, *, wait: bool = True) -> list[ClassAd]:
         """getcreds (302): an ad {Service, Data} for each token of the job. Only for a job that needs tokens: a stock
         shadow holds the job when it has none to give (wire reference T44).
 
@@ -197,7 +213,7 @@ class Shadow:
             PeerFault: the connection is gone, or more tokens come than a job can name.
             ShadowRefused: the shadow has not all of them.
         """
-        reader = await self._make(lambda socket: socket.exchange(int(Syscall.GETCREDS), ""))
+        reader = await self._make(lambda socket: socket.exchange(int(Syscall.GETCREDS), ""), wait=wait)
         found: list[ClassAd] = []
         while (more := reader.int()) > 0:
             if len(found) == MAX_CREDENTIALS:

@@ -44,15 +44,15 @@ class Tokens:
         return Tokens({name: data for name, data in self.files.items() if before.files.get(name) != data})
 
 
-async def fetch(shadow: Shadow) -> Tokens:
-    """All tokens of the job.
+async def fetch(shadow: Shadow, *, wait: bool = True) -> Tokens:
+    """All tokens of the job. ``wait``: for a shadow, where there is none now.
 
     Raises:
         PeerFault: the shadow is gone.
         TokensUnusable: it has not all of them (a stock one holds the job then), or sends what is none.
     """
     try:
-        found = await shadow.get_credentials()
+        found = await shadow.get_credentials(wait=wait)
     except ShadowRefused as refused:
         raise TokensUnusable("the submit side has not all the tokens that the job needs") from refused
     try:
@@ -121,7 +121,7 @@ class Renewal:
                 failed(str(fault))
 
     async def _look(self) -> None:
-        fresh = await fetch(self.shadow)
+        fresh = await fetch(self.shadow, wait=False)
         changed = fresh.changed(self.tokens)
         if changed.files:
             async with self.turn("tokens") as context:

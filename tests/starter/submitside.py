@@ -23,7 +23,7 @@ _FLAGS = {
 
 
 class SubmitSide:
-    """``calls``: what was asked, in order. ``lost``: the socket is gone."""
+    """``calls``: what was asked, in order. ``lost``: the socket is gone; ``takes``: shadows so far."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -31,11 +31,14 @@ class SubmitSide:
         self.calls: list[Syscall] = []
         self.events: list[ClassAd] = []
         self.lost = False
+        self.takes = 0
 
     async def log_event(self, event: ClassAd) -> None:
         self.events.append(event)
 
-    async def remote(self, call: Syscall, *arguments: Item) -> tuple[int, Reader]:
+    async def remote(self, call: Syscall, *arguments: Item, to: int | None = None) -> tuple[int, Reader]:
+        if to is not None and to != self.takes:
+            raise ShadowRefused(call, errno.EBADF)
         self.calls.append(call)
         if self.lost:
             raise PeerFault("closed", "gone")

@@ -240,6 +240,25 @@ async def test_too_many_open_files_and_too_large_a_write(tmp_path: Path) -> None
     assert side.calls.count(chirp.Syscall.OPEN) == side.calls.count(chirp.Syscall.CLOSE) == chirpserver.MAX_OPEN_FILES
 
 
+async def test_a_file_of_one_shadow_is_no_file_of_the_next(tmp_path: Path) -> None:
+    """There the number may be that of its log or its socket."""
+    (tmp_path / "f").write_text("secret")
+    async with serving(tmp_path) as (server, (side, port)):
+        with trio.fail_after(20):
+            stream = await trio.open_tcp_stream("127.0.0.1", port)
+            await stream.send_all(b"cookie " + server.cookie.encode() + b"\n")
+            assert await stream.receive_some() == b"0\n"
+            await stream.send_all(b"open f r 0\n")
+            number = (await stream.receive_some()).split(b"\n")[0]
+            side.takes += 1
+            asked = len(side.calls)
+            for request_line in (b"read " + number + b" 6\n", b"close " + number + b"\n"):
+                await stream.send_all(request_line)
+                assert await stream.receive_some() == b"-12\n"
+            await stream.aclose()
+    assert len(side.calls) == asked
+
+
 async def test_more_connections_than_a_job_may_have(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(chirpserver, "MAX_CONNECTIONS", 2)
     async with serving(tmp_path) as (server, (_, port)):

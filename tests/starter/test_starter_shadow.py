@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable
 
@@ -297,3 +298,12 @@ async def test_tokens_come_in_one_answer_and_not_without_end(ends: tuple[Shadow,
     fake.answers[Syscall.GETCREDS] = (1, ad) * 65
     with pytest.raises(PeerFault, match="64 tokens"):
         await shadow.get_credentials()
+
+
+async def test_a_call_for_another_shadows_file_goes_to_nobody(ends: tuple[Shadow, FakeShadow]) -> None:
+    shadow, fake = ends
+    await shadow.remote(Syscall.READ, 3, 10, to=shadow.takes)
+    with pytest.raises(ShadowRefused) as refused:
+        await shadow.remote(Syscall.READ, 3, 10, to=shadow.takes - 1)
+    assert refused.value.errno == errno.EBADF
+    assert fake.calls == [Syscall.READ]

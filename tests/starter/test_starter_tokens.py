@@ -30,7 +30,7 @@ class Giving:
     def __init__(self, *answers: list[ClassAd] | Exception) -> None:
         self.answers = list(answers)
 
-    async def get_credentials(self) -> list[ClassAd]:
+    async def get_credentials(self, *, wait: bool = True) -> list[ClassAd]:
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
