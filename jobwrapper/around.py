@@ -57,7 +57,8 @@ def stay(wanted: "dict", report: int, line: Line) -> bool:  # type: ignore[type-
         return True
     said = {"ended": status}  # type: dict[str, object]
     try:
-        said["after"] = _wait(_run(command, _mainjob(status)))
+        if command["unless"] is None or status & ~0x80 != command["unless"]:
+            said["after"] = _wait(_run(command, _mainjob(status)))
     except OSError as error:
         said["failed"] = trouble("post", error)
     try:  # noqa: SIM105 - contextlib costs an import

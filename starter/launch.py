@@ -59,11 +59,13 @@ class Deadlines:
 
 @frozen
 class Command:
-    """A command before or after the job. `success`: the wait status that lets the job start; None: any."""
+    """A command before or after the job. `success`: the wait status that lets the job start; None: any. `unless`: the
+    job's wait status after which it is not run (a checkpoint, and the job goes on)."""
 
     argv: tuple[str, ...]
     environment: Mapping[str, str] = field(repr=False)
     success: int | None = None
+    unless: int | None = None
 
 
 @frozen
@@ -403,7 +405,12 @@ async def _send_job(far: FarSide, spec: LaunchSpec, report: int) -> None:
 def _command(command: Command | None) -> dict[str, Any] | None:
     if command is None:
         return None
-    return {"argv": list(command.argv), "environment": dict(command.environment), "success": command.success}
+    return {
+        "argv": list(command.argv),
+        "environment": dict(command.environment),
+        "success": command.success,
+        "unless": command.unless,
+    }
 
 
 async def _read_report(report: int, limit_s: float) -> bytes:

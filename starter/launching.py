@@ -15,6 +15,7 @@ from cedar.classads import evaluate, get_str
 from cedar.commands import HoldCode
 from pilot.switch import Outcome, Running
 from starter import ahead, keptfiles, updates
+from starter.checkpoint import is_checkpoint
 from starter.description import UPDATE_AD_NAME, WRAPPER_FAILURE_NAME, Around, Deferral
 from starter.environment import (
     Surroundings,
@@ -59,6 +60,7 @@ async def start_job(work: Work, switch_verdict: Callable[[Work, Outcome | None, 
     if isinstance(result, ExecFailed):
         return StepFailed(_not_started(work, result), sandbox=True)
     work.launched, work.started_at_s = result, trio.current_time()
+    keptfiles.close(work.kept)  # of the leg before
     work.kept = keptfiles.trusted(result.files, uid=result.account.uid, device=work.place.device)
     if work.legs == 0:
         await work.shadow.begin_execution()
@@ -83,13 +85,18 @@ def missed(deferral: Deferral | None, host: str) -> Hold | None:
 
 
 async def _until_its_time(work: Work) -> Hold | None:
+    """Wait for it, in the first leg; the hold of a job that came too late."""
     deferral = work.description.deferral
-    while deferral is not None:
+    if deferral is None or work.legs > 0:
+        return None
+    late = missed(deferral, work.host)
+    if late is not None:
+        return late
+    while True:
         left_s = deferral.wait_s(time.time())
-        if not left_s:
-            break
+        if not left_s:  # now; or just over, which is not the job's fault
+            return None
         await trio.sleep(min(left_s, LOOK_EVERY_S))
-    return missed(deferral, work.host)
 
 
 # The time is wall clock: a look this often bounds what a clock that jumps can do.
@@ -115,7 +122,7 @@ def launch_spec(work: Work) -> LaunchSpec:
         cpus=work.activation.cores,
         files=_files(around),
         pre=_command(work, job.pre, around) if work.legs == 0 else None,
-        post=_command(work, job.post, around),
+        post=_command(work, job.post, around, unless=job.checkpoint_status),
         append=job.checkpoint_status is not None,
     )
 
@@ -125,7 +132,7 @@ def _files(around: Surroundings) -> tuple[tuple[str, str], ...]:
     return (*kept, (WRAPPER_FAILURE_NAME, "read")) if around.wrapped else kept
 
 
-def _command(work: Work, command: Around | None, around: Surroundings) -> Command | None:
+def _command(work: Work, command: Around | None, around: Surroundings, *, unless: int | None = None) -> Command | None:
     if command is None:
         return None
     sandbox = around.sandbox
@@ -133,6 +140,7 @@ def _command(work: Work, command: Around | None, around: Surroundings) -> Comman
         argv=(in_sandbox(command.program, sandbox), *expanded(command.arguments, sandbox)),
         environment=around_environment(work.description, command.environment, around),
         success=command.success,
+        unless=unless,
     )
 
 
@@ -252,7 +260,7 @@ def verdict_around(work: Work, wait_status: int) -> Verdict | None:
         text = f"USER_JOB_WRAPPER failed on {work.host}: {told}"
         return Requeue(HoldCode.FAILED_TO_CREATE_PROCESS, updates.one_line(text))
     after, post = work.launched.after if work.launched else None, work.description.post
-    if after is None or post is None:
+    if after is None or post is None or is_checkpoint(work.description, wait_status):
         return None
     if after.trouble is not None:
         words, code, number = after.trouble.text, HoldCode.FAILED_TO_CREATE_PROCESS, after.trouble.errno

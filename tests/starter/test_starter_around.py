@@ -187,6 +187,15 @@ async def test_a_command_after_the_job_knows_its_end_and_does_not_hide_it(
     assert (place.path / "told").read_text().split() == told.split()
 
 
+async def test_nothing_is_run_after_a_job_that_has_only_written_its_checkpoint(place: Place) -> None:
+    after = Command(argv=("/usr/bin/touch", "after"), environment={}, unless=85 << 8)
+    outcome, word = await launched_with_after(place, "exit 85", after)
+    assert (outcome, word) == (Exited(85), After(None, None))
+    assert not (place.path / "after").exists()
+    await launched_with_after(place, "exit 84", after)
+    assert (place.path / "after").exists()
+
+
 async def test_a_command_after_the_job_that_is_not_there(place: Place) -> None:
     outcome, after = await launched_with_after(place, "exit 4", Command(argv=("/no/such",), environment={}))
     assert outcome == Exited(4)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import trio
 from classad2 import ClassAd
 
 from cedar.commands import HoldCode
@@ -39,12 +40,27 @@ def test_a_deferral_that_is_over_says_when_and_what_to_do() -> None:
     assert "deferral_window is 60 s" in hold.text
 
 
+@pytest.mark.parametrize("window_s", [0.0, 60.0])
+@pytest.mark.parametrize(("ahead_s", "legs", "held"), [(5.0, 0, False), (-100.0, 0, True), (-100.0, 1, False)])
+async def test_a_job_waits_for_its_time_in_its_first_leg(
+    ahead_s: float, legs: int, held: bool, window_s: float, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a window of nothing, too: a job that waited is never late."""
+    began_s = trio.current_time()
+    monkeypatch.setattr(launching.time, "time", lambda: 1e9 + trio.current_time() - began_s)
+    deferral = Deferral(1e9 + ahead_s, window_s)
+    waiting = SimpleNamespace(description=SimpleNamespace(deferral=deferral), legs=legs, host="h")
+    late = await launching._until_its_time(cast(Work, waiting))
+    assert (late is not None) == held
+    assert trio.current_time() - began_s == pytest.approx(max(0.0, ahead_s) if legs == 0 else 0.0)
+
+
 def work(*, post: Around | None = None, after: After | None = None, told: int | None = None, wrapper: str = "") -> Work:
     made = SimpleNamespace(
         host="slot1@h",
         kept={} if told is None else {".job_wrapper_failure": told},
         launched=SimpleNamespace(after=after),
-        description=SimpleNamespace(post=post, job_id="1.0", program="run"),
+        description=SimpleNamespace(post=post, job_id="1.0", program="run", checkpoint_status=None),
         settings=SimpleNamespace(user_job_wrapper=wrapper or None),
     )
     return cast(Work, made)
