@@ -41,6 +41,7 @@ def main() -> int:
         report = _receive_descriptor(line)
         if wanted.get("connection"):
             wanted["connection"] = _receive_descriptor(line)
+        wanted["given"] = {name: _receive_descriptor(line) for name in wanted.get("streamed", ())}
     except Gone:
         return 1
     step = "prepare"
@@ -98,13 +99,17 @@ def _stdin(wanted: "dict") -> None:  # type: ignore[type-arg]
 
 
 def _stdout(wanted: "dict") -> None:  # type: ignore[type-arg]
-    wanted["streams"].append(wanted.get("connection") or _open_output(wanted, "stdout"))
+    given = wanted.get("connection") or wanted["given"].get("stdout")
+    wanted["streams"].append(given or _open_output(wanted, "stdout"))
 
 
 def _stderr(wanted: "dict") -> None:  # type: ignore[type-arg]
     """One open file for both where they have one name, so that neither overwrites the other."""
     same = wanted["stderr"] == wanted["stdout"]
-    wanted["streams"].append(wanted["streams"][1] if same else _open_output(wanted, "stderr"))
+    given = wanted["given"].get("stderr")
+    if given is None and same and "stdout" not in wanted["given"]:
+        given = wanted["streams"][1]
+    wanted["streams"].append(given or _open_output(wanted, "stderr"))
     for target, fd in enumerate(wanted["streams"]):
         os.dup2(fd, target)  # inheritable
 

@@ -111,6 +111,8 @@ class Description:
     checkpoint_status: int | None = None
     checkpoint_names: tuple[str, ...] | None = None
     files: FilePlan = attrs.field(factory=FilePlan)
+    # standard streams that are no files of the sandbox: where they go at the submit side, by "stdout" and "stderr"
+    streamed: Mapping[str, str] = attrs.field(factory=dict)
     # wall clock that the job allows itself: from its activation on, and from its start on
     job_limit_s: float | None = None
     execute_limit_s: float | None = None
@@ -136,7 +138,9 @@ def _describe(ad: ClassAd) -> Description:
             " set should_transfer_files = YES"
         )
     proxy = get_str(ad, "x509userproxy", "")
-    stdout = _stream_name(get_str(ad, "Out", NULL_DEVICE), STDOUT_NAME)
+    streamed = _streamed(ad)
+    stdout = NULL_DEVICE if "stdout" in streamed else _stream_name(get_str(ad, "Out", NULL_DEVICE), STDOUT_NAME)
+    stderr = NULL_DEVICE if "stderr" in streamed else _stream_name(get_str(ad, "Err", NULL_DEVICE), STDERR_NAME)
     same = get_str(ad, "Err", NULL_DEVICE) == get_str(ad, "Out", NULL_DEVICE)
     checkpoint = _checkpoint_status(ad)
     return Description(
@@ -149,7 +153,7 @@ def _describe(ad: ClassAd) -> Description:
         environment=environment_of(ad),
         stdin=_stdin_name(ad),
         stdout=stdout,
-        stderr=stdout if same else _stream_name(get_str(ad, "Err", NULL_DEVICE), STDERR_NAME),
+        stderr=stdout if same else stderr,
         output_names=_names(ad, "TransferOutput"),
         proxy_name=posixpath.basename(proxy) or None,
         proxy_subject=get_str(ad, "x509userproxysubject", ""),
@@ -167,6 +171,7 @@ def _describe(ad: ClassAd) -> Description:
         checkpoint_status=checkpoint,
         checkpoint_names=_names(ad, "TransferCheckpoint"),
         files=plan_files(ad),
+        streamed=streamed,
         job_limit_s=_duration(ad, "AllowedJobDuration"),
         execute_limit_s=_duration(ad, "AllowedExecuteDuration"),
     )
@@ -176,6 +181,15 @@ def _duration(ad: ClassAd, name: str) -> float | None:
     """As stock has it: what evaluates to no number is no limit."""
     value = evaluate(ad, name) if name in ad else None
     return float(value) if type(value) is int and value >= 0 else None
+
+
+def _streamed(ad: ClassAd) -> dict[str, str]:
+    """``stream_output``, ``stream_error``. Of two streams with one file both are streamed where one is."""
+    plan = plan_files(ad)
+    paths = {"stdout": get_str(ad, "Out", NULL_DEVICE), "stderr": get_str(ad, "Err", NULL_DEVICE)}
+    asked = {"stdout": plan.stream_stdout, "stderr": plan.stream_stderr}
+    files = {paths[name] for name, wanted in asked.items() if wanted and paths[name] not in ("", NULL_DEVICE)}
+    return {name: path for name, path in paths.items() if path in files}
 
 
 def _names(ad: ClassAd, attribute: str) -> tuple[str, ...] | None:

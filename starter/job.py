@@ -40,6 +40,7 @@ from starter.events import (
     JobEnded,
     JobKnown,
     LeaveToJanitor,
+    LimitExceeded,
     ProxyEnding,
     Reconnected,
     Resume,
@@ -72,6 +73,7 @@ from starter.police import Police
 from starter.reconnect import take_up
 from starter.renewal import Renewals
 from starter.shadow import ShadowRefused
+from starter.streams import Stream, StreamBroken
 from starter.tokens import Renewal
 from starter.verdict import Abandoned, Hold, Verdict, wants_output, words
 from starter.visits import Visits
@@ -161,7 +163,10 @@ class Job:
             self._nursery.start_soon(self._work.chirp.run)
         elif isinstance(event, JobKnown) and event.refusal is None:
             self._nursery.start_soon(self._police.watch_time)
-        elif isinstance(event, Started) and self._work.legs == 0:
+        if isinstance(event, Started):
+            for stream in self._work.streams:
+                self._nursery.start_soon(self._stream, stream)
+        if isinstance(event, Started) and self._work.legs == 0:
             for task in (self._send_updates, self._renew_tokens, self._police.watch_use, self._police.watch_disk):
                 self._nursery.start_soon(task)
         elif isinstance(event, Reconnected) and self._life.state in (State.RUNNING, State.SUSPENDED):
@@ -244,6 +249,15 @@ class Job:
                 return lambda: steps.report(work, verdict, self._life.ended, self._life.tell())
 
     # --- facts ---------------------------------------------------------------------------------------------------
+
+    async def _stream(self, stream: Stream) -> None:
+        """What the job writes to the submit side, to its end. One that is refused there ends the job."""
+        try:
+            await stream.run()
+        except StreamBroken as broken:
+            await self._post(LimitExceeded(broken.hold, soft=False))
+        except PeerFault as fault:  # the shadow was given up, which is reported by the task that reads
+            self._log.info("a stream to the submit side ends: %s", fault)
 
     async def _post(self, event: Event) -> None:
         await self._tell.send(event)

@@ -76,6 +76,7 @@ class LaunchSpec:
     is. `cpus`: the cores that it may use, none for all. `files`: files of the sandbox whose descriptors the
     caller gets, as (name, "read" or "write"). `connection`: a descriptor of the caller's that becomes standard
     input and output instead of files. `append`: output goes behind what is there.
+    `streamed`: descriptors of the caller's that are "stdout" or "stderr" instead of files.
     """
 
     argv: tuple[str, ...]
@@ -93,6 +94,7 @@ class LaunchSpec:
     post: Command | None = None
     connection: int | None = None
     append: bool = False
+    streamed: Mapping[str, int] = field(factory=dict)
 
 
 @frozen
@@ -395,11 +397,14 @@ async def _send_job(far: FarSide, spec: LaunchSpec, report: int) -> None:
             "post": _command(spec.post),
             "connection": spec.connection is not None,
             "append": spec.append,
+            "streamed": list(spec.streamed),
         }
     )
     await far.send_descriptor(report)
     if spec.connection is not None:
         await far.send_descriptor(spec.connection)
+    for fd in spec.streamed.values():
+        await far.send_descriptor(fd)
 
 
 def _command(command: Command | None) -> dict[str, Any] | None:

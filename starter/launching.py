@@ -28,6 +28,7 @@ from starter.environment import (
 from starter.events import Event, Started, StepFailed
 from starter.launch import Command, Deadlines, ExecFailed, LaunchSpec, Register, launch
 from starter.sandbox import StageFailed
+from starter.streams import Stream, StreamBroken, close_all, open_streams
 from starter.verdict import Hold, Requeue, Verdict
 from starter.work import PROCD_FAULTS, Work
 
@@ -44,10 +45,14 @@ async def start_job(work: Work, switch_verdict: Callable[[Work, Outcome | None, 
     if late is not None:
         return StepFailed(late, sandbox=True)
     try:
+        work.streams, ends = await _open_streams(work)
+    except StreamBroken as broken:
+        return StepFailed(broken.hold, sandbox=True)
+    try:
         result = await launch(
             work.context(),
             work.place,
-            launch_spec(work),
+            launch_spec(work, ends),
             register=registering(work),
             deadlines=Deadlines(),
             take=lambda: ahead.taken(work.ahead, ahead.LAUNCH),
@@ -57,6 +62,8 @@ async def start_job(work: Work, switch_verdict: Callable[[Work, Outcome | None, 
     except PROCD_FAULTS as fault:
         text = f"the job's processes could not be tracked on {work.host}: {fault}"
         return StepFailed(Requeue(HoldCode.FAILED_TO_CREATE_PROCESS, updates.one_line(text)), sandbox=True)
+    finally:
+        close_all(ends)
     if isinstance(result, ExecFailed):
         return StepFailed(_not_started(work, result), sandbox=True)
     work.launched, work.started_at_s = result, trio.current_time()
@@ -65,6 +72,16 @@ async def start_job(work: Work, switch_verdict: Callable[[Work, Outcome | None, 
     if work.legs == 0:
         await work.shadow.begin_execution()
     return Started()
+
+
+async def _open_streams(work: Work) -> tuple[list[Stream], dict[str, int]]:
+    """A leg after a checkpoint goes on where the one before ended; else a stream begins anew, as stock has it."""
+
+    def make(path: str) -> Stream:
+        return Stream(work.shadow, path, work.host)
+
+    job = work.description
+    return await open_streams(make, job.streamed, append=job.checkpoint_status is not None)
 
 
 # --- its time ----------------------------------------------------------------------------------------------------
@@ -106,7 +123,7 @@ LOOK_EVERY_S = 30.0
 # --- what it gets ------------------------------------------------------------------------------------------------
 
 
-def launch_spec(work: Work) -> LaunchSpec:
+def launch_spec(work: Work, streamed: Mapping[str, int]) -> LaunchSpec:
     """What the wrapper is told."""
     job, settings, around = work.description, work.settings, surroundings(work)
     argv = launch_arguments(job, around.sandbox)
@@ -124,6 +141,7 @@ def launch_spec(work: Work) -> LaunchSpec:
         pre=_command(work, job.pre, around) if work.legs == 0 else None,
         post=_command(work, job.post, around, unless=job.checkpoint_status),
         append=job.checkpoint_status is not None,
+        streamed=streamed,
     )
 
 

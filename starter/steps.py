@@ -60,6 +60,7 @@ from starter.sandbox import (
     stage_out,
 )
 from starter.shadow import ShadowRefused
+from starter.streams import END_WITHIN_S
 from starter.transfer import (
     InputSink,
     Progress,
@@ -375,6 +376,9 @@ async def send_sandbox(work: Work, verdict: Verdict) -> Event:
     """
     failed: Verdict | None = None
     await work.shadow.wait_connected()
+    refused = await _streams_over(work)
+    if refused is not None and isinstance(verdict, Exited):
+        return StepFailed(refused, sandbox=True)
     try:
         uploads = UrlOutput.of(
             work.description, lambda: plugins_of(work, proxy=work.proxy_in_sandbox), final=is_final(verdict)
@@ -408,6 +412,14 @@ async def send_checkpoint(work: Work) -> Event:
     last = get_int(work.job_ad, "CheckpointNumber", -1)
     wanted = _wanted(work, checkpoint_names(work.description))
     return await checkpoint.send_checkpoint(work, wanted, last_number=last)
+
+
+async def _streams_over(work: Work) -> Verdict | None:
+    """Until the submit side has all that was streamed; why it has not, if it refused."""
+    for stream in work.streams:
+        with trio.move_on_after(END_WITHIN_S):
+            await stream.over.wait()
+    return next((stream.broken.hold for stream in work.streams if stream.broken is not None), None)
 
 
 def _failed(work: Work, verdict: Verdict) -> bool:

@@ -27,6 +27,7 @@ from starter.limits import Bounds, Named, bounds_of
 from starter.messages import Activation
 from starter.sandbox import Account, Catalogue, Context, Elsewhere, Place
 from starter.shadow import Shadow
+from starter.streams import Stream
 from starter.tokens import Tokens
 from starter.transfer import Route
 
@@ -97,6 +98,8 @@ class Work:
     tokens: Tokens | None = attrs.field(default=None, repr=False)
     # serves the job from when its sandbox is filled; None for one that may not
     chirp: ChirpServer | None = None
+    # of the leg that runs; they end with its last writer
+    streams: list[Stream] = attrs.field(factory=list)
     # whether the submit side sends proxies as copies, keys and all
     proxy_copied: bool = False
     keys: Keys = attrs.field(factory=Keys, repr=False)

@@ -171,3 +171,26 @@ echo "[ TransferSuccess = true ]" >"$4"
     lingering.done(job)
     first, second = lingering.fetch("bob", job)["out"].decode().split()
     assert first == second
+
+
+# -- streams --------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_job_writes_is_streamed_while_it_runs(lingering: Jobs) -> None:
+    jobs = lingering
+    job = jobs.submit(
+        "alice",
+        "echo first; echo wrong >&2; seq 1 200000",
+        stream_output="true",
+        stream_error="true",
+    )
+    jobs.done(job)
+    files = jobs.fetch("alice", job)
+    assert files["out"].decode().splitlines() == ["first", *map(str, range(1, 200_001))]
+    assert files["err"] == b"wrong\n"
+
+
+def test_two_streams_of_one_file(lingering: Jobs) -> None:
+    job = lingering.submit("bob", "echo one; echo two >&2", output="both", error="both", stream_output="true")
+    lingering.done(job)
+    assert lingering.fetch("bob", job)["both"] == b"one\ntwo\n"
