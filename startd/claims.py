@@ -49,6 +49,8 @@ class Claims:
     log: logging.LoggerAdapter[logging.Logger]
     changed: Callable[[], None]
     destroyed: Callable[[str], None]
+    # a starter, by its pid, has a job at this account
+    account_seen: Callable[[int, int], None] = lambda starter_pid, uid: None
     # MaxJobRetirementTime of a claim's present job
     retirement_s: Callable[[Held], float] = lambda held: 0.0
     # told of each activation that is over: its slot, its seconds, its starter's last words if there were any
@@ -310,6 +312,8 @@ class Claims:
         match message:
             case to_starter.Progress(uid=uid):
                 held.job_account_uid = uid
+                if uid is not None and held.starter_pid is not None:
+                    self.account_seen(held.starter_pid, uid)
             case to_starter.JobUpdate(ad=ad):
                 held.usage = usage_of(ClassAd(ad))
             case to_starter.SlotBroken(text=text):

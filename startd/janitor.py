@@ -1,8 +1,14 @@
-"""Owns what dead starters left: has it removed, again and again with growing pauses, and says so."""
+"""Owns what dead starters left: has it removed, again and again with growing pauses, and says so.
+
+A sandbox belongs to its job's account, so only a proxy that maps there can remove it. The job's own may have ended
+meanwhile: then that of a later job at the same account takes its place. Nothing waits for it, no slot is kept.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -10,7 +16,8 @@ import attrs
 import trio
 
 from pilot.rpc import ChannelClosed, RpcFault
-from starter.private import abandoned
+from starter.places import owner_of
+from starter.private import PROXY, abandoned, private_dir_of, read_note
 
 # The site may be away for a while; nobody waits for this.
 FIRST_PAUSE_S, LAST_PAUSE_S = 2.0, 600.0
@@ -24,11 +31,22 @@ class Janitor:
     run_dir: Path
     clean: Callable[[Path], Awaitable[None]]
     log: logging.LoggerAdapter[logging.Logger]
+    # how many sandboxes wait, as seen last; for the slot's ad
+    waiting: int = 0
     _wake: trio.Event = attrs.field(factory=trio.Event)
 
     def look(self) -> None:
         """Something may have been left."""
         self._wake.set()
+
+    def account_seen(self, starter_pid: int, uid: int) -> None:
+        """A job of this starter runs at this account: its proxy maps there now, and may remove what lies there."""
+        if not self.waiting:
+            return
+        new = private_dir_of(self.run_dir, starter_pid)
+        for private_dir in self.left():
+            if new is not None and _account_of(private_dir) == uid and _lend(new / PROXY, private_dir):
+                self._wake.set()
 
     def left(self) -> list[Path]:
         """Private directories of dead starters that are there still."""
@@ -41,11 +59,14 @@ class Janitor:
             await self._wake.wait()
             self._wake = trio.Event()
             while left := self.left():
+                self.waiting = len(left)
                 self.log.info("%d dead starters left something; cleaning up", len(left))
                 await self._clean_all(left)
                 with trio.move_on_after(pause_s):
                     await self._wake.wait()
+                self._wake = trio.Event()
                 pause_s = min(2 * pause_s, LAST_PAUSE_S)
+            self.waiting = 0
             pause_s = FIRST_PAUSE_S
 
     async def _clean_all(self, left: list[Path]) -> None:
@@ -55,3 +76,28 @@ class Janitor:
             except (ChannelClosed, RpcFault) as fault:
                 self.log.warning("no clean-up of %s now: %s; retrying", private_dir.name, fault)
                 return
+
+
+def _account_of(private_dir: Path) -> int | None:
+    """To whom belongs what is left; None if nothing lies there any more."""
+    try:
+        note = read_note(private_dir)
+        return None if note is None else owner_of(note.place)
+    except OSError:
+        return None
+
+
+def _lend(proxy: Path, private_dir: Path) -> bool:
+    """Give a proxy's file a second name in the place of the ended one. It is not read here: the startd has no business
+    with what is in it. False: it is there already, or gone."""
+    place, new = private_dir / PROXY, private_dir / f"{PROXY}.lent"
+    try:
+        if place.exists() and place.samefile(proxy):
+            return False
+        with contextlib.suppress(FileNotFoundError):
+            new.unlink()
+        os.link(proxy, new)
+        new.rename(place)
+    except OSError:
+        return False
+    return True

@@ -72,6 +72,7 @@ class SlotState:
     refused_users: Sequence[str] = ()
     left_elsewhere: str = ""
     switch_down: str = ""
+    left_behind: int = 0
     draining: bool = False
     trouble: str = ""
     retiring: str = ""
@@ -219,6 +220,8 @@ def _activity(ad: ClassAd, slot: SlotState) -> None:
         set_str(ad, "SailplaneSwitchDown", slot.switch_down)
     if slot.trouble:
         set_str(ad, "SailplaneTrouble", slot.trouble)
+    if slot.left_behind:
+        ad["SailplaneLeftBehind"] = slot.left_behind
     if slot.left_elsewhere:
         set_str(ad, "SailplaneLeftElsewhere", slot.left_elsewhere)
 

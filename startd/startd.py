@@ -157,6 +157,7 @@ class Startd:
             log=self.log,
             changed=self._changed,
             destroyed=self._destroyed,
+            account_seen=lambda pid, uid: self._janitor.account_seen(pid, uid),
             retirement_s=self._retirement_s,
             job_ended=self._note_job,
         )
@@ -384,6 +385,7 @@ class Startd:
             retiring=self._claims.retiring,
             entered_at=self._entered_at,
         )
+        state = attrs.evolve(state, left_behind=self._janitor.waiting)
         return public_ad(self._machine, state, now=int(time.time()), sequence=self._sequence)
 
     def _dslot_ad(self, held: Held) -> ClassAd:

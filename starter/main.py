@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from classad2 import ClassAd
 from cedar.classads import get_str
 from cedar.stream import CedarStream
 from pilot import credentials, logs
+from pilot.credentials import CredentialError
 from pilot.inquiry import Patience
 from pilot.ledger import Ledger
 from pilot.rpc import Channel
@@ -109,11 +111,15 @@ async def _clean_up(settings: Settings, private_dir: Path) -> int:
     if note is None:
         remove_private_dir(private_dir)
         return EXIT_NORMAL
+    proxy = private_dir / PROXY if note.has_proxy else None
+    if proxy is not None and _has_ended(proxy) and note.place.path.exists():
+        log.warning("%s stays for now: %s has ended, and no later job ran at that account", note.place.root, proxy)
+        return EXIT_FAILURE
     context = Context(
         switch=make_switch(settings),
         settings=settings,
         audit_id=note.audit_id,
-        credential=private_dir / PROXY if note.has_proxy else None,
+        credential=proxy,
         place=note.place.root,
         patience=Patience(Ledger.of(settings.sailplane_run_dir), 0.0, waits=True, once=True),
     )
@@ -133,6 +139,14 @@ async def _clean_up(settings: Settings, private_dir: Path) -> int:
     remove_private_dir(private_dir)
     log.info("removed %s", note.place.root)
     return EXIT_NORMAL
+
+
+def _has_ended(proxy: Path) -> bool:
+    """Asking the site with such a one would only cost it a refusal."""
+    try:
+        return credentials.load(proxy.read_bytes()).expires_at <= time.time()
+    except (OSError, CredentialError):
+        return True
 
 
 @click.command(name="sailplane-starter")

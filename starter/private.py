@@ -56,6 +56,12 @@ def read_note(private_dir: Path) -> Note | None:
     return Note(place, content["audit_id"], (private_dir / PROXY).exists())
 
 
+def private_dir_of(run_dir: Path, pid: int) -> Path | None:
+    """That of a starter that runs, by its pid."""
+    found = (run_dir / JOBS_DIR).glob(f"{pid}-*")
+    return next((path for path in found if ticks_of(pid) == int(path.name.partition("-")[2])), None)
+
+
 def remove_private_dir(private_dir: Path) -> None:
     """Proxy and all; a directory that is gone is fine."""
     shutil.rmtree(private_dir, ignore_errors=True)

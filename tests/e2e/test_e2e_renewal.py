@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from demo.grid import make_proxy
 from demo.site import Site, SiteError, User
 from pilot import audit
+from starter.places import make_place
+from starter.private import PROXY, make_private_dir, write_note
 from tests.e2e.conftest import POOL_KNOBS, STARTD_KNOBS
 from tests.e2e.e2e_jobs import Jobs
+from tests.e2e.test_e2e_main_job import query_startd
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.timeout(300)]
 # Long enough for the output of a small job on a busy machine.
@@ -88,3 +93,41 @@ def test_a_renewal_at_the_last_moment_lets_it_go_on(jobs: Jobs) -> None:
     jobs.site.ask(alice, "renew", job.partition(".")[0], "--proxy", "later")
     jobs.done(job)
     assert jobs.fetch("alice", job)["out"] == b"whole\n"
+
+
+def test_what_an_ended_proxy_left_is_removed_by_the_next_job_at_that_account(jobs: Jobs) -> None:
+    """And meanwhile the slot says so, and serves others."""
+    left = leave_behind(jobs, "alice")
+    jobs.done(jobs.submit("bob", "exit 0"))  # the end of its starter has the janitor look
+    slot = jobs.until("the slot to say so", lambda: [ad for ad in query_startd(jobs) if ad.get("SailplaneLeftBehind")])
+    assert slot[0]["SailplaneLeftBehind"] == 1
+    assert (left / "secret").exists()
+    jobs.done(jobs.submit("alice", "exit 0"))
+    jobs.until("the sandbox to be removed", lambda: not left.exists())
+    jobs.until_nothing_is_left_of("alice")
+    ids = [str(record["id"]) for record in jobs.site.switch_log() if record["event"] == "decision"]
+    assert ids.count("left#9.9#1") == 1, "the site was asked once, with a proxy that it could accept"
+
+
+def leave_behind(jobs: Jobs, role: str) -> Path:
+    """A dead starter's private directory with a proxy that has ended, and a sandbox; the sandbox."""
+    site, pilot, user = jobs.site, jobs.site.accounts["pilot"], jobs.site.accounts[role]
+    os.seteuid(pilot.uid)
+    try:
+        place = make_place(site.layout.execute)
+    finally:
+        os.seteuid(0)
+    for directory in (place.root, place.path.parent):  # as after stage-in
+        directory.chmod(0o711)
+    place.path.mkdir(mode=0o700)
+    (place.path / "secret").write_text("theirs")
+    for path in (place.path, place.path / "secret"):
+        os.chown(path, user.uid, user.gid)
+    private = make_private_dir(site.layout.pilot / "run", 1, 999)  # pid 1 has another start tick
+    write_note(private, place, "left#9.9#1")
+    certified = site.grid.user(jobs.user(role).dn.rpartition("/CN=")[2])
+    (private / PROXY).write_bytes(make_proxy(certified, lifetime_s=-60).pem)
+    for path in (*private.iterdir(), private):
+        path.chmod(0o700 if path is private else 0o600)
+        os.chown(path, pilot.uid, pilot.gid)
+    return place.path
