@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from demo.grid import Certified
 from pilot import credentials_der as der
@@ -33,10 +34,12 @@ def voms_extension(
     vo: str = "demo",
     lifetime_s: float = 12 * 3600.0,
     starts_s: float = -300.0,
+    brings_server: bool = False,
 ) -> tuple[x509.UnrecognizedExtension, bool]:
     """The extension (not critical) that states these FQANs for the holder's end-entity certificate.
 
-    For the `extensions` of make_proxy. `server` signs it in place of a VOMS server.
+    For the `extensions` of make_proxy. `server` signs it in place of a VOMS server; `brings_server`: its certificate is
+    in it, as real ones have it, with the extensions that the VOMS library insists on.
     """
     entity = (holder.certificate, *holder.chain)[-1]
     algorithm = _ECDSA_SHA256 if isinstance(server.key, ec.EllipticCurvePrivateKey) else _RSA_SHA256
@@ -49,11 +52,27 @@ def voms_extension(
         der.encode_int(secrets.randbits(63)),
         der.encode(der.SEQUENCE, _time(time.time() + starts_s), _time(time.time() + lifetime_s)),
         der.encode(der.SEQUENCE, _attribute(vo, fqans)),
+        *([_extensions(server.certificate)] if brings_server else []),
     )
     signature = der.encode(0x03, b"\x00", _sign(server, info))
     certificate = der.encode(der.SEQUENCE, info, algorithm, signature)
     value = der.encode(der.SEQUENCE, der.encode(der.SEQUENCE, certificate))
     return x509.UnrecognizedExtension(VOMS_EXTENSION, value), False
+
+
+def _extensions(server: x509.Certificate) -> bytes:
+    """No revocation is available (critical nowhere), whose key signed, and the server's certificate."""
+    key = x509.SubjectKeyIdentifier.from_public_key(server.public_key()).digest
+    authority = der.encode(der.SEQUENCE, der.encode(0x80, key))
+    certificates = der.encode(der.SEQUENCE, der.encode(der.SEQUENCE, server.public_bytes(Encoding.DER)))
+    values = {"1.3.6.1.4.1.8005.100.100.10": certificates, "2.5.29.56": b"\x05\x00", "2.5.29.35": authority}
+    return der.encode(
+        der.SEQUENCE,
+        *(
+            der.encode(der.SEQUENCE, der.encode_oid(oid), der.encode(der.OCTET_STRING, value))
+            for oid, value in values.items()
+        ),
+    )
 
 
 def _holder(entity: x509.Certificate) -> bytes:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _MAX_CERTIFICATES = 32  # a proxy of a proxy of a proxy with its authorities stays below ten
 IS_PROXY = 0x0400  # EXFLAG_PROXY, openssl/x509v3.h
+_DRAFT = bytes.fromhex("060a2b060104019b5001815e")  # 1.3.6.1.4.1.3536.1.222, as it stands in GT3's proxies
 _LEGACY_PROXY = ("/CN=proxy", "/CN=limited proxy")  # before RFC 3820 (GT2)
 _NAME_BYTES = 4096
 # Where no mapping library has brought one along. 1.0.2 (EL7) lacks too much of what is asked for.
@@ -78,13 +79,14 @@ class Credential:
     def __init__(self, crypto: ctypes.CDLL, chain: "list[int]") -> None:
         self.crypto = crypto
         self.chain = chain
+        self._encoded = {}  # type: dict[int, bytes]
         self.names = [oneline(crypto, crypto.X509_get_subject_name(one)) for one in chain]
 
     @property
     def owner(self) -> int:
         """Index of the first certificate that is not a proxy: the end entity's."""
-        for number, certificate in enumerate(self.chain):
-            if not self.is_proxy(certificate) and not self.names[number].endswith(_LEGACY_PROXY):
+        for number, name in enumerate(self.names):
+            if not self.is_proxy(number) and not name.endswith(_LEGACY_PROXY):
                 return number
         return len(self.chain) - 1
 
@@ -93,13 +95,16 @@ class Credential:
         """The DN of the person behind the credential."""
         return self.names[self.owner]
 
-    def is_proxy(self, certificate: int) -> bool:
-        """An RFC 3820 proxy, by its extension."""
-        return bool(self.crypto.X509_get_extension_flags(certificate) & IS_PROXY)
+    def is_proxy(self, number: int) -> bool:
+        """A proxy of RFC 3820 or of its draft, by its extension."""
+        flags = self.crypto.X509_get_extension_flags(self.chain[number])
+        return bool(flags & IS_PROXY) or _DRAFT in self.der(number)
 
     def der(self, number: int) -> bytes:
         """A certificate as encoded."""
-        return encoded(self.crypto, self.chain[number])
+        if number not in self._encoded:
+            self._encoded[number] = encoded(self.crypto, self.chain[number])
+        return self._encoded[number]
 
 
 def read(pem: bytes) -> Credential:

@@ -76,6 +76,8 @@ def verify_attributes(chain: Chain, store: TrustStore, voms_dir: Path, *, now: f
     statement = found[0]
     vo, host = _authority(statement)
     _check_holder(statement, chain)
+    if not all(f"{fqan}/".startswith(f"/{vo}/") for fqan in statement.fqans):
+        raise _refused(vo, "it states groups of another VO, which its server cannot give")
     if statement.unknown_critical:
         raise _refused(vo, "it has a critical extension that is not supported (such as a list of targets)")
     if now > statement.expires_at:

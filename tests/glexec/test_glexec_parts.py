@@ -20,7 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from demo.grid import Certified, Grid, key_pem, make_grid, make_key, make_proxy, write_private
-from demo.grid_voms import VOMS_EXTENSION
+from demo.grid_voms import VOMS_EXTENSION, voms_extension
 from glexec.install import Installed, uninstall
 from pilot import credentials
 
@@ -252,18 +252,67 @@ def test_the_tools_that_print_take_ours(site, world, name):
         file.unlink()
 
 
-@pytest.mark.parametrize("options", [["-rfc"], ["-rfc", "-limited"]])
-def test_ours_take_what_grid_proxy_init_makes(site, world, tmp_path, options):
+def globus_makes(world: World, directory: Path, *options: str) -> bytes:
+    """A proxy by grid-proxy-init."""
     if shutil.which("grid-proxy-init") is None:
         pytest.skip("grid-proxy-init (package globus-proxy-utils) is missing")
-    certificate, key = files_of(world.people["Classic"], tmp_path)
-    out = tmp_path / "out"
+    certificate, key = files_of(world.people["Classic"], directory)
+    out = directory / "out"
     command = ["grid-proxy-init", *options, "-cert", certificate, "-key", key, "-out", str(out), "-q"]
-    done = subprocess.run(
-        command, capture_output=True, env={"X509_CERT_DIR": str(world.certificates_dir), "PATH": "/usr/bin"}
-    )
+    env = {"X509_CERT_DIR": str(world.certificates_dir), "PATH": "/usr/bin"}
+    done = subprocess.run(command, capture_output=True, env=env)
     assert done.returncode == 0, done
-    accepted_by_all(site, world, out.read_bytes(), "made")
+    return out.read_bytes()
+
+
+@pytest.mark.parametrize("options", [["-rfc"], ["-rfc", "-limited"]])
+def test_all_take_what_grid_proxy_init_makes(site, world, tmp_path, options):
+    pem = globus_makes(world, tmp_path, *options)
+    assert codes(site, world, pem) == {0}
+    assert pilots_word(world, pem) == ""
+    file = lend(site, pem)
+    assert openssl_accepts(world, file)
+    file.unlink()
+
+
+@pytest.mark.parametrize("kind", ["-old", "-draft"])
+def test_proxies_from_before_the_rfc_are_for_lcmaps_only(site, world, tmp_path, kind):
+    pem = globus_makes(world, tmp_path, kind)
+    assert by_judge(site, world, pem) == {"lcmaps": 0, "native": 203}
+    assert site.last("decision", installed=world.installed["lcmaps"])["dn"] == world.people["Classic"].identity
+    assert pilots_word(world, pem) == "old-style"
+
+
+def by_judge(site, world, pem: bytes) -> dict[str, int]:
+    """Who exits with what."""
+    file = lend(site, pem)
+    try:
+        return {
+            judge: site.call("/bin/true", installed=made, env=site.environment(file)).code
+            for judge, made in world.installed.items()
+        }
+    finally:
+        file.unlink()
+
+
+def test_a_signature_by_sha_1_is_refused_above_the_proxies(site, world, tmp_path):
+    """Signed by openssl, because our own library makes none any more."""
+    key = make_key("rsa")
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(world.grid.authority.certificate.public_bytes(Encoding.PEM) + key_pem(world.grid.authority.key))
+    write_private(tmp_path / "key.pem", key_pem(key))
+    subject = "/DC=org/DC=sailplane-demo/CN=Old Hash"
+    request = ["openssl", "req", "-new", "-key", tmp_path / "key.pem", "-subj", subject, "-out", tmp_path / "req"]
+    subprocess.run(request, check=True, capture_output=True)
+    sign = ["openssl", "x509", "-req", "-sha1", "-in", tmp_path / "req", "-CA", ca, "-CAkey", ca, "-set_serial", "77"]
+    done = subprocess.run([*sign, "-days", "3"], check=True, capture_output=True)
+    old = Certified(x509.load_pem_x509_certificate(done.stdout), key)
+    made = world.installed["native"]
+    made.grid_mapfile.write_text(made.grid_mapfile.read_text() + f'"{old.identity}" {site.alice.name}\n')
+    pem = make_proxy(old).pem
+    assert by_judge(site, world, pem)["native"] == 203
+    assert "no longer safe" in site.last("decision", installed=made)["details"]
+    assert pilots_word(world, pem) == "broken"
 
 
 def files_of(one: Certified, directory: Path) -> tuple[str, str]:
@@ -272,17 +321,6 @@ def files_of(one: Certified, directory: Path) -> tuple[str, str]:
     key = directory / "key.pem"
     key.unlink(missing_ok=True)
     return str(certificate), str(write_private(key, key_pem(one.key)))
-
-
-def accepted_by_all(site, world, pem: bytes, name: str) -> None:
-    file = lend(site, pem)
-    try:
-        for made in world.installed.values():
-            assert site.call("/bin/true", installed=made, env=site.environment(file)) == (0, b"", b"")
-        assert openssl_accepts(world, file)
-        assert pilots_word(world, pem) == ""
-    finally:
-        file.unlink()
 
 
 # Policies: the same text for both
@@ -571,23 +609,19 @@ def test_a_ban_by_fqan(site, world, vo, tmp_path):
     assert codes(site, world, faked(world, "Rsa", ["/demo/Role=banned/Capability=NULL"], tmp_path)) == {203}
     # Written without its empty part LCMAPS silently does not apply a ban; the native side does.
     pem = faked(world, "Rsa", ["/demo/Role=short/Capability=NULL"], tmp_path)
-    file = lend(site, pem)
-    results = {
-        judge: site.call("/bin/true", installed=made, env=site.environment(file)).code
-        for judge, made in world.installed.items()
-    }
-    file.unlink()
-    assert results == {"lcmaps": 0, "native": 203}
+    assert by_judge(site, world, pem) == {"lcmaps": 0, "native": 203}
 
 
 @needs_fake
 @pytest.mark.parametrize("by", ["fqan", "dn"])
-@pytest.mark.parametrize("forgery", ["a user's own", "another holder's", "changed"])
+@pytest.mark.parametrize("forgery", ["a user's own", "another holder's", "another VO's names", "changed"])
 def test_a_forged_attribute_certificate_is_refused_by_all(site, world, request, tmp_path, by, forgery):
     if by == "fqan":
         request.getfixturevalue("vo")
     if forgery == "a user's own":
         pem = faked(world, "Rsa", [PILOT_FQAN], tmp_path, server="Rsa")
+    elif forgery == "another VO's names":
+        pem = faked(world, "Rsa", ["/other/Role=pilot/Capability=NULL"], tmp_path)
     else:
         good = attributes_of(faked(world, "Rsa", [PILOT_FQAN], tmp_path))
         who = "Alice" if forgery == "another holder's" else "Rsa"
@@ -611,3 +645,44 @@ def test_a_vo_that_the_site_does_not_know_gives_no_fqans(site, world, tmp_path):
         assert "fqans" not in site.last("decision", installed=world.installed["native"])
     finally:
         (world.voms_dir / "other").rename(world.voms_dir / "demo")
+
+
+def stated(world: World, **more) -> bytes:
+    """A proxy with an attribute certificate that we made ourselves."""
+    extension = voms_extension(world.people["Rsa"], world.people["server"], [PILOT_FQAN], brings_server=True, **more)
+    return make_proxy(world.people["Rsa"], extensions=[extension]).pem
+
+
+def test_attributes_that_we_make_count_for_all(site, world, vo):
+    assert codes(site, world, stated(world)) == {0}
+    assert site.last("decision", installed=world.installed["native"])["account"] == site.bob.name
+
+
+def test_attributes_that_have_expired_give_no_fqans(site, world, request):
+    """Not fatal by themselves (a decision): the policy decides on the DN, or refuses for want of an FQAN."""
+    pem = stated(world, starts_s=-7200, lifetime_s=-3600)
+    assert codes(site, world, pem) == {0}
+    request.getfixturevalue("vo")
+    assert codes(site, world, pem) == {203}
+
+
+def test_vo_pool_accounts_have_leases_with_their_groups(site, world, policy, vo):
+    directory = world.base / "vo-gridmapdir"
+    directory.mkdir()
+    (directory / site.bob.name).touch()
+    pools = world.base / "vo-pools"
+    pools.write_text(f'"/demo/*" .{site.bob.name[:-3]}\n')
+    try:
+        text = world.installed["native"].lcmaps_db.read_text()
+        old = next(line for line in text.splitlines() if line.startswith("account = "))
+        options = f"-gridmapfile {pools} -gridmapdir {directory} -strict_poolprefix_match no"
+        policy(text.replace(old, f'account = "lcmaps_voms_poolaccount.mod" "{options}"'))
+        for judge, made in world.installed.items():
+            assert by_judge(site, world, stated(world))[judge] == 0
+            line = site.last("decision", installed=made)
+            assert line["account"] == site.bob.name
+            assert line["lease"].endswith(f":{site.bob.name}")
+        assert len(leases(directory)) == 1
+    finally:
+        shutil.rmtree(directory)
+        pools.unlink()
