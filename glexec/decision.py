@@ -7,17 +7,15 @@ that. Here is the parent's side and the frame of the child's.
 """
 
 import os
-import select
-import time
 
 from glexec import signals
 from glexec.codes import CLIENT, DENIED, INTERNAL, Failure
-from glexec.conf import LCMAPS, NATIVE, Settings
 
 TYPE_CHECKING = False  # the typing module costs milliseconds
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from glexec.conf import Settings
     from glexec.credential import Credential
 
 _MEMORY_BYTES = 2 << 30  # library, plugins and Globus map about 300 MiB
@@ -27,6 +25,7 @@ _KEPT_CHATTER_BYTES = 4 << 10
 _LIMIT_WORDS = 2000
 _VOMS = bytes.fromhex("060a2b06010401be45646405")  # the extension's object identifier, as it stands in a certificate
 _PR_SET_PDEATHSIG = 1
+_END = b"\n"  # of an answer: without it the child has died in the middle
 # What the library says when it did not get as far as deciding (LCMAPS 1.6.6, debug level >= 1).
 _NOT_DECIDED = (b"initialization", b"syntax error", b"out of memory", b"error opening", b"Failed to load")
 
@@ -53,38 +52,93 @@ class Refusal(Failure):
         self.details = details
 
 
-def decide(pem: bytes, settings: Settings, policy_text: str, meanwhile: "Callable[[], None]") -> Mapping:
-    """Ask the site's policy; Refusal carries 201, 202 or 203. Blocks up to the settings' deadline.
+class Decider:
+    """The child. It is there before there is a question: it loads its libraries while its parent finds out whether the
+    caller may ask at all."""
 
-    `meanwhile` is called once while the child works.
-    """
-    import ctypes  # noqa: F401  (2 ms: here once for the child and for a lingering parent)
+    def __init__(self) -> None:
+        question, self._question = os.pipe()
+        self._reply, reply = os.pipe()
+        self._chatter, chatter = os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            try:
+                for fd in (self._question, self._reply, self._chatter):
+                    os.close(fd)
+                _child(question, reply, chatter)
+            finally:
+                os._exit(1)
+        for fd in (question, reply, chatter):
+            os.close(fd)
 
-    reply_end, reply_child = os.pipe()
-    chatter_end, chatter_child = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.close(reply_end)
-            os.close(chatter_end)
-            _child(pem, settings, policy_text, reply_child, chatter_child)
-        finally:
-            os._exit(1)
-    os.close(reply_child)
-    os.close(chatter_child)
-    meanwhile()
-    reply, chatter, in_time = _collect(reply_end, chatter_end, settings.lcmaps_timeout_s)
-    if not in_time:
-        os.kill(pid, signals.SIGKILL)
-    status = os.waitpid(pid, 0)[1]
-    os.close(reply_end)
-    os.close(chatter_end)
-    return understand(reply, chatter, status, in_time)
+    @property
+    def fds(self) -> "set[int]":
+        """Descriptors that it needs."""
+        return {self._question, self._reply, self._chatter}
+
+    def decide(self, pem: bytes, settings: "Settings", policy_text: str, meanwhile: "Callable[[], None]") -> Mapping:
+        """Ask the site's policy; Refusal carries 201, 202 or 203. Blocks up to the settings' deadline.
+
+        `meanwhile` is called once while the child works. `leave` is still to be called.
+        """
+        import marshal
+        import time
+
+        until_s = time.monotonic() + settings.lcmaps_timeout_s
+        _tell(self._question, marshal.dumps((pem, policy_text, vars(settings))), until_s)
+        os.close(self._question)
+        meanwhile()
+        reply, chatter, in_time = _collect(self._reply, self._chatter, until_s)
+        os.close(self._reply)
+        os.close(self._chatter)
+        whole = reply.endswith(_END)
+        # The end of a process that has answered takes a millisecond, which is better used.
+        status = 0 if whole else self._end(kill=not in_time)
+        return understand(reply[: -len(_END)] if whole else b"", chatter, status, in_time)
+
+    def leave(self) -> None:
+        """Have it gone; without an answer at once."""
+        if self._pid:
+            self._end(kill=True)
+
+    def _end(self, kill: bool) -> int:
+        """Its wait status."""
+        if kill:
+            os.kill(self._pid, signals.SIGKILL)
+        status = os.waitpid(self._pid, 0)[1]
+        self._pid = 0
+        return status
 
 
-def _collect(reply_end: int, chatter_end: int, timeout_s: float) -> "tuple[bytes, bytes, bool]":
+def _tell(fd: int, data: bytes, until_s: float) -> None:
+    """Write it all, or as much as is read in time. If the reader has ended, its status says why."""
+    import select
+    import time
+
+    poller = select.poll()
+    poller.register(fd, select.POLLOUT)
+    os.set_blocking(fd, False)
+    try:
+        while data and poller.poll(max(0.0, until_s - time.monotonic()) * 1000):
+            data = data[os.write(fd, data) :]
+    except OSError:
+        return
+
+
+def _read_all(fd: int) -> bytes:
+    pieces = []  # type: list[bytes]
+    while True:
+        piece = os.read(fd, 65536)
+        if not piece:
+            return b"".join(pieces)
+        pieces.append(piece)
+
+
+def _collect(reply_end: int, chatter_end: int, until_s: float) -> "tuple[bytes, bytes, bool]":
     """Both pipes up to their ends (limited), and whether these came before the deadline."""
-    until = time.monotonic() + timeout_s
+    import select
+    import time
+
     texts = {reply_end: b"", chatter_end: b""}
     limits = {reply_end: _LIMIT_REPLY_BYTES, chatter_end: _KEPT_CHATTER_BYTES}
     poller = select.poll()
@@ -92,7 +146,7 @@ def _collect(reply_end: int, chatter_end: int, timeout_s: float) -> "tuple[bytes
         poller.register(fd, select.POLLIN)
     waiting = set(texts)
     while reply_end in waiting or waiting:
-        left_s = until - time.monotonic()
+        left_s = until_s - time.monotonic()
         if left_s <= 0:
             return texts[reply_end], texts[chatter_end], False
         for fd, _ in poller.poll(left_s * 1000):
@@ -136,21 +190,38 @@ def _numbers(text: str) -> "list[int]":
 # What follows runs in the child.
 
 
-def _child(pem: bytes, settings: Settings, policy_text: str, reply: int, chatter: int) -> None:
-    """Map and answer; ends the process. Anything unforeseen is exit 1 without an answer: 202."""
+def _child(question: int, reply: int, chatter: int) -> None:
+    """Load, wait for the question, map and answer; ends the process. Anything unforeseen is exit 1 without an answer:
+    202."""
+    import marshal
+
     signals.fresh()
-    _confine(settings.lcmaps_timeout_s)
+    _confine()
     null = os.open("/dev/null", os.O_RDWR)
     for source, std in ((null, 0), (null, 1), (chatter, 2)):
         os.dup2(source, std)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) not in (question, reply):
+            try:
+                os.close(int(name))
+            except OSError:
+                continue  # the listing's own
+    library = _library()
+    from glexec import credential
+    from glexec.conf import Settings
+
+    text = _read_all(question)
+    if not text:  # there is no question
+        os._exit(0)
+    pem, policy_text, values = marshal.loads(text)  # of our own parent, who is as much root as this
+    settings = Settings()
+    vars(settings).update(values)
+    _limit_cpu(settings.lcmaps_timeout_s)
     dn = ""
     try:
-        library = _library(settings)
-        from glexec import credential
-
         holder = credential.read(pem)
         dn = holder.dn
-        if library is None:
+        if _is_native(library, settings):
             fields = _ask_native(holder, settings, policy_text)
         else:
             fields = _ask_lcmaps(library, pem, holder, settings, policy_text)
@@ -161,7 +232,9 @@ def _child(pem: bytes, settings: Settings, policy_text: str, reply: int, chatter
     except (OSError, AttributeError) as error:  # ctypes: no such library, no such function
         _chat(str(error))
         fields = ["failed", str(INTERNAL), "the mapping library cannot be loaded", dn]
-    os.write(reply, "\0".join(fields).encode("utf-8", "replace"))
+    os.write(reply, "\0".join(fields).encode("utf-8", "replace") + _END)
+    os.close(reply)
+    os.close(2)
     os._exit(0)
 
 
@@ -171,25 +244,32 @@ def _chat(text: str) -> None:
         os.write(2, (text[:_LIMIT_WORDS] + "\n").encode("utf-8", "replace"))
 
 
-def _library(settings: Settings) -> "tuple[object, object] | None":
-    """LCMAPS; None where the settings, or a node without it, leave it to this package."""
-    if settings.decided_by == NATIVE:
-        return None
+def _library() -> "tuple[object, object] | OSError":
+    """LCMAPS, or why it is not there."""
     from glexec import lcmaps
 
     try:
         return lcmaps.load()
-    except OSError:
-        if settings.decided_by == LCMAPS:
-            raise
-        return None
+    except OSError as error:
+        return error
+
+
+def _is_native(library: "tuple[object, object] | OSError", settings: "Settings") -> bool:
+    """Whether the settings, or a node without LCMAPS, leave it to this package."""
+    from glexec.conf import LCMAPS, NATIVE
+
+    if settings.decided_by == LCMAPS and isinstance(library, OSError):
+        raise library
+    return settings.decided_by == NATIVE or isinstance(library, OSError)
 
 
 def _ask_lcmaps(
-    library: "tuple[object, object]", pem: bytes, holder: "Credential", settings: Settings, policy_text: str
+    library: object, pem: bytes, holder: "Credential", settings: "Settings", policy_text: str
 ) -> "list[str]":
     from glexec import lcmaps, policy
+    from glexec.conf import LCMAPS
 
+    assert isinstance(library, tuple)
     fqans = _genuine_fqans(holder, settings, policy_text)
     _environment(settings, lcmaps.file_with(policy_text))
     uid, gids, secondary, lease = lcmaps.mapped(library, pem)
@@ -202,7 +282,7 @@ def _ask_lcmaps(
     return [*_numbered(uid, gids, secondary), LCMAPS, lease, *fqans]
 
 
-def _genuine_fqans(holder: "Credential", settings: Settings, policy_text: str) -> "list[str]":
+def _genuine_fqans(holder: "Credential", settings: "Settings", policy_text: str) -> "list[str]":
     """LCMAPS passes over a forged attribute certificate where no FQAN is asked for; refused here, as everywhere."""
     for number in range(holder.owner + 1):
         if _VOMS in holder.der(number):
@@ -213,8 +293,9 @@ def _genuine_fqans(holder: "Credential", settings: Settings, policy_text: str) -
     return []
 
 
-def _ask_native(holder: "Credential", settings: Settings, policy_text: str) -> "list[str]":
+def _ask_native(holder: "Credential", settings: "Settings", policy_text: str) -> "list[str]":
     from glexec import native
+    from glexec.conf import NATIVE
 
     session = native.Session(holder, settings.certificates_dir, settings.voms_dir)
     try:
@@ -230,23 +311,34 @@ def _numbered(uid: int, gids: "list[int]", secondary: "list[int]") -> "list[str]
     return [str(uid), ",".join(map(str, gids)), ",".join(map(str, secondary))]
 
 
-def _confine(timeout_s: int) -> None:
+def _confine() -> None:
     import ctypes
     import resource
 
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signals.SIGKILL, 0, 0, 0)
     for limit, value in (
         (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_CPU, timeout_s + 1),
         (resource.RLIMIT_AS, _MEMORY_BYTES),
         (resource.RLIMIT_NOFILE, _OPEN_FILES),
     ):
-        hard = resource.getrlimit(limit)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(limit, (value, value))
+        _lower(limit, value)
 
 
-def _environment(settings: Settings, policy_file: str) -> None:
+def _limit_cpu(timeout_s: int) -> None:
+    import resource
+
+    _lower(resource.RLIMIT_CPU, timeout_s + 1)
+
+
+def _lower(limit: int, value: int) -> None:
+    import resource
+
+    hard = resource.getrlimit(limit)[1]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(limit, (value, value))
+
+
+def _environment(settings: "Settings", policy_file: str) -> None:
     """What the library reads, and nothing else of the caller's but the pilot's proxy (call-outs)."""
     pilot = os.environ.get("X509_USER_PROXY")
     os.environ.clear()

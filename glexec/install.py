@@ -324,7 +324,7 @@ def _programs(made: Installed, python: Path, sudo: Path) -> list[File]:
     }.items():
         front = front.replace(f"@{mark}@", str(value))
     calls = {
-        made.root_part: f"glexec.root.main({str(made.configuration)!r})",
+        made.root_part: f"glexec.start.main({str(made.configuration)!r})",
         made.mkgltempdir: f"glexec.mkgltempdir.main({str(made.front)!r}, {str(library)!r})",
         made.front.with_name("glexec_wrapenv.pl"): "glexec.wrapenv.main_wrap()",
         made.front.with_name("glexec_unwrapenv.pl"): "glexec.wrapenv.main_unwrap()",

@@ -7,6 +7,7 @@
     the target's side is right                 else 201, touched with the target's rights
     linger: fork, supervise, mirror; otherwise become the payload
 
+The deciding child was there before all that (glexec.start): loading its libraries takes as long as the rest.
 Every call that reaches an open log leaves exactly one `decision` line there.
 """
 
@@ -54,14 +55,14 @@ class Call:
         self.limits = limits.lift()
 
 
-def main(conf_path: str) -> None:
-    """Entry of the installed root part; ends the process."""
+def main(conf_path: str, decider: "decision.Decider | None") -> None:
+    """The root part after its start; ends the process."""
     code, call = INTERNAL, None
     try:
         if os.getuid() or os.geteuid():
             raise Failure(INTERNAL, "the root part does not run as root")
         call = Call(sys.argv[1:])
-        code = _run(call, conf_path)
+        code = _run(call, conf_path, decider or decision.Decider())
     except Failure as failure:
         code = failure.code
         if call is None or not call.is_silent:
@@ -79,8 +80,8 @@ def _say(text: str) -> None:
         return  # nobody listens
 
 
-def _run(call: Call, conf_path: str) -> int:
-    _only_our_descriptors(call)
+def _run(call: Call, conf_path: str, decider: decision.Decider) -> int:
+    _only_our_descriptors(call, decider.fds)
     settings = conf.parse(trust.read(conf_path))
     call.is_silent = settings.is_silent
     log = _open_log(settings)
@@ -89,12 +90,14 @@ def _run(call: Call, conf_path: str) -> int:
         os.close(call.control)  # end of file tells the caller that it has no control
         call.control = None
     try:
-        wish, account, pem = _decide(call, settings, log)
+        wish, account, pem = _decide(call, settings, log, decider)
     except Failure as failure:
         _log_refusal(log, call, settings, failure)
+        decider.leave()
         raise
     ready = _prepare_target(call, settings, log, wish, account, pem)
     del pem
+    decider.leave()
     if ready is None:
         return 0
     return _linger(call, settings, log, ready) if settings.linger else _become(call, log, ready)
@@ -107,8 +110,8 @@ def _open_log(settings: conf.Settings) -> rootlog.Log:
     return rootlog.File(settings.log_file)
 
 
-def _only_our_descriptors(call: Call) -> None:
-    kept = {0, 1, 2, call.word}
+def _only_our_descriptors(call: Call, more: "set[int]") -> None:
+    kept = {0, 1, 2, call.word, *more}
     if call.control is not None:
         kept.add(call.control)
     payload.close_all_but(kept)
@@ -120,7 +123,9 @@ def _only_our_descriptors(call: Call) -> None:
         raise Failure(CLIENT, "GLEXEC_CONTROL_FD is not open") from None
 
 
-def _decide(call: Call, settings: conf.Settings, log: rootlog.Log) -> "tuple[request.Request, identity.Account, bytes]":
+def _decide(
+    call: Call, settings: conf.Settings, log: rootlog.Log, decider: decision.Decider
+) -> "tuple[request.Request, identity.Account, bytes]":
     """Everything up to the yes, which is logged; Failure otherwise."""
     caller = identity.caller(dict(os.environ))
     log.fields.update(caller=caller.name, caller_uid=caller.uid)
@@ -133,7 +138,7 @@ def _decide(call: Call, settings: conf.Settings, log: rootlog.Log) -> "tuple[req
         if wish.source != wish.certificate:
             source = files.read_credential(wish.source, caller.uid, "GLEXEC_SOURCE_PROXY", settings.input_lock)
     text = _policy(settings)
-    mapping = decision.decide(certificate, settings, text, _load_linger if settings.linger else _load_nothing)
+    mapping = decider.decide(certificate, settings, text, _load_linger if settings.linger else _load_nothing)
     log.fields["dn"] = mapping.dn
     account = identity.target(mapping.uid, mapping.gids, mapping.secondary)
     log.fields.update(uid=account.uid, gid=account.gid, groups=account.groups, account=account.name)
