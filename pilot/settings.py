@@ -313,6 +313,18 @@ class Settings:
         "The pilot's own proxy, by which glexec authorises the caller.",
         unset="the pilot has none",
     )
+    sailplane_pilot_proxy_source: Path | None = knob(
+        "",
+        path(optional=True),
+        "A file in which somebody renews the pilot's proxy; a longer one is taken over into SAILPLANE_PILOT_PROXY.",
+        unset="none",
+    )
+    sailplane_pilot_myproxy: str | None = knob(
+        "",
+        text(r"[^@\s]+@[A-Za-z0-9._-]+(:[0-9]{1,5})?", "USERNAME@host or USERNAME@host:port", optional=True),
+        "Where MyProxy has the pilot's credential; it is asked six hours before the proxy ends, by showing that.",
+        unset="none",
+    )
     sailplane_proxy_margin: float = knob(
         "120",
         seconds(0),

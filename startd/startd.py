@@ -35,6 +35,7 @@ from startd.janitor import Janitor
 from startd.machine import cores, describe, resources
 from startd.namesake import living_namesake
 from startd.owncredentials import OwnCredentials
+from startd.pilotproxy import PilotProxy, parse_myproxy
 from startd.processes import Spawner, degradations, owned_pids, run_procd
 from startd.proxykeys import ProxyKeys
 from startd.reconfigure import merge
@@ -216,12 +217,28 @@ class Startd:
         self._machine = attrs.evolve(self._machine, degraded=await degradations(self._procd_socket, self.log))
         nursery.start_soon(self._reap)
         nursery.start_soon(self._janitor.run)
+        self._start_pilot_proxy(nursery)
         self._janitor.look()
         nursery.start_soon(self._claims.watch_leases)
         nursery.start_soon(self._switch_watch.run)
         await nursery.start(self._server.serve, listeners)
         for advertiser in self._advertisers:
             nursery.start_soon(advertiser.run)
+
+    def _start_pilot_proxy(self, nursery: trio.Nursery) -> None:
+        settings = self.settings
+        if settings.sailplane_pilot_proxy is None:
+            return
+        server, username = parse_myproxy(settings.sailplane_pilot_myproxy)
+        keeper = PilotProxy(
+            settings.sailplane_pilot_proxy,
+            settings.sailplane_certificates_dir,
+            self.log,
+            source=settings.sailplane_pilot_proxy_source,
+            server=server,
+            username=username,
+        )
+        nursery.start_soon(keeper.run)
 
     # --- the end -------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ trusted_retrievers "{pilot}"
 default_trusted_retrievers "none"
 authorized_key_retrievers "none"
 max_proxy_lifetime 24
+allow_self_authorization 1
 """
 PEM = serialization.Encoding.PEM
 
