@@ -218,6 +218,7 @@ class ExitReason(enum.IntEnum):
 class HoldCode(enum.IntEnum):
     """Why a job is held, and (1000 and above) why it is put back without holding."""
 
+    USER_REQUEST = 1
     CORRUPTED_CREDENTIAL = 4
     FAILED_TO_CREATE_PROCESS = 6
     UNABLE_TO_OPEN_OUTPUT = 7

@@ -25,7 +25,7 @@ from cedar.server import Request
 from cedar.sessions import Session, SessionTable
 from cedar.sinful import Sinful
 from cedar.stream import CedarStream
-from pool.ads import text_of, value_of
+from pool.ads import ClassAd, put, text_of, value_of
 from pool.matching import Offer, StartdKey
 from pool.shadow_state import Ending
 
@@ -34,6 +34,7 @@ REQUEST_DEADLINE_S = 30.0
 ACTIVATE_DEADLINE_S = 45.0  # the schedd's network time towards startds
 DEACTIVATE_DEADLINE_S = 20.0
 RELEASE_DEADLINE_S = 10.0
+LOCATE_DEADLINE_S = 20.0
 DELEGATE_DEADLINE_S = 30.0
 # A last command may still be on its way (2.6).
 SESSION_AFTERLIFE_S = 600.0
@@ -54,6 +55,7 @@ class Claim:
     ad: Any = field(repr=False)
     user: str
     heard_s: float
+    out_of_touch: bool = False
     on_lost: Callable[[str], None] = field(default=lambda why: None, repr=False)
 
     def heard(self) -> None:
@@ -209,6 +211,50 @@ class ClaimClient:
             finally:
                 await stream.aclose()
 
+    async def suspend(self, claim: Claim, *, resume: bool) -> None:
+        """SUSPEND_CLAIM or CONTINUE_CLAIM; the starter's next update confirms it. Raises PeerFault, Refused."""
+        command = Command.CONTINUE_CLAIM if resume else Command.SUSPEND_CLAIM
+        with deadline(RELEASE_DEADLINE_S):
+            stream = await self._connect(claim.id, claim.address, command, RELEASE_DEADLINE_S)
+            try:
+                await stream.put(claim.id.text)
+            finally:
+                await stream.aclose()
+
+    async def locate(self, claim: Claim, global_job_id: str) -> Sinful | None:
+        """CA_LOCATE_STARTER: where the job's starter is reached; None: there is none. Raises PeerFault, Refused."""
+        ad = _agent_command("CA_LOCATE_STARTER", GlobalJobId=global_job_id, ClaimId=claim.id.text)
+        put(ad, "ScheddIpAddr", self._own_address)
+        with deadline(LOCATE_DEADLINE_S):
+            stream = await self._connect(claim.id, claim.address, Command.CA_CMD, LOCATE_DEADLINE_S)
+            try:
+                await stream.put(ad)
+                answer = (await stream.get()).ad()
+            finally:
+                await stream.aclose()
+        claim.heard()
+        if text_of(answer, "Result") != "Success":
+            return None
+        return Sinful.parse(text_of(answer, "StarterIpAddr"))
+
+    async def reconnect(self, claim: Claim, starter: Sinful, key: str, version: str) -> CedarStream | None:
+        """CA_RECONNECT_JOB: the new syscall socket, which is the caller's; None: the job is over. Raises PeerFault,
+        Refused."""
+        ad = _agent_command("CA_RECONNECT_JOB", TransferKey=key, ShadowVersion=version)
+        for name in ("ShadowIpAddr", "TransferSocket"):
+            put(ad, name, self._own_address)
+        stream = None
+        kept = False
+        with deadline(LOCATE_DEADLINE_S):
+            stream = await self._connect(claim.id, starter, Command.CA_CMD, LOCATE_DEADLINE_S)
+            try:
+                await stream.put(ad)
+                kept = text_of((await stream.get()).ad(), "Result") == "Success"
+            finally:
+                if not kept:
+                    await stream.aclose()
+        return stream if kept else None
+
     # From the startd
 
     async def serve_alive(self, request: Request) -> None:
@@ -230,6 +276,13 @@ class ClaimClient:
         if claim is None or not hmac.compare_digest(said.encode("utf-8", "surrogateescape"), claim.id.text.encode()):
             return None
         return claim
+
+
+def _agent_command(command: str, **values: str) -> Any:
+    ad = ClassAd()
+    for name, value in {"MyType": "Command", "TargetType": "Reply", "Command": command, **values}.items():
+        put(ad, name, value)
+    return ad
 
 
 @contextmanager

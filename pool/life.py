@@ -8,6 +8,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
+from cedar.commands import HoldCode
 from cedar.filetransfer import TransferLimits
 from pool import jobad
 from pool.ads import text_of
@@ -52,6 +53,7 @@ class Life:
         ad: Any,
         entries: list[Entry],
         settle: Callable[[Finish, Transfer], None],
+        recovered: bool = False,
     ) -> None:
         self._queue = parts.queue
         self._run = run
@@ -90,6 +92,7 @@ class Life:
             version=parts.short_version,
             finish=self._finish,
             note=self._note,
+            recovered=recovered,
         )
 
     def _stored(self) -> None:
@@ -100,9 +103,8 @@ class Life:
 
     def _finish(self, finish: Finish) -> None:
         """A lost job is settled only when its claim is: until then it may still run."""
-        if finish.outcome in (Outcome.LOST, Outcome.REQUEUED) or (
-            finish.outcome is Outcome.REMOVED and finish.status is None
-        ):
+        asked = finish.outcome is Outcome.REMOVED or finish.hold_code == HoldCode.USER_REQUEST
+        if finish.outcome in (Outcome.LOST, Outcome.REQUEUED) or (asked and finish.status is None):
             self._late = finish
         else:
             self._settle(finish, self.transfer)

@@ -6,6 +6,8 @@ breaking the connection before Commit undoes all of it. Names of files are text 
 
 from __future__ import annotations
 
+from typing import Literal
+
 from attrs import field, frozen
 from attrs.validators import and_, ge, le, optional
 
@@ -201,6 +203,25 @@ class Removed:
     ending: int  # running ones that are being stopped
 
 
+Verb = Literal["hold", "release", "vacate", "suspend", "continue"]
+
+
+@frozen
+class Act:
+    """What a user wants of jobs that stay in the queue."""
+
+    target: Target
+    verb: Verb
+
+
+@frozen
+class Acted:
+    """`jobs`: so many do it, or have been asked to; `left`: so many are in no state for it."""
+
+    jobs: int
+    left: int
+
+
 @frozen
 class Wait:
     """Answered when no job of the target can change by itself any more, or after `seconds`."""
@@ -285,6 +306,8 @@ POOL = Protocol(
     Runs,
     Remove,
     Removed,
+    Act,
+    Acted,
     Wait,
     Fetch,
     Output,

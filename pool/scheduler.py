@@ -16,11 +16,13 @@ from attrs import evolve, field, frozen
 
 from cedar import classads
 from cedar.claims import ClaimId
+from cedar.commands import HoldCode
 from cedar.errors import PeerFault, Refused
 from cedar.sinful import Sinful
 from pilot import logs
 from pool import jobad
-from pool.ads import host_of, text_of, value_of
+from pool import messages as m
+from pool.ads import ClassAd, host_of, text_of, value_of
 from pool.claims import Claim, claim_address, started_at
 from pool.life import Life, Parts, after_run
 from pool.matching import Offer, OfferBook, StartdKey, Waiting, assign, next_for_claim, startd_key, waiting
@@ -29,7 +31,8 @@ from pool.queue import SavedClaim
 from pool.renewal import Where, where_of
 from pool.retry import Patience
 from pool.shadow import Shadow
-from pool.shadow_state import Finish, WrongState, clean
+from pool.shadow_state import REMOVED, Finish, WrongState, clean
+from pool.shadow_state import State as ShadowState
 from pool.transfers import Transfer
 
 # A job that is removed gets this long to end by itself, unless its own JobMaxVacateTime says otherwise.
@@ -38,6 +41,9 @@ LONGEST_GRACE_S = 600.0
 # Between two tries to release a claim at a startd that cannot be reached.
 BURY_RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 CREDENTIAL_HOLD = 4
+# What a user asks for besides removal.
+HELD = Finish(Outcome.HELD, "held by its user; 'sailplane release' lets it run again", hold_code=HoldCode.USER_REQUEST)
+VACATED = Finish(Outcome.REQUEUED, "vacated by its user")
 # Spool of a finished job that nobody fetched: ten days, as stock pools keep spooled jobs.
 KEEP_FINISHED_S = 10 * 86400.0
 TIDY_INTERVAL_S = 60.0
@@ -139,17 +145,51 @@ class Scheduler:
     def _remove_active(self, job: Job, *, hard: bool) -> Literal["ending"]:
         if not job.removing:
             self.queue.update(evolve(job, removing=True))
-        shadow = self._running.get(job.id)
-        if shadow is not None:
-            grace = value_of(self.ad_of(job), "JobMaxVacateTime")
-            grace_s = (
-                min(LONGEST_GRACE_S, max(0.0, float(grace))) if isinstance(grace, (int, float)) else REMOVE_GRACE_S
-            )
-            try:
-                shadow.remove(grace_s=grace_s, hard=hard)
-            except WrongState:
-                self._log.info("job %s: removal came while the run was ending", job.id)
+        self._end_run(job, REMOVED, hard=hard)
         return "ending"
+
+    def _end_run(self, job: Job, want: Finish, *, hard: bool = False) -> bool:
+        """Ask for a run's end; False where there is none, or it is ending already."""
+        shadow = self._running.get(job.id)
+        if shadow is None:
+            return False
+        grace = value_of(self.ad_of(job), "JobMaxVacateTime")
+        grace_s = min(LONGEST_GRACE_S, max(0.0, float(grace))) if isinstance(grace, (int, float)) else REMOVE_GRACE_S
+        try:
+            shadow.end(want, grace_s=grace_s, hard=hard)
+        except WrongState:
+            self._log.info("job %s: its end was asked for while the run was ending", job.id)
+            return False
+        return True
+
+    def act(self, job: Job, verb: m.Verb) -> bool:
+        """A user's hold, release, vacate, suspend or continue; False where the job is not in a state for it."""
+        shadow = self._running.get(job.id)
+        match verb:
+            case "hold" if job.state is JobState.IDLE and job.id not in self._active:
+                self._waiting.pop(job.id, None)
+                self._settle(evolve(job, state=JobState.HELD, reason=HELD.reason, hold_code=HELD.hold_code))
+                return True
+            case "hold":
+                return self._end_run(job, HELD)
+            case "vacate":
+                return self._end_run(job, VACATED)
+            case "release" if job.state is JobState.HELD:
+                fresh = evolve(job, state=JobState.IDLE, reason="", hold_code=0, hold_subcode=0)
+                self._patience.pop(job.id, None)
+                self.queue.update(fresh)
+                if job.id not in self._active:
+                    self._wait(fresh)
+                self._tell_waiters()
+                self._kick()
+                return True
+            case "suspend" | "continue" if shadow is not None:
+                return shadow.suspend(resume=verb == "continue")
+        return False
+
+    def is_suspended(self, job_id: JobId) -> bool:
+        shadow = self._running.get(job_id)
+        return shadow is not None and shadow.state is ShadowState.SUSPENDED
 
     def slot_updated(self, public: Any, claim_id: str, *, startd: StartdKey, claimable: bool) -> None:
         self._book.advertised(Offer(clean(text_of(public, "Name")), startd, public, claim_id), claimable=claimable)
@@ -164,12 +204,12 @@ class Scheduler:
         for grave in self._graves:
             if grave.startd == startd and grave.started_at < since:
                 grave.done.set()
-        if not anew:
-            return
-        self._log.info("execution point %s was started again at %s", startd[0], address)
+        if anew:
+            self._log.info("execution point %s was started again at %s", startd[0], address)
         for claim in self._parts.client.claims():
             # Another address may be a second startd of that name: its claims end by their own sockets and leases.
-            if claim.startd == startd and str(claim.address) == address:
+            former = claim.out_of_touch and started_at(claim.id) < since
+            if claim.startd == startd and ((anew and str(claim.address) == address) or former):
                 claim.on_lost("the execution point was started again")
 
     def slots_gone(self, gone: list[tuple[StartdKey, str]]) -> None:
@@ -325,6 +365,12 @@ class Scheduler:
             job, startd=startd, slot=claim.slot, claim_public=public, claim_id=claim.id.text, now=time.time()
         )
         self._tell_waiters()
+        fate = await self._live(claim, job, run)
+        self.after_conclusion(job.id)
+        return fate
+
+    async def _live(self, claim: Claim, job: Job, run: Run, *, recovered: bool = False) -> str:
+        """One run, until its claim is idle, or gone for certain; the job's verdict is written down by then."""
         life = Life(
             self._parts,
             claim,
@@ -333,6 +379,7 @@ class Scheduler:
             ad=self.ad_of(job),
             entries=self.queue.inputs(job),
             settle=lambda finish, transfer: self.settle_run(run, job, finish, transfer),
+            recovered=recovered,
         )
         self._running[job.id] = life.shadow
         self._parts.transfers.open(claim.id, life.transfer)
@@ -345,7 +392,6 @@ class Scheduler:
             await self._give_back(claim)
             fate = "released"
         life.conclude()
-        self.after_conclusion(job.id)
         return fate
 
     # Ends
@@ -442,7 +488,8 @@ class Scheduler:
     # After a restart
 
     def _recover(self) -> None:
-        """Claims of the former life are released; their jobs run again after that. Unfinished submissions are gone."""
+        """Jobs that execute are taken up again; other claims of the former life are released, and their jobs run again
+        after that. Unfinished submissions are gone."""
         for number in self.queue.empty_clusters():
             self.queue.forget_cluster(number)
             self.spool.remove_cluster(number)
@@ -460,11 +507,28 @@ class Scheduler:
 
     async def _recover_claim(self, saved: SavedClaim, run: Run | None) -> None:
         claim_id = ClaimId.parse(saved.id)
+        job = None if run is None or run.executing_at is None else self.queue.job(run.job)
+        if run is not None and job is not None and not job.removing:
+            await self._take_up(saved, claim_id, job, run)
+            return
         self._parts.client.forget(claim_id)  # its session answers "unknown claim" to ALIVE
         startd = (saved.slot.partition("@")[2] or saved.slot, host_of(saved.startd_address))
         await self._bury(claim_id, Sinful.parse(saved.startd_address), startd)
         if run is not None:
             self._lost(run)
+
+    async def _take_up(self, saved: SavedClaim, claim_id: ClaimId, job: Job, run: Run) -> None:
+        """Go on with a job that was executing: its starter waits for us until the lease ends."""
+        address = Sinful.parse(saved.startd_address)
+        startd = (saved.slot.partition("@")[2] or saved.slot, host_of(saved.startd_address))
+        claim = Claim(claim_id, saved.slot, startd, address, ClassAd(), job.owner, trio.current_time())
+        self._parts.client.register(claim)
+        fate = await self._live(claim, job, run, recovered=True)
+        if fate == "gone":
+            self._drop(claim_id)
+        elif fate == "idle":
+            await self._give_back(claim)
+        self.after_conclusion(job.id)
 
     def _lost(self, run: Run) -> None:
         job = self.queue.job(run.job)

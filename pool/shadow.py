@@ -51,7 +51,9 @@ class Shadow:
         version: str,
         finish: Callable[[s.Finish], None],
         note: Callable[[float | None, int | None], None],
+        recovered: bool = False,
     ) -> None:
+        """`recovered`: of a run whose job was executing when the pool ended."""
         self._client = client
         self._claim = claim
         self._activation_ad = activation_ad
@@ -62,8 +64,10 @@ class Shadow:
         self._version = version
         self._finish = finish
         self._note = note
-        self._machine = s.ShadowState()
+        self._machine = s.ShadowState.recovered() if recovered else s.ShadowState()
+        self._reconnects = False
         self._log = logs.get("shadow", job=str(text_of(info_ad, "GlobalJobId")), slot=claim.slot)
+        self._global_job_id = text_of(info_ad, "GlobalJobId")
         self._calls = trio.CancelScope()
         self._promise_s: float | None = None
         self._pid = 0
@@ -98,7 +102,7 @@ class Shadow:
         self._claim.on_lost = lambda why: self.tell(s.ClaimLost(why))
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            nursery.start_soon(self._activate, 0.0)
+            nursery.start_soon(self._reconnect if self.state is s.State.RECONNECTING else self._activate, 0.0)
             nursery.start_soon(self._watch_lease)
             if self._push is not None:
                 nursery.start_soon(self._push.run)
@@ -110,14 +114,22 @@ class Shadow:
         assert self._fate is not None
         return self._fate
 
-    def remove(self, *, grace_s: float, hard: bool) -> None:
-        """A user's rm. Raises shadow_state.WrongState when the run is over already."""
-        self.tell(s.RemoveAsked(grace_s, hard))
+    def end(self, want: s.Finish, *, grace_s: float, hard: bool = False) -> None:
+        """A user's rm, hold or vacate. Raises shadow_state.WrongState when the run is over already."""
+        self.tell(s.EndAsked(grace_s, hard, want))
+
+    def suspend(self, *, resume: bool) -> bool:
+        """Ask the execution point; False where the job is not in a state for it."""
+        if self.state is not (s.State.SUSPENDED if resume else s.State.EXECUTING):
+            return False
+        self._start(self._suspend, resume)
+        return True
 
     def tell(self, event: s.Event) -> None:
         """Hand an event to the state machine and start what it commands."""
         before = self._machine.state
         commands = self._machine.handle(event)
+        self._claim.out_of_touch = self.state is s.State.RECONNECTING
         entry = self._machine.story[-1]
         if entry.state is not before:
             self._log.info("%s -> %s (rule %d, %s)", before.value, entry.state.value, entry.rule, entry.event)
@@ -137,6 +149,8 @@ class Shadow:
                 self._over.set()
             case s.Activate(after_s):
                 self._start(self._activate, after_s)
+            case s.Reconnect(after_s):
+                self._start(self._reconnect, after_s)
             case s.Deactivate(how):
                 self._start(self._deactivate, how)
             case s.SetTimer(serial, seconds):
@@ -188,7 +202,39 @@ class Shadow:
         finally:
             await answer.stream.aclose()
 
+    async def _suspend(self, resume: bool) -> None:
+        try:
+            await self._client.suspend(self._claim, resume=resume)
+        except (PeerFault, Refused) as fault:
+            self._log.warning("the job could not be %s: %s", "continued" if resume else "suspended", fault)
+
+    async def _reconnect(self, after_s: float) -> None:
+        """Find the starter, and go on with it on another socket."""
+        await trio.sleep(after_s)
+        try:
+            starter = await self._client.locate(self._claim, self._global_job_id)
+            stream = None
+            if starter is not None:
+                stream = await self._client.reconnect(self._claim, starter, self._transfer.key, self._version)
+        except Refused as refused:
+            self.tell(s.ReconnectFailed(f"the execution point does not know the claim any more ({refused})", gone=True))
+            return
+        except PeerFault as fault:
+            self.tell(s.ReconnectFailed(str(fault), gone=False))
+            return
+        if stream is None:
+            self.tell(s.ReconnectFailed("the execution point has ended the job", gone=True))
+            return
+        self._reconnects = True
+        self._transfer.input_sent = True
+        try:
+            self.tell(s.Reconnected())
+            await self._serve(stream)
+        finally:
+            await stream.aclose()
+
     async def _serve(self, stream: CedarStream) -> None:
+        self._calls = trio.CancelScope()
         with self._calls:
             try:
                 while True:
@@ -196,7 +242,7 @@ class Shadow:
                     self._claim.heard()
                     await self._answer(reader, stream)
             except (PeerFault, Refused) as fault:
-                self.tell(s.SocketLost(str(fault)))
+                self.tell(s.SocketLost(str(fault), self._reconnects))
 
     async def _next_call(self, stream: CedarStream) -> Reader:
         if self._promise_s is None:
@@ -257,6 +303,7 @@ class Shadow:
             return (-1,)
 
     def _starter_info(self, ad: Any) -> tuple[int]:
+        self._reconnects = value_of(ad, "HasReconnect") is True
         self._log.info(
             "starter %s on %s", s.clean(text_of(ad, "CondorVersion", "?")), s.clean(text_of(ad, "Name", "?"))
         )

@@ -29,6 +29,8 @@ JOB_EXITED, JOB_KILLED, JOB_CORED, SHOULD_REQUEUE, NOT_STARTED, SHOULD_HOLD, EXI
 )
 # Waits before another ACTIVATE_CLAIM when the answer was "try again" (6.6).
 RETRY_DELAYS_S = (1.0, 2.0, 3.0, 4.0, 5.0, 5.0)
+# Between two tries to reconnect, twice as long each time (stock: 8 to 300 s).
+FIRST_RECONNECT_S, LONGEST_RECONNECT_S = 1.0, 60.0
 # From a hard stop (404) to giving the claim up: KILLING_TIMEOUT is 30 s, and the sandbox has to go.
 HARD_PATIENCE_S = 60.0
 # From job_exit to the claim's answer; a failure is harmless then (6.7).
@@ -44,6 +46,7 @@ class State(Enum):
     STARTUP = "startup"
     EXECUTING = "executing"
     SUSPENDED = "suspended"
+    RECONNECTING = "reconnecting"  # the job runs on, its starter is looked for
     EVICTING = "evicting"  # 403 sent, the job has its grace
     KILLING = "killing"  # 404 sent
     ENDING = "ending"  # the run's end is known, the claim has still to be asked
@@ -104,16 +107,24 @@ class OutputStored:
 
 
 @frozen
-class RemoveAsked:
-    """A user's rm."""
+class SocketLost:
+    """`reconnects`: the starter waits for a shadow that comes back."""
 
-    grace_s: float
-    hard: bool = False
+    why: str
+    reconnects: bool = False
 
 
 @frozen
-class SocketLost:
+class Reconnected:
+    """The starter goes on with us, on a new socket."""
+
+
+@frozen
+class ReconnectFailed:
+    """The starter was not reached; `gone`: there is none, for certain."""
+
     why: str
+    gone: bool
 
 
 @frozen
@@ -135,17 +146,16 @@ class Deactivated:
     start: bool | None
 
 
-Event = (
-    ActivationAccepted | ActivationTryAgain | ActivationRefused | ExecutionBegan | Suspended | Resumed | ProblemReported
-    | JobExited | OutputStored | RemoveAsked | SocketLost | ClaimLost | TimerFired | Deactivated
-)  # fmt: skip
-
-
 # Commands
 
 
 @frozen
 class Activate:
+    after_s: float
+
+
+@frozen
+class Reconnect:
     after_s: float
 
 
@@ -196,7 +206,25 @@ class EndClaim:
     fate: str  # "idle": may be activated again; "release": send RELEASE_CLAIM; "gone": nothing is there any more
 
 
-Command = Activate | Deactivate | SetTimer | CutSocket | NoteExecuting | Finish | EndClaim
+Command = Activate | Reconnect | Deactivate | SetTimer | CutSocket | NoteExecuting | Finish | EndClaim
+
+REMOVED = Finish(Outcome.REMOVED, "removed")
+
+
+@frozen
+class EndAsked:
+    """A user's rm, hold or vacate. `want`: the verdict of a run that ends for it."""
+
+    grace_s: float
+    hard: bool = False
+    want: Finish = REMOVED
+
+
+Event = (
+    ActivationAccepted | ActivationTryAgain | ActivationRefused | ExecutionBegan | Suspended | Resumed | ProblemReported
+    | JobExited | OutputStored | EndAsked | SocketLost | Reconnected | ReconnectFailed | ClaimLost | TimerFired
+    | Deactivated
+)  # fmt: skip
 
 
 class WrongState(Exception):
@@ -217,7 +245,7 @@ class _Now:
     state: State = State.ACTIVATING
     began: bool = False
     stored: bool = False
-    removing: bool = False
+    wanted: Finish | None = None
     tries: int = 0
     serial: int = 0
     verdict: Finish | None = None
@@ -241,6 +269,11 @@ class ShadowState:
     def verdict(self) -> Finish | None:
         return self._now.verdict
 
+    @classmethod
+    def recovered(cls) -> ShadowState:
+        """Of a run whose job was executing when the pool ended."""
+        return cls(_Now(state=State.RECONNECTING, began=True))
+
     def handle(self, event: Event) -> tuple[Command, ...]:
         """Take one event. Never fails: every event has a rule in every state."""
         number, self._now, commands = _RULES[type(event)](self._now, event)
@@ -259,7 +292,7 @@ def _ignored(now: _Now) -> _Result:
 def _accepted(now: _Now, event: ActivationAccepted) -> _Result:
     if now.state is not State.ACTIVATING:
         return _ignored(now)
-    if now.removing:  # 2: rm came while the activation was on its way
+    if now.wanted:  # 2: rm came while the activation was on its way
         return _kill(2, now)
     return 1, evolve(now, state=State.STARTUP), ()
 
@@ -267,8 +300,8 @@ def _accepted(now: _Now, event: ActivationAccepted) -> _Result:
 def _try_again(now: _Now, event: ActivationTryAgain) -> _Result:
     if now.state is not State.ACTIVATING:
         return _ignored(now)
-    if now.removing:
-        return _over(5, now, Finish(Outcome.REMOVED, "removed before it was activated"), "release")
+    if now.wanted:
+        return _over(5, now, now.wanted, "release")
     if now.tries < len(RETRY_DELAYS_S):
         return 3, evolve(now, tries=now.tries + 1), (Activate(RETRY_DELAYS_S[now.tries]),)
     return _over(4, now, Finish(Outcome.REQUEUED, "the slot was not ready after seven tries"), "release")
@@ -277,7 +310,7 @@ def _try_again(now: _Now, event: ActivationTryAgain) -> _Result:
 def _refused(now: _Now, event: ActivationRefused) -> _Result:
     if now.state is not State.ACTIVATING:
         return _ignored(now)
-    finish = Finish(Outcome.REMOVED, "removed") if now.removing else Finish(Outcome.REQUEUED, clean(event.reason))
+    finish = now.wanted or Finish(Outcome.REQUEUED, clean(event.reason))
     return _over(6, now, finish, "release")
 
 
@@ -299,8 +332,8 @@ def _resumed(now: _Now, event: Resumed) -> _Result:
 def _problem(now: _Now, event: ProblemReported) -> _Result:
     if now.state not in _LIVE:
         return _ignored(now)
-    if now.removing:
-        return _ends(10, now, Finish(Outcome.REMOVED, "removed"))
+    if now.wanted:
+        return _ends(10, now, now.wanted)
     text = clean(event.text) or "the execution point gave no reason"
     if 0 < event.code < 1000 and event.subcode > -1000:
         code = event.code
@@ -314,8 +347,8 @@ def _exited(now: _Now, event: JobExited) -> _Result:
     if now.state not in _LIVE:
         return _ignored(now)
     finished = event.reason in (JOB_EXITED, JOB_CORED, EXITED_CLAIM_CLOSING)
-    if now.removing:
-        return _ends(13, now, Finish(Outcome.REMOVED, "removed", event.status if finished else None))
+    if now.wanted and (now.wanted.outcome is Outcome.REMOVED or not (finished and now.stored)):
+        return _ends(13, now, evolve(now.wanted, status=event.status if finished else None))
     if finished and now.stored:
         return _ends(14, now, Finish(Outcome.COMPLETED, "", event.status))
     if finished:
@@ -339,14 +372,19 @@ def _stored(now: _Now, event: OutputStored) -> _Result:
     return (18, evolve(now, stored=True), ()) if now.state in _LIVE else _ignored(now)
 
 
-def _remove(now: _Now, event: RemoveAsked) -> _Result:
-    removing = evolve(now, removing=True)
+def _end_asked(now: _Now, event: EndAsked) -> _Result:
     if now.state in (State.ENDING, State.OVER):
         raise WrongState("the run is over already")
+    known = (
+        now.wanted is not None and event.want.outcome is not Outcome.REMOVED
+    )  # only a removal outdoes what came first
+    removing = now if known else evolve(now, wanted=event.want)
+    if now.state is State.RECONNECTING:
+        return _over(33, removing, removing.wanted or event.want, "release")
     if now.state is State.ACTIVATING:
         return 19, removing, ()
     if now.state is State.KILLING:
-        return _ignored(now)
+        return _ignored(removing)
     if event.hard:
         return _kill(20, removing)
     if now.state is State.EVICTING:
@@ -363,11 +401,29 @@ def _kill(number: int, now: _Now) -> _Result:
 
 
 def _socket_lost(now: _Now, event: SocketLost) -> _Result:
-    if now.state not in _LIVE and now.state is not State.ACTIVATING:
+    if now.state not in _LIVE and now.state not in (State.ACTIVATING, State.RECONNECTING):
         return _ignored(now)
-    if now.removing:  # 404 may end the starter without a job_exit
-        return _over(22, now, Finish(Outcome.REMOVED, "removed"), "release")
+    if now.wanted:  # 404 may end the starter without a job_exit
+        return _over(22, now, now.wanted, "release")
+    if event.reconnects and now.state in (State.EXECUTING, State.SUSPENDED):
+        return 29, evolve(now, state=State.RECONNECTING, tries=0), (Reconnect(0.0),)
     return _over(23, now, Finish(Outcome.LOST, clean(f"lost contact with the job: {event.why}")), "release")
+
+
+def _reconnected(now: _Now, event: Reconnected) -> _Result:
+    if now.state is not State.RECONNECTING:
+        return _ignored(now)
+    return 30, evolve(now, state=State.EXECUTING), ()
+
+
+def _reconnect_failed(now: _Now, event: ReconnectFailed) -> _Result:
+    if now.state is not State.RECONNECTING:
+        return _ignored(now)
+    if event.gone:
+        return _over(32, now, Finish(Outcome.LOST, clean(f"lost contact with the job: {event.why}")), "release")
+    wait_s = min(FIRST_RECONNECT_S * 2.0**now.tries, LONGEST_RECONNECT_S)
+    tries = now.tries if wait_s == LONGEST_RECONNECT_S else now.tries + 1
+    return 31, evolve(now, tries=tries), (Reconnect(wait_s),)
 
 
 def _claim_lost(now: _Now, event: ClaimLost) -> _Result:
@@ -375,7 +431,7 @@ def _claim_lost(now: _Now, event: ClaimLost) -> _Result:
         return _ignored(now)
     if now.state is State.ENDING:
         return 24, evolve(now, state=State.OVER), (CutSocket(), EndClaim("gone"))
-    finish = Finish(Outcome.REMOVED, "removed") if now.removing else Finish(Outcome.LOST, clean(event.why))
+    finish = now.wanted or Finish(Outcome.LOST, clean(event.why))
     return _over(25, now, finish, "gone")
 
 
@@ -385,9 +441,7 @@ def _timer(now: _Now, event: TimerFired) -> _Result:
     if now.state is State.EVICTING:
         return _kill(26, now)
     if now.state is State.KILLING:
-        return _over(
-            27, now, Finish(Outcome.REMOVED, "removed; the execution point did not confirm the end"), "release"
-        )
+        return _over(27, now, now.wanted or REMOVED, "release")
     return _ignored(now)
 
 
@@ -426,8 +480,10 @@ _RULES: dict[type, Callable[..., _Result]] = {
     ProblemReported: _problem,
     JobExited: _exited,
     OutputStored: _stored,
-    RemoveAsked: _remove,
+    EndAsked: _end_asked,
     SocketLost: _socket_lost,
+    Reconnected: _reconnected,
+    ReconnectFailed: _reconnect_failed,
     ClaimLost: _claim_lost,
     TimerFired: _timer,
     Deactivated: _deactivated,

@@ -34,6 +34,10 @@ LONGEST_WAIT_S = 60.0
 # Files of a fetch that are opened in one page.
 FETCH_FILES = 60
 FETCH_ENTRIES = 200
+# What has been done to a job.
+_DONE = {
+    "hold": "held", "release": "released", "vacate": "vacated", "suspend": "suspended", "continue": "continued",
+}  # fmt: skip
 _SETTLED = frozenset({*FINAL, JobState.HELD})
 
 
@@ -209,7 +213,7 @@ class _Conversation:
             job.id.cluster,
             job.id.proc,
             job.owner,
-            job.state.word,
+            self._word(job),
             job.cluster.submitted_at,
             job.runs,
             command,
@@ -248,6 +252,18 @@ class _Conversation:
         if not gone and not ending:
             raise Rejected("over", f"{_said(message.target)} is removed already")
         return m.Removed(gone, ending)
+
+    async def _act(self, message: m.Act, _: Sequence[int]) -> m.Acted:
+        jobs = self._own_jobs(message.target)
+        done = sum(self._scheduler.act(job, message.verb) for job in jobs)
+        if not done:
+            states = ", ".join(sorted({self._word(job) for job in jobs}))
+            raise Rejected("state", f"no job of {_said(message.target)} can be {_DONE[message.verb]}: {states}")
+        return m.Acted(done, len(jobs) - done)
+
+    def _word(self, job: Job) -> str:
+        """The job's state, for people."""
+        return "suspended" if self._scheduler.is_suspended(job.id) else job.state.word
 
     async def _wait(self, message: m.Wait, _: Sequence[int]) -> m.Jobs:
         """The jobs' rows (the first page), once all are over or held, or when the time is up."""
@@ -337,6 +353,7 @@ _HANDLERS: dict[type, _Handler] = {
     m.RunsOf: _Conversation._runs,
     m.ListSlots: _Conversation._slots,
     m.Remove: _Conversation._remove,
+    m.Act: _Conversation._act,
     m.Wait: _Conversation._wait,
 }
 

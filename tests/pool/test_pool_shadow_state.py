@@ -25,6 +25,10 @@ FACTS: list[s.Event] = [
     s.JobExited(0, s.SHOULD_HOLD),
     s.OutputStored(),
     s.SocketLost("gone"),
+    s.SocketLost("cut", reconnects=True),
+    s.Reconnected(),
+    s.ReconnectFailed("not now", gone=False),
+    s.ReconnectFailed("no such job", gone=True),
     s.ClaimLost("released"),
     s.TimerFired(1),
     s.TimerFired(2),
@@ -32,7 +36,14 @@ FACTS: list[s.Event] = [
     s.Deactivated(False),
     s.Deactivated(None),
 ]
-REMOVALS: list[s.Event] = [s.RemoveAsked(1.0), s.RemoveAsked(0.0, hard=True)]
+HELD = s.Finish(Outcome.HELD, "held", hold_code=1)
+VACATED = s.Finish(Outcome.REQUEUED, "vacated")
+REMOVALS: list[s.Event] = [
+    s.EndAsked(1.0),
+    s.EndAsked(0.0, hard=True),
+    s.EndAsked(1.0, want=HELD),
+    s.EndAsked(1.0, want=VACATED),
+]
 
 
 def play(*events: s.Event) -> tuple[s.ShadowState, list[s.Command]]:
@@ -56,8 +67,9 @@ WAYS_TO = {
     s.State.STARTUP: (s.ActivationAccepted(),),
     s.State.EXECUTING: STARTED,
     s.State.SUSPENDED: (*STARTED, s.Suspended()),
-    s.State.EVICTING: (*STARTED, s.RemoveAsked(1.0)),
-    s.State.KILLING: (*STARTED, s.RemoveAsked(1.0, hard=True)),
+    s.State.RECONNECTING: (*STARTED, s.SocketLost("cut", reconnects=True)),
+    s.State.EVICTING: (*STARTED, s.EndAsked(1.0)),
+    s.State.KILLING: (*STARTED, s.EndAsked(1.0, hard=True)),
     s.State.ENDING: DONE,
     s.State.OVER: (*DONE, s.Deactivated(True)),
 }
@@ -76,7 +88,7 @@ def test_rm_after_the_end_is_refused_and_changes_nothing(state: s.State) -> None
     machine, _ = play(*WAYS_TO[state])
     story = list(machine.story)
     with pytest.raises(s.WrongState):
-        machine.handle(s.RemoveAsked(1.0))
+        machine.handle(s.EndAsked(1.0))
     assert machine.state is state
     assert list(machine.story) == story
 
@@ -125,7 +137,7 @@ def test_activation_is_tried_seven_times() -> None:
 
 
 def test_rm_waits_then_kills_then_gives_up() -> None:
-    machine, commands = play(*STARTED, s.RemoveAsked(5.0), s.TimerFired(1), s.TimerFired(2))
+    machine, commands = play(*STARTED, s.EndAsked(5.0), s.TimerFired(1), s.TimerFired(2))
     assert commands[1:5] == [
         s.Deactivate(s.Ending.GRACEFUL),
         s.SetTimer(1, 5.0),
@@ -138,21 +150,53 @@ def test_rm_waits_then_kills_then_gives_up() -> None:
 
 
 def test_rm_while_the_activation_is_on_its_way() -> None:
-    machine, commands = play(s.RemoveAsked(5.0), s.ActivationAccepted())
+    machine, commands = play(s.EndAsked(5.0), s.ActivationAccepted())
     assert machine.state is s.State.KILLING
     assert s.Deactivate(s.Ending.FORCIBLE) in commands
-    assert verdict(s.RemoveAsked(5.0), s.ActivationTryAgain()).outcome is Outcome.REMOVED
+    assert verdict(s.EndAsked(5.0), s.ActivationTryAgain()).outcome is Outcome.REMOVED
 
 
 def test_an_old_timer_does_nothing() -> None:
-    machine, commands = play(*STARTED, s.RemoveAsked(5.0), s.RemoveAsked(0.0, hard=True), s.TimerFired(1))
+    machine, commands = play(*STARTED, s.EndAsked(5.0), s.EndAsked(0.0, hard=True), s.TimerFired(1))
     assert machine.state is s.State.KILLING
     assert not any(isinstance(command, s.EndClaim) for command in commands)
 
 
 def test_a_killed_starter_is_a_removed_job() -> None:
-    finish = verdict(*STARTED, s.RemoveAsked(0.0, hard=True), s.SocketLost("closed"))
+    finish = verdict(*STARTED, s.EndAsked(0.0, hard=True), s.SocketLost("closed"))
     assert finish.outcome is Outcome.REMOVED
+
+
+@pytest.mark.parametrize("want", [HELD, VACATED])
+def test_a_hold_and_a_vacate_end_the_run_as_they_say(want: s.Finish) -> None:
+    machine, commands = play(*STARTED, s.EndAsked(5.0, want=want), s.JobExited(15, s.SHOULD_REQUEUE))
+    assert s.Deactivate(s.Ending.GRACEFUL) in commands
+    assert machine.verdict == want
+
+
+def test_a_job_that_ends_well_all_the_same_is_complete_and_not_held() -> None:
+    finish = verdict(*STARTED, s.EndAsked(5.0, want=HELD), s.OutputStored(), s.JobExited(0, s.JOB_EXITED))
+    assert finish.outcome is Outcome.COMPLETED
+
+
+def test_rm_outdoes_a_hold_and_not_the_other_way() -> None:
+    first, then = s.EndAsked(5.0, want=HELD), s.EndAsked(5.0)
+    for events in ((first, then), (then, first)):
+        assert verdict(*STARTED, *events, s.JobExited(15, s.SHOULD_REQUEUE)).outcome is Outcome.REMOVED
+
+
+def test_a_starter_that_waits_is_looked_for_with_growing_pauses() -> None:
+    cut = s.SocketLost("cut", reconnects=True)
+    failed = s.ReconnectFailed("refused", gone=False)
+    machine, commands = play(*STARTED, cut, failed, failed, failed, s.Reconnected())
+    assert [c.after_s for c in commands if isinstance(c, s.Reconnect)] == [0.0, 1.0, 2.0, 4.0]
+    assert machine.state is s.State.EXECUTING
+    assert machine.verdict is None
+
+
+def test_a_job_that_is_not_there_any_more_is_lost() -> None:
+    finish = verdict(*STARTED, s.SocketLost("cut", reconnects=True), s.ReconnectFailed("ended", gone=True))
+    assert finish.outcome is Outcome.LOST
 
 
 def test_without_output_a_job_is_not_complete() -> None:
@@ -167,7 +211,7 @@ def test_any_story_gives_at_most_one_verdict_and_one_fate(events: list[s.Event])
         try:
             commands += machine.handle(event)
         except s.WrongState:
-            assert isinstance(event, s.RemoveAsked)
+            assert isinstance(event, s.EndAsked)
     finishes = [command for command in commands if isinstance(command, s.Finish)]
     fates = [command for command in commands if isinstance(command, s.EndClaim)]
     assert len(finishes) <= 1
@@ -179,7 +223,8 @@ def test_any_story_gives_at_most_one_verdict_and_one_fate(events: list[s.Event])
         assert machine.state is s.State.OVER
     if finishes and finishes[0].outcome is Outcome.COMPLETED:
         assert not any(
-            isinstance(event, s.RemoveAsked) for event in itertools.takewhile(lambda e: e != DONE[-1], events)
+            isinstance(event, s.EndAsked) and event.want is s.REMOVED
+            for event in itertools.takewhile(lambda e: e != DONE[-1], events)
         )
 
 
