@@ -16,6 +16,7 @@ VERBS = {
     "signal": "send_signals",
     "peek": "peek",
     "measure": "measure",
+    "probe": "probe",
     "ssh-setup": "ssh_setup",
     "replace-proxy": "replace_proxy",
     "replace-tokens": "replace_tokens",

@@ -39,6 +39,7 @@ from pilot.knobs import (
     variables,
     yes_or_no,
 )
+from pilot.toolplaces import tool
 
 __all__ = ["KNOBS", "Settings", "SettingsError", "load"]
 
@@ -276,7 +277,21 @@ class Settings:
     )
     daemon_shutdown: str = knob("FALSE", expression(), "The startd ends gracefully once this holds in its slot's ad.")
     daemon_shutdown_fast: str = knob("FALSE", expression(), "The startd ends at once when this holds in its slot's ad.")
-    glexec: Path = knob("/usr/sbin/glexec", path(), "The identity switch's command, when SAILPLANE_SWITCH is glexec.")
+    glexec: Path | None = knob(
+        "/usr/sbin/glexec",
+        tool(),
+        "The identity switch's command, when SAILPLANE_SWITCH is glexec; NONE: the site has none; auto, OSG, glite:"
+        " where glidein scripts look for it.",
+    )
+    glidein_glexec_use: str = knob(
+        "REQUIRED",
+        choice("required", "optional", "never"),
+        "What the pool wants of glexec, by glideinWMS's table, when SAILPLANE_SWITCH is glexec. OPTIONAL falls back to"
+        " no switch only at the start, and only where there is no GLEXEC; NEVER uses none.",
+    )
+    glidein_require_glexec_use: bool = knob(
+        "False", yes_or_no(), "What the site wants: True refuses a pilot that would run without glexec."
+    )
     glexec_retries: int = knob(
         "3", integer(0, 100), "Retries after a call of the switch that failed for a passing reason."
     )
@@ -295,9 +310,10 @@ class Settings:
     )
     sailplane_switch: str = knob(
         "glexec",
-        choice("glexec", "userns", "none"),
+        choice("glexec", "userns", "none", "glexec-log-only"),
         "How a job gets an account of its own: 'glexec' its user's; 'userns' one of the daemon's sub-uids (package"
-        " uidmap); 'none' runs it at the daemon's own account and isolates nothing.",
+        " uidmap); 'none' runs it at the daemon's own account and isolates nothing; 'glexec-log-only' the same where"
+        " the site's glexec authorises and logs each user, but changes no account (GLIDEIN_Glexec_Use = OPTIONAL).",
     )
     sailplane_switch_deadline: float = knob(
         "60", seconds(1), "Time that one call of the switch may take until the far side answers."

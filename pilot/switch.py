@@ -365,7 +365,8 @@ class GlexecSwitch:
     isolates = True
     needs_credential = True
 
-    def __init__(self, command: Path | str, pilot_proxy: Path | str | None) -> None:
+    def __init__(self, command: Path | str, pilot_proxy: Path | str | None, *, log_only: bool = False) -> None:
+        self.isolates = not log_only
         self._command = str(command)
         self._pilot_proxy = str(pilot_proxy) if pilot_proxy else None
 
@@ -396,8 +397,9 @@ def make_switch(settings: SwitchSettings) -> Switch:
 
         return UsernsSwitch()
     if not settings.glexec:
-        raise ValueError("SAILPLANE_SWITCH is glexec, but GLEXEC names no command")
-    return GlexecSwitch(settings.glexec, settings.sailplane_pilot_proxy)
+        raise ValueError(f"SAILPLANE_SWITCH is {settings.sailplane_switch}, but GLEXEC names no command")
+    log_only = settings.sailplane_switch == "glexec-log-only"
+    return GlexecSwitch(settings.glexec, settings.sailplane_pilot_proxy, log_only=log_only)
 
 
 def make_retries(settings: SwitchSettings) -> Retries:

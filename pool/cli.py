@@ -110,9 +110,9 @@ def say(text: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The console script; returns its exit code."""
-    from pool import cli_fetch, cli_renew, cli_show, cli_site, cli_submit  # each adds its commands
+    from pool import cli_fetch, cli_renew, cli_show, cli_site, cli_submit, cli_validate  # each adds its commands
 
-    for module in (cli_submit, cli_renew, cli_show, cli_fetch, cli_site):
+    for module in (cli_submit, cli_renew, cli_show, cli_fetch, cli_site, cli_validate):
         module.add_to(cli)
     try:
         result = cli.main(arguments, prog_name="sailplane", standalone_mode=False)

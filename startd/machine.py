@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from pilot.findings import Validation
 from pilot.settings import Settings
 from pilot.switch import Switch
 from startd.resources import Resources
@@ -36,7 +37,7 @@ def cores(settings: Settings) -> tuple[int, ...]:
     return tuple(sorted(os.sched_getaffinity(0))) if wanted else ()
 
 
-def describe(settings: Settings, switch: Switch, address: str, total: Resources) -> Machine:
+def describe(settings: Settings, switch: Switch, address: str, total: Resources, report: Validation) -> Machine:
     """For the slots' ads."""
     return Machine(
         name=settings.startd_name,
@@ -55,6 +56,8 @@ def describe(settings: Settings, switch: Switch, address: str, total: Resources)
         switch_isolates=switch.isolates,
         needs_proxy=switch.needs_credential,
         attributes=settings.attributes,
+        degraded=report.degraded,
+        linger=report.linger,
         has_sshd=sshprograms.available(),
         job_plugins=settings.enable_url_transfers,
     )

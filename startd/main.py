@@ -20,7 +20,7 @@ from pilot.settings import GLIDEIN_SETTINGS, Settings, SettingsError, load
 from pilot.switch import compile_wrapper, make_switch
 from startd.processes import NotReady
 from startd.startd import CannotStart, Startd
-from startd.validate import Unusable, validate
+from startd.validate import Unusable, settle_switch, validate
 from startd.workdir import Unreachable, open_way
 from starter.orphans import become_subreaper
 
@@ -125,13 +125,17 @@ def _start(settings: Settings, config: Path | None, ready: Callable[[], None]) -
 async def _run(
     settings: Settings, config: Path | None, log: logging.LoggerAdapter[logging.Logger], ready: Callable[[], None]
 ) -> int:
+    settings = settle_switch(settings)
     switch = make_switch(settings)
-    validated = await validate(settings, switch)
-    log.info("%s", validated.words)
-    Ledger.of(settings.sailplane_run_dir).begin(probe=switch.needs_credential and validated.pilot_mapped)
+    report = await validate(settings, switch)
+    log.info("%s", report.words)
+    for finding in report.findings:
+        if finding.status == "degraded":
+            log.info("%s: %s", finding.check, finding.text)
+    Ledger.of(settings.sailplane_run_dir).begin(probe=report.pilot_mapped)
     unready: list[str] = []
     try:
-        return await Startd(settings, config, switch, log).run(ready)
+        return await Startd(settings, config, switch, report, log).run(ready)
     except* NotReady as group:
         unready += _texts(group)
     raise NotReady("; ".join(unready))

@@ -51,7 +51,9 @@ class Machine:
     attributes: Mapping[str, str] = attrs.field(factory=dict)
     """Expressions of the settings' own, by name (STARTD_ATTRS)."""
     degraded: tuple[str, ...] = ()
-    """What the host does not give procd, one word each."""
+    """What the host does not give us, one word each."""
+    linger: str = ""
+    """How the switch stands by a job, as in ``pilot.findings.linger_of``; empty where nobody knows."""
 
 
 @attrs.frozen
@@ -147,8 +149,18 @@ def _identity(ad: ClassAd, machine: Machine, slot: SlotState) -> None:
     ad["SlotID"] = slot.slot_id
     ad["SailplaneSwitch"] = machine.switch
     ad["SailplaneIsolated"] = machine.switch_isolates
+    set_str(ad, "SailplaneIsolation", isolation(machine))
+    if machine.linger:
+        set_str(ad, "SailplaneSwitchLingers", machine.linger)
     # A string list, as HTCondor's own: stringListMember("hidepid", SailplaneDegraded).
     set_str(ad, "SailplaneDegraded", ",".join(machine.degraded))
+
+
+def isolation(machine: Machine) -> str:
+    """What becomes of a job's account, in words for people who choose slots."""
+    if machine.switch_isolates:
+        return "isolated"
+    return "authorised, not isolated" if machine.needs_proxy else "not isolated"
 
 
 def _sizes(ad: ClassAd, machine: Machine, slot: SlotState) -> None:

@@ -20,6 +20,7 @@ from cedar.classads import evaluate, parse_expression
 from cedar.server import Server, ServerPolicy
 from cedar.sessions import SessionTable
 from cedar.sinful import Sinful
+from pilot.findings import Validation
 from pilot.inquiry import ask_pilot
 from pilot.ledger import Ledger
 from pilot.settings import Settings, SettingsError, load
@@ -71,8 +72,14 @@ class Startd:
     _server: Server
 
     def __init__(
-        self, settings: Settings, config: Path | None, switch: Switch, log: logging.LoggerAdapter[logging.Logger]
+        self,
+        settings: Settings,
+        config: Path | None,
+        switch: Switch,
+        validation: Validation,
+        log: logging.LoggerAdapter[logging.Logger],
     ) -> None:
+        self._validation = validation
         self.settings, self.config, self.switch, self.log = settings, config, switch, log
         self._procd_socket = settings.sailplane_run_dir / "procd"
         self._advertisers: list[Advertiser] = []
@@ -103,7 +110,7 @@ class Startd:
         collectors = collector_addresses(settings.collector_host)
         total = resources(settings)
         sessions = SessionTable()
-        self._machine: Machine = describe(settings, self.switch, address, total)
+        self._machine: Machine = describe(settings, self.switch, address, total, self._validation)
         self._machine = attrs.evolve(self._machine, plugins=await plugins.ask(plugins.named(settings), self.log))
         self.report = Report(settings.startd_name, time.time(), total.cpus)
         self._slots = Slots(
@@ -214,7 +221,8 @@ class Startd:
         async with trio.open_nursery() as starting:
             starting.start_soon(nursery.start, run_procd, self._procd_socket, self.config, self.log)
             starting.start_soon(nursery.start, self._spawner.run)
-        self._machine = attrs.evolve(self._machine, degraded=await degradations(self._procd_socket, self.log))
+        lacks = await degradations(self._procd_socket, self.log)
+        self._machine = attrs.evolve(self._machine, degraded=tuple(dict.fromkeys((*self._validation.degraded, *lacks))))
         nursery.start_soon(self._reap)
         nursery.start_soon(self._janitor.run)
         self._start_pilot_proxy(nursery)

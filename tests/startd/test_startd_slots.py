@@ -102,6 +102,25 @@ async def test_a_user_whom_the_site_refused_does_not_match_here() -> None:
     assert matches(ad, job())
 
 
+async def test_a_site_that_is_down_matches_nobody_and_the_ad_says_why() -> None:
+    state = slots().state(refused_users=(), draining=False, trouble="", entered_at=1, switch_down='503 "try later" \\')
+    ad = public_ad(machine(), state, now=2, sequence=3)
+    assert not matches(ad, job())
+    assert ad["SailplaneSwitchDown"] == '503 "try later" \\'
+
+
+@pytest.mark.parametrize(
+    ("isolates", "needs_proxy", "words"),
+    [(True, True, "isolated"), (False, True, "authorised, not isolated"), (False, False, "not isolated")],
+)
+async def test_what_becomes_of_a_jobs_account_is_advertised(isolates: bool, needs_proxy: bool, words: str) -> None:
+    given = machine(switch_isolates=isolates, needs_proxy=needs_proxy, degraded=("hidepid", "nosuid"))
+    state = slots().state(refused_users=(), draining=False, trouble="", entered_at=1)
+    ad = public_ad(given, state, now=2, sequence=3)
+    assert ad["SailplaneIsolation"] == words
+    assert ad["SailplaneDegraded"] == "hidepid,nosuid"
+
+
 async def test_draining_takes_nothing() -> None:
     state = slots().state(refused_users=(), draining=True, trouble="", entered_at=1)
     assert start_expression(machine(), state).endswith("&& false")
