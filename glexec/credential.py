@@ -6,6 +6,7 @@ ends after one credential.
 """
 
 import ctypes
+import os
 
 from glexec.codes import CLIENT, INTERNAL, Failure
 
@@ -56,6 +57,11 @@ def declare(library: ctypes.CDLL, functions: "Mapping[str, tuple[object, ...]]",
 
 
 def _loaded() -> "ctypes.CDLL | None":
+    for name in _NAMES:
+        try:
+            return ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW)  # costs nothing; the next way 0.3 ms
+        except OSError:
+            continue
     with open("/proc/self/maps") as maps:
         for line in maps:
             path = line.rstrip("\n").partition("/")[2]
