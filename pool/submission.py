@@ -29,7 +29,10 @@ MAX_JOBS = 100_000
 MAX_CERTIFICATES_BYTES = 64 * 1024
 _MODE_BITS = 0o777
 # Names that the sandbox uses for itself.
-_TAKEN_NAMES = frozenset({"_condor_stdout", "_condor_stderr", ".job.ad", ".machine.ad"})
+_TAKEN_NAMES = frozenset(
+    {"_condor_stdout", "_condor_stderr", ".job.ad", ".machine.ad", ".update.ad", ".chirp.config", ".condor_creds",
+     ".job_wrapper_failure"}
+)  # fmt: skip
 
 
 class Rejected(Exception):

@@ -277,7 +277,7 @@ def test_tokens_are_the_jobs_alone_and_are_renewed_while_it_runs(jobs: Jobs) -> 
         "stat -c '%a %U' $_CONDOR_CREDS $_CONDOR_CREDS/box.use; cat $_CONDOR_CREDS/box.use; echo; touch ready;"
         " cd $_CONDOR_CREDS; until grep -q second box.use; do sleep 0.05; done; cat box.use; ls -A"
     )
-    job = jobs.submit("alice", script, **{"+OAuthServicesNeeded": '"box"'})
+    job = jobs.submit("alice", script, use_oauth_services="box")
     jobs.until("the job to have its token", lambda: list(jobs.site.layout.execute.glob("*/s/*/ready")))
     give_token(jobs, owner, "box", "second-s3cret")
     jobs.done(job)

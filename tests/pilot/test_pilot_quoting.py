@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pilot import quoting
+from pilot.settings import SettingsError, from_values
 from starter.arguments import arguments_of
 
 with warnings.catch_warnings():
@@ -114,3 +115,11 @@ def test_a_setting_with_a_stray_double_quote_is_refused(text: str) -> None:
 def test_what_a_v1_environment_may_begin_with_to_part_its_entries() -> None:
     for character in map(chr, range(1, 256)):
         test_a_v1_environment_is_the_wheels.hypothesis.inner_test(f"{character}a=b{character}c=d")
+
+
+def test_the_knob_for_all_jobs_variables_is_checked_at_the_start() -> None:
+    good = from_values({"STARTER_JOB_ENVIRONMENT": "\"A=1 B='2 3'\""}, source=None)
+    assert good.starter_job_environment == (("A", "1"), ("B", "2 3"))
+    assert from_values({}, source=None).starter_job_environment == ()
+    with pytest.raises(SettingsError, match="STARTER_JOB_ENVIRONMENT"):
+        from_values({"STARTER_JOB_ENVIRONMENT": '"A'}, source=None)

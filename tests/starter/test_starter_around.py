@@ -12,10 +12,10 @@ import trio
 
 from pilot.switch import Exited, Signalled
 from starter.keptfiles import close, overwrite, trusted
-from starter.launch import After, Command, ExecFailed, Launched
+from starter.launch import After, Command, Deadlines, ExecFailed, Launched, launch
 from starter.sandbox import Place, make_place
-from tests.jobwrapper.farsides import hostile_context, open_fds, wrapper_context
-from tests.starter.launches import output, run
+from tests.jobwrapper.farsides import hostile_context, no_register, open_fds, wrapper_context
+from tests.starter.launches import output, run, spec
 
 # -- what is set up for it ------------------------------------------------------------------------------------------
 
@@ -125,6 +125,22 @@ def shell(script: str, success: int | None = None) -> Command:
 async def test_a_command_before_the_job_runs_to_its_end_first(place: Place) -> None:
     text = await output(place, "/usr/bin/cat", "made", pre=shell("sleep 0.3; echo $ITS > made; echo lost"))
     assert text == "own\n"
+
+
+@pytest.mark.slow
+async def test_a_command_before_the_job_may_take_its_time(place: Place) -> None:
+    """The deadline for the start counts without it."""
+    with trio.fail_after(30):
+        launched = await launch(
+            wrapper_context(),
+            place,
+            spec(place, "./tool", pre=shell("sleep 3.5")),
+            register=no_register,
+            deadlines=Deadlines(exec_s=3),
+        )
+        assert isinstance(launched, Launched)
+        assert await launched.wait() == Exited(42)
+    launched.running.close()
 
 
 @pytest.mark.parametrize(

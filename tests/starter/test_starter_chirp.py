@@ -163,7 +163,8 @@ async def test_without_the_cookie_there_is_nothing_but_a_refusal(tmp_path: Path,
     assert side.calls == []
 
 
-async def test_many_strangers_push_out_one_another_and_not_the_job(tmp_path: Path) -> None:
+async def test_many_strangers_push_out_one_another_and_not_the_job(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(chirpserver, "COOKIE_WITHIN_S", 1000.0)
     async with serving(tmp_path) as (server, (side, port)), trio.open_nursery() as nursery:
         strangers = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(3 * chirpserver.MAX_STRANGERS)]
         await client(server, port, lambda c: c.get_job_attr("Owner"))
@@ -238,6 +239,15 @@ async def test_too_many_open_files_and_too_large_a_write(tmp_path: Path) -> None
     lines = [line for line in answer.split(b"\n") if b" " not in line]
     assert lines[-3:] == [b"-9", b"-5", b""]  # and no answer after it: the data would be taken for requests
     assert side.calls.count(chirp.Syscall.OPEN) == side.calls.count(chirp.Syscall.CLOSE) == chirpserver.MAX_OPEN_FILES
+
+
+async def test_a_stranger_does_not_stay(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(chirpserver, "COOKIE_WITHIN_S", 0.05)
+    async with serving(tmp_path) as (_, (_, port)):
+        with trio.fail_after(20):
+            async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+                await stream.send_all(b"cook")
+                assert await stream.receive_some() == b""
 
 
 async def test_a_file_of_one_shadow_is_no_file_of_the_next(tmp_path: Path) -> None:
