@@ -92,6 +92,8 @@ def _variables(entries: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for number, entry in enumerate(entries, start=1):
         name, equals, value = entry.partition("=")
+        if not equals and "$$" in entry:
+            continue  # a macro that nobody filled in: HTCondor takes it, and no program can look it up
         if not name or not equals:  # never shown: what stands there may be a secret, and the words go into logs
             raise ValueError(f"entry {number} of the environment is not NAME=VALUE")
         found[name] = value

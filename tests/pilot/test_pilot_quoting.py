@@ -89,6 +89,11 @@ def test_v1_words_are_parted_by_four_characters_only() -> None:
     assert quoting.split_v1(" a\tb\r\nc\u00a0d \x0ce 'f ") == ["a", "b", "c\u00a0d", "\x0ce", "'f"]
 
 
+def test_a_macro_that_nobody_filled_in_is_no_variable_and_no_reason_to_refuse() -> None:
+    assert quoting.environment_v1("A=1;x$$(y);B=$$(z)") == {"A": "1", "B": "$$(z)"}
+    assert wheel("envV1ToV2", "A=1;x$$(y)") is not None
+
+
 def test_the_later_of_two_counts() -> None:
     assert quoting.environment_v2("A=1 B=2 A=3") == {"A": "3", "B": "2"}
 
