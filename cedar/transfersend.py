@@ -46,6 +46,7 @@ async def send_files(
     own_failure: Callable[[], Ack | None] | None = None,
     over_limit_code: int = HoldCode.MAX_TRANSFER_OUTPUT_SIZE,
     stats: Mapping[str, int | str] | None = None,
+    max_bytes: int | None = None,
 ) -> tuple[Ack, Ack]:
     """Send items, then exchange acknowledgements; the transfer succeeded if both are ok.
 
@@ -55,7 +56,8 @@ async def send_files(
         sandbox_bytes: an estimate of the sum, for the peer's transfer queue.
         own_failure: asked after the last item: a failure of ours that no item told.
         stats: of what went to URLs, for the acknowledgement.
-        over_limit_code: hold code when the peer takes fewer bytes than there are; the rest is not sent then.
+        max_bytes: what is sent at most; the peer may take less.
+        over_limit_code: hold code when there is more than that; the rest is not sent then.
 
     Returns:
         (own, peer). The peer's is NO_ACK where it ends without one: after a refused go-ahead or delegation.
@@ -65,7 +67,7 @@ async def send_files(
         PeerFault: the peer broke the protocol or went away, "timeout" in the go-ahead.
         Exception: whatever `items` raises, except ReadFailed in a file's chunks.
     """
-    sender = _Sender(stream, over_limit_code, stats or {})
+    sender = _Sender(stream, over_limit_code, stats or {}, max_bytes)
     await stream.put(int(final), ad_of(SandboxSize=sandbox_bytes))
     try:
         await _send_all(sender, items)
@@ -88,7 +90,10 @@ async def _send_all(sender: _Sender, items: AsyncIterable[Item]) -> None:
 
 
 class _Sender:
-    def __init__(self, stream: CedarStream, over_limit_code: int, stats: Mapping[str, int | str]) -> None:
+    def __init__(
+        self, stream: CedarStream, over_limit_code: int, stats: Mapping[str, int | str], max_bytes: int | None
+    ) -> None:
+        self._max_bytes = max_bytes
         self._stats = stats
         self._stream = stream
         self._over_limit_code = over_limit_code
@@ -103,8 +108,9 @@ class _Sender:
         return attrs.evolve(own, files=self._files, bytes=self._bytes, stats=self._stats)
 
     def _fits(self, item: File) -> bool:
-        """Whether the peer takes this one too; if not, that is our failure, and the end."""
-        limit = self._peer.max_bytes
+        """Whether this one is within the limits, too; if not, that is our failure, and the end."""
+        limits = [limit for limit in (self._peer.max_bytes, self._max_bytes) if limit is not None and limit >= 0]
+        limit = min(limits, default=-1)
         if limit < 0 or self._bytes + item.size <= limit:
             return True
         reason = f"more than the {limit} bytes that are allowed, with {item.name[:200]!a}"

@@ -123,7 +123,7 @@ def _plugins(text: str) -> dict[str, str]:
 
 
 def _success(ad: ClassAd) -> int | None:
-    """``success_exit_code``; ON_SUCCESS without one means 0."""
+    """``success_exit_code`` or its signal. ON_SUCCESS without one says nothing to a stock starter: all is sent."""
     if get_bool(ad, "JobSuccessExitBySignal", False):
         number = get_int(ad, "JobSuccessExitSignal", int(signal.SIGTERM))
         if not 0 < number < signal.NSIG:
@@ -131,7 +131,7 @@ def _success(ad: ClassAd) -> int | None:
         return number
     if "JobSuccessExitCode" in ad:
         return (get_int(ad, "JobSuccessExitCode") & 0xFF) << 8
-    return 0 if get_str(ad, "WhenToTransferOutput", "").upper() in ("ON_SUCCESS", "ONSUCCESS") else None
+    return None
 
 
 def _limit(ad: ClassAd, name: str) -> int | None:

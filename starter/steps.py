@@ -427,12 +427,16 @@ def _failed(work: Work, verdict: Verdict) -> bool:
 
 
 def _output_limits(work: Work) -> Limits:
-    """The site's, and the job's own, which counts before the knob for all jobs."""
+    """The site's: nothing is fetched that exceeds them."""
+    settings = work.settings
+    return Limits(max_bytes=settings.sailplane_max_output_bytes, max_files=settings.sailplane_max_output_files)
+
+
+def _max_output_bytes(work: Work) -> int | None:
+    """The job's own, which counts before the knob for all jobs: what is within it is sent, as stock does."""
     settings, asked = work.settings, work.description.files.max_output_bytes
     knob = None if settings.max_transfer_output_mb < 0 else settings.max_transfer_output_mb * MB
-    own = knob if asked is None else asked
-    most = settings.sailplane_max_output_bytes
-    return Limits(max_bytes=most if own is None else min(own, most), max_files=settings.sailplane_max_output_files)
+    return knob if asked is None else asked
 
 
 def _wanted(work: Work, names: tuple[str, ...] | None) -> Wanted:
@@ -468,7 +472,16 @@ async def _try_output(
     """What it failed with, if it did, and whether the same may work again."""
     try:
         progress = _progress(work)
-        await send_output(work.route, outward, work.description, own, progress, final=final, uploads=uploads)
+        await send_output(
+            work.route,
+            outward,
+            work.description,
+            own,
+            progress,
+            final=final,
+            uploads=uploads,
+            max_bytes=_max_output_bytes(work),
+        )
     except TransferFailed as fault:
         return _transfer_verdict(fault, HoldCode.UPLOAD_FILE_ERROR), fault.ack.retry
     except (PeerFault, Refused) as fault:

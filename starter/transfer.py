@@ -220,8 +220,14 @@ def missing_output(manifest: Manifest, host: str) -> Ack | None:
     else:
         found = [f"{name}: {why}" for name, why in zip(manifest.missing, manifest.reasons, strict=True)]
         text = f"output (transfer_output_files) cannot be sent from {host}: {_some(found)}"
-    code, number = HoldCode.UPLOAD_FILE_ERROR, errno.ENOENT if absent else errno.EINVAL
+    code, number = HoldCode.UPLOAD_FILE_ERROR, errno.ENOENT if absent else _errno_of(manifest.reasons[0])
     return Ack(ok=False, hold_code=code, hold_subcode=number, reason=text, retry=False, files=0, bytes=0)
+
+
+def _errno_of(reason: str) -> int:
+    """For the hold's subcode; EISDIR for a link to a directory, as stock has it."""
+    known = {os.strerror(number): number for number in (errno.EACCES, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)}
+    return errno.EISDIR if "directory;" in reason else known.get(reason, errno.EINVAL)
 
 
 def left_out(manifest: Manifest, host: str) -> str:
@@ -316,8 +322,9 @@ async def send_output(
     *,
     final: bool = True,
     uploads: UrlOutput | None = None,
+    max_bytes: int | None = None,
 ) -> None:
-    """Output to the shadow; not ``final``: to be kept for the job's next start.
+    """Output to the shadow; not ``final``: to be kept for the job's next start. Beyond ``max_bytes`` nothing is sent.
 
     Raises:
         TransferFailed: a side said no; ``own`` is this side's, known before the first byte (missing files).
@@ -333,6 +340,7 @@ async def send_output(
                 final=final,
                 sandbox_bytes=sum(entry.size for entry in outward.manifest.entries),
                 own_failure=lambda: own,
+                max_bytes=max_bytes,
                 stats=uploads.stats if uploads is not None else None,
             )
     finally:

@@ -57,7 +57,11 @@ def test_a_directory_or_what_is_in_it(lingering: Jobs) -> None:
 @pytest.mark.parametrize(("code", "names"), [(0, {"out", "err", "big"}), (3, {"out", "err"})])
 def test_on_success(lingering: Jobs, code: int, names: set[str]) -> None:
     job = lingering.submit(
-        "alice", f"echo x >big; exit {code}", when_to_transfer_output="ON_SUCCESS", transfer_output_files="big"
+        "alice",
+        f"echo x >big; exit {code}",
+        when_to_transfer_output="ON_SUCCESS",
+        transfer_output_files="big",
+        **{"+JobSuccessExitCode": "0"},
     )
     assert lingering.done(job)["exit_code"] == code
     assert set(lingering.fetch("alice", job)) == names

@@ -53,6 +53,7 @@ EVENTS = {6: "an update of the image's size: it comes with an update of usage, a
 # By kind of job: why its log has other events.
 EVENTS_OF = {
     "streams its output": "stock has nothing to transfer at the end",
+    "leaves a named pipe in its output": "stock leaves it out without a word",
     "has no program": "stock begins the execution first",
     "lost its input": "stock tries the transfer twice",
     "does not make its output": "the shadow may hold the job before it has written the transfer's end",

@@ -19,9 +19,11 @@ BASE = {"ClusterId": 1, "ProcId": 0, "User": "a@x", "Cmd": "/bin/x", "Out": "o",
     [
         ({}, 1 << 8, False),
         ({"WhenToTransferOutput": "ON_EXIT"}, 1 << 8, False),
-        ({"WhenToTransferOutput": "ON_SUCCESS"}, 0, False),
-        ({"WhenToTransferOutput": "ON_SUCCESS"}, 1 << 8, True),
-        ({"WhenToTransferOutput": "ON_SUCCESS"}, 9, True),
+        # As stock: ON_SUCCESS means something only where success is defined.
+        ({"WhenToTransferOutput": "ON_SUCCESS"}, 1 << 8, False),
+        ({"WhenToTransferOutput": "ON_SUCCESS", "JobSuccessExitCode": 0}, 0, False),
+        ({"WhenToTransferOutput": "ON_SUCCESS", "JobSuccessExitCode": 0}, 1 << 8, True),
+        ({"WhenToTransferOutput": "ON_SUCCESS", "JobSuccessExitCode": 0}, 9, True),
         ({"WhenToTransferOutput": "ON_SUCCESS", "JobSuccessExitCode": 3}, 0, True),
         ({"WhenToTransferOutput": "ON_SUCCESS", "JobSuccessExitCode": 3}, 3 << 8, False),
         # As stock: where success is defined it counts, whatever when_to_transfer_output says.
@@ -38,7 +40,7 @@ def test_only_a_success_brings_all_its_output(attributes: dict[str, object], sta
 
 
 def test_failure_files_come_with_a_failure() -> None:
-    job = describe(ClassAd(BASE | {"WhenToTransferOutput": "ON_SUCCESS", "FailureFiles": "core, trace.txt"}))
+    job = describe(ClassAd(BASE | {"JobSuccessExitCode": 0, "FailureFiles": "core, trace.txt"}))
     assert wanted_names(job, failed=True) == ("_condor_stdout", "_condor_stderr", "core", "trace.txt")
 
 
