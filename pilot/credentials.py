@@ -17,7 +17,7 @@ import attrs
 
 from pilot.credentials_delegate import PendingRequest, make_request, make_rsa_key, request_with, sign_request
 from pilot.credentials_names import old_slash_form, slash_form
-from pilot.credentials_parse import Chain, CredentialError, check_key, parse_pem, when
+from pilot.credentials_parse import MAX_PEM_BYTES, Chain, CredentialError, check_key, parse_pem, when
 from pilot.credentials_trust import TrustStore
 from pilot.credentials_verify import verify_chain
 from pilot.credentials_voms import stated_fqans
@@ -32,6 +32,7 @@ __all__ = [
     "load",
     "make_request",
     "make_rsa_key",
+    "read_private",
     "request_with",
     "sign_request",
     "store_private",
@@ -159,6 +160,39 @@ def _credential(chain: Chain, pem: bytes, attributes: Attributes | None = None, 
         attributes_fault=fault,
         old_identity=old_slash_form(owner.certificate.subject),
     )
+
+
+def read_private(path: Path) -> bytes:
+    """A credential file of our own: at most MAX_PEM_BYTES of a plain file that nobody else may read.
+
+    A link is followed (secrets are often mounted so); what it leads to must be ours. What changes while it is read is
+    refused: half of an old file and half of a new one are nobody's credential.
+
+    Raises:
+        CredentialError: unsafe-place: others may read it, or it is not ours; too-big; broken: it changed.
+        OSError: it cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    with os.fdopen(descriptor, "rb") as file:
+        before = os.fstat(descriptor)
+        _check_file(before, path)
+        pem = file.read(MAX_PEM_BYTES + 1)
+        after = os.fstat(descriptor)
+    if len(pem) > MAX_PEM_BYTES:
+        raise CredentialError("too-big", f"{path} has more than {MAX_PEM_BYTES} bytes, which no proxy has.")
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or len(pem) != after.st_size:
+        raise CredentialError("broken", f"{path} changed while it was read. Put a new one in its place by renaming.")
+    return pem
+
+
+def _check_file(found: os.stat_result, path: Path) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise CredentialError("unsafe-place", f"{path} is not a plain file.")
+    if found.st_uid not in (os.geteuid(), 0):
+        raise CredentialError("unsafe-place", f"{path} belongs to uid {found.st_uid}, not to us ({os.geteuid()}).")
+    if found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        mode = stat.S_IMODE(found.st_mode)
+        raise CredentialError("unsafe-place", f"others may read {path} (mode {mode:04o}). Do: chmod 600 {path}")
 
 
 def store_private(path: Path, pem: bytes, *, durable: bool = True) -> None:

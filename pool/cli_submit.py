@@ -89,13 +89,12 @@ async def _submit(channel: rpc.Channel, plan: submit_language.Plan) -> m.Submitt
 def read_proxy(path: str) -> bytes:
     """The proxy file's bytes, looked at here so that the words are about the user's file."""
     try:
-        pem = Path(path).read_bytes()
+        pem = credentials.read_private(Path(path))
+        found = credentials.load(pem)
     except OSError as error:
         raise cli.Failed(
             f"cannot read the proxy {path}: {error.strerror}; make one with voms-proxy-init, or correct x509userproxy"
         ) from error
-    try:
-        found = credentials.load(pem)
     except credentials.CredentialError as error:
         raise cli.Failed(f"the proxy {path} cannot be used: {error}") from error
     if found.expires_at <= time.time():

@@ -217,7 +217,7 @@ class Renewer:
 
     def _ask(self, number: int, where: Where) -> Credential:
         assert self.rules.certificates_dir is not None
-        client = myproxy.Client(self.rules.certificates_dir, self.credential.read_bytes())
+        client = myproxy.Client(self.rules.certificates_dir, credentials.read_private(self.credential))
         old = self.spool.proxy(number).read_bytes()
         pem = self.fetch(
             where.server, client, where.username, old_pem=old, name=where.name, lifetime_s=where.lifetime_s

@@ -65,9 +65,9 @@ class PilotProxy:
 
     def _renewed(self, now_s: float) -> Credential | None:
         """A new one, if there is one, and it is in its place now; blocks."""
-        old = credentials.load(self.proxy.read_bytes())
+        old = credentials.load(credentials.read_private(self.proxy))
         if self.source is not None:
-            pem = self.source.read_bytes()
+            pem = credentials.read_private(self.source)
             if credentials.load(pem).expires_at > old.expires_at:
                 return self._take(old, pem)
         if self.server is not None and self._due(old) and now_s - self._asked_s >= ASK_AGAIN_S:

@@ -40,6 +40,7 @@ async def test_a_file_that_somebody_renews_is_taken_over(grid: Grid, place: Path
     source = place / "source"
     keeper = PilotProxy(proxy, grid.certificates_dir, LOG, source=source)
     assert not await keeper.look()
+    write_private(source, b"")
     for wrong in (b"junk", make_proxy(pilot, lifetime_s=300).pem, make_proxy(grid.user("Bob"), lifetime_s=7200).pem):
         source.write_bytes(wrong)
         assert not await keeper.look()
