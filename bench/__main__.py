@@ -14,11 +14,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from bench import kill, snapshot, spread, staging, switch, turnaround
+from bench import kill, memory, snapshot, spread, staging, switch, turnaround
 from bench.figures import Figure, report
 
 BENCHES: dict[str, ModuleType] = {
     "kill": kill,
+    "memory": memory,
     "snapshot": snapshot,
     "spread": spread,
     "staging": staging,
