@@ -134,4 +134,4 @@ def _has_reported(pid: int) -> bool:
         began = int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
     except OSError:
         return False
-    return now_s - began / os.sysconf("SC_CLK_TCK") > UPDATES * KNOBS["STARTER_UPDATE_INTERVAL"] + 1.0
+    return bool(now_s - began / os.sysconf("SC_CLK_TCK") > UPDATES * KNOBS["STARTER_UPDATE_INTERVAL"] + 1.0)

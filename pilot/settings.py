@@ -411,6 +411,12 @@ class Settings:
         unset="the installed package jobwrapper",
         compute=_wrapper_dir,
     )
+    sailplane_starter_command: str = knob(
+        "",
+        text(),
+        "For debugging: a command that runs each job's starter in a process of its own, as 'sailplane-starter --one' or"
+        " 'strace -f -o /tmp/starter.trace sailplane-starter --one'; not set, starters are forked by the spawner.",
+    )
     sailplane_limits_interval: float = knob(
         "5",
         seconds(0.1),

@@ -22,6 +22,7 @@ from pilot import logs
 from pool import shadow_state as s
 from pool.ads import ClassAd, put, text_of, value_of, whole_of
 from pool.claims import Claim, ClaimClient
+from pool.model import JobState, Outcome
 from pool.remoteio import NoToken, RemoteIO
 from pool.renewal import Push
 from pool.transfers import PROXY_LIFETIME_S, UNUSABLE_PROXY, Transfer, proxy_signer
@@ -117,6 +118,9 @@ class Shadow:
     def end(self, want: s.Finish, *, grace_s: float, hard: bool = False) -> None:
         """A user's rm, hold or vacate. Raises shadow_state.WrongState when the run is over already."""
         self.tell(s.EndAsked(grace_s, hard, want))
+        status = {Outcome.REMOVED: JobState.REMOVED, Outcome.HELD: JobState.HELD}.get(want.outcome)
+        if status is not None:  # a starter asks which signal the job wants now
+            self._remote.ad["JobStatus"] = int(status)
 
     def suspend(self, *, resume: bool) -> bool:
         """Ask the execution point; False where the job is not in a state for it."""

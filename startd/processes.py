@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import shlex
 import socket
 import subprocess
 import sys
@@ -39,7 +40,9 @@ class Spawner:
     log: logging.LoggerAdapter[logging.Logger]
     heard: Callable[[object], None]
     lost: Callable[[], None]
+    starter_command: str = ""
     _channel: Channel | None = None
+    _nursery: trio.Nursery | None = None
 
     async def start(self, ticket: int, activation: messages.Activation, fds: tuple[int, int]) -> None:
         """Ask for a starter; the answer comes through ``heard``.
@@ -47,9 +50,12 @@ class Spawner:
         Raises:
             ChannelClosed: no spawner runs.
         """
-        if self._channel is None:
+        if self._channel is None or self._nursery is None:
             raise ChannelClosed("no spawner runs")
-        await self._channel.send(messages.StartStarter(ticket, activation), fds)
+        if self.starter_command:
+            await self._nursery.start(self._run_one, messages.StartStarter(ticket, activation), fds)
+        else:
+            await self._channel.send(messages.StartStarter(ticket, activation), fds)
 
     async def clean(self, private_dir: Path) -> None:
         """Ask for the removal of what a dead starter left. No ticket: nobody waits for it.
@@ -64,7 +70,49 @@ class Spawner:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled. Ready when the first spawner can fork. Cancelling closes the channel: it then ends by
         itself, when its last starter has ended."""
-        await keep_running("spawner", self._run_once, self.log, task_status)
+        async with trio.open_nursery() as self._nursery:
+            await keep_running("spawner", self._run_once, self.log, task_status)
+
+    async def _run_one(
+        self,
+        request: messages.StartStarter,
+        fds: tuple[int, int],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """A starter of a command's, for debugging: it speaks as a spawner does, of itself alone."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            arguments = [*shlex.split(self.starter_command), "--spawner-fd", str(theirs.fileno())]
+            process = _start(arguments, self.config, [theirs.fileno()])
+        channel = Channel(trio.socket.from_stdlib_socket(ours), messages.SPAWNER)
+        told: list[object] = []
+        sent = False
+        try:
+            await self._wait_ready(channel, process)
+            await channel.send(request, fds)
+            sent = True
+            task_status.started()
+            while True:
+                told.append((await channel.receive())[0])
+                self.heard(told[-1])
+        except (ChannelClosed, RpcFault) as fault:
+            self.log.info("the starter of ticket %d is gone: %s", request.ticket, fault)
+            if not sent:
+                task_status.started()
+        finally:
+            with trio.CancelScope(shield=True):
+                await channel.aclose()
+                await _reap(process)
+            self._tell_of_end(request.ticket, told, process)
+
+    def _tell_of_end(self, ticket: int, told: list[object], process: subprocess.Popen[bytes]) -> None:
+        """What a spawner would have said of a starter that could not say it itself."""
+        match told:
+            case []:
+                self.heard(messages.StarterFailed(ticket, f"{self.starter_command} ended with {process.returncode}"))
+            case [messages.StarterStarted(pid=pid)]:
+                self.heard(messages.StarterEnded(pid, _wait_status(process)))
 
     async def _run_once(self, ready: Callable[[], None]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -174,7 +222,16 @@ async def keep_running(
 
 def _python(module: str, arguments: list[str], config: Path | None, fds: list[int]) -> subprocess.Popen[bytes]:
     """A daemon of ours: same interpreter, own process group (a terminal's Ctrl-C is the startd's business)."""
-    command = [sys.executable, "-m", module, *arguments]
+    return _start([sys.executable, "-m", module, *arguments], config, fds)
+
+
+def _wait_status(process: subprocess.Popen[bytes]) -> int:
+    """As wait(2) gives it."""
+    code = process.returncode or 0
+    return -code if code < 0 else code << 8
+
+
+def _start(command: list[str], config: Path | None, fds: list[int]) -> subprocess.Popen[bytes]:
     if config is not None:
         command += ["--config", str(config)]
     process = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL, process_group=0)

@@ -156,7 +156,13 @@ class Startd:
     def _build(self, nursery: trio.Nursery, sessions: SessionTable, address: str, collectors: list[Sinful]) -> None:
         settings = self.settings
         self._nursery = nursery
-        self._spawner = Spawner(self.config, self.log, heard=self._heard_spawner, lost=self._lost_spawner)
+        self._spawner = Spawner(
+            self.config,
+            self.log,
+            heard=self._heard_spawner,
+            lost=self._lost_spawner,
+            starter_command=self.settings.sailplane_starter_command,
+        )
         self._claims = Claims(
             settings=settings,
             slots=self._slots,

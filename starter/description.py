@@ -113,6 +113,9 @@ class Description:
     files: FilePlan = attrs.field(factory=FilePlan)
     # standard streams that are no files of the sandbox: where they go at the submit side, by "stdout" and "stderr"
     streamed: Mapping[str, str] = attrs.field(factory=dict)
+    # where the job wants other signals than kill_sig; 0: it does not
+    remove_kill_signal: int = 0
+    hold_kill_signal: int = 0
     # wall clock that the job allows itself: from its activation on, and from its start on
     job_limit_s: float | None = None
     execute_limit_s: float | None = None
@@ -172,6 +175,8 @@ def _describe(ad: ClassAd) -> Description:
         checkpoint_names=_names(ad, "TransferCheckpoint"),
         files=plan_files(ad),
         streamed=streamed,
+        remove_kill_signal=_signal_number(ad, "RemoveKillSig", 0),
+        hold_kill_signal=_signal_number(ad, "HoldKillSig", 0),
         job_limit_s=_duration(ad, "AllowedJobDuration"),
         execute_limit_s=_duration(ad, "AllowedExecuteDuration"),
     )

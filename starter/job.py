@@ -138,8 +138,10 @@ class Job:
         async for event in self._told:
             before = self._life.state
             commands = self._life.handle(event, now_s=trio.current_time())
+            if self._life.number:  # rule 0 changes nothing
+                self._log.info("job: %s -> %s (rule %d)", before.value, self._life.state.value, self._life.number)
             if self._life.state is not before:
-                await self._state_changed(before)
+                await self._state_changed()
             self._start_watching(event)
             for command in commands:
                 if isinstance(command, Exit):
@@ -147,12 +149,10 @@ class Job:
                 await self._carry_out(command)
         raise AssertionError("the event channel is never closed while the job lives")
 
-    async def _state_changed(self, before: State) -> None:
-        life = self._life
-        self._log.info("job: %s -> %s (rule %d)", before.value, life.state.value, life.number)
+    async def _state_changed(self) -> None:
         self._renewals.state_changed()
         account = self._work.account
-        await self._say(Progress(life.state.value, account.uid if account else None))
+        await self._say(Progress(self._life.state.value, account.uid if account else None))
 
     def _start_watching(self, event: Event) -> None:
         if isinstance(event, CredentialStored):

@@ -150,11 +150,26 @@ def _has_ended(proxy: Path) -> bool:
         return True
 
 
-@click.command(name="sailplane-starter")
+EXAMPLE = """
+\b
+Started by sailplane-startd. By hand it makes no sense: what it needs (the job's activation, the connection to the
+shadow, its channel to the startd) comes over the descriptor. To debug starters let the startd run each of them as a
+process of its own:
+
+\b
+    _CONDOR_SAILPLANE_STARTER_COMMAND='strace -f -o /tmp/starter.trace sailplane-starter --one' sailplane-startd
+
+\b
+The code is the same, but for the fork; starting takes as long as Python's imports do.
+"""
+
+
+@click.command(name="sailplane-starter", epilog=EXAMPLE)
 @click.option("--spawner-fd", type=int, required=True, help="Descriptor of the socket to the startd that owns us.")
+@click.option("--one", is_flag=True, help="Run one starter in this process, instead of forking one per activation.")
 @click.option("--config", type=click.Path(path_type=Path), help="Configuration file, as the startd's.")
-def main(spawner_fd: int, config: Path | None) -> None:
-    """The spawner: forks one starter per activation. Started by sailplane-startd, not by hand."""
+def main(spawner_fd: int, one: bool, config: Path | None) -> None:
+    """The spawner: forks one starter per activation."""
     try:
         settings = load(config)
     except SettingsError as fault:
@@ -162,13 +177,16 @@ def main(spawner_fd: int, config: Path | None) -> None:
         sys.exit(EXIT_USAGE)
     log = logs.start("starter", settings.log / "StarterLog")
     ignore_terminal()
-    Spawner(
+    spawner = Spawner(
         startd=socket.socket(fileno=spawner_fd),
         run_starter=partial(run_starter, settings),
         run_clean_up=partial(run_clean_up, settings),
         warm_up=warm_up,
         log=log,
-    ).serve()
+    )
+    if one:
+        sys.exit(spawner.serve_one())
+    spawner.serve()
 
 
 if __name__ == "__main__":

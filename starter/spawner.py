@@ -65,6 +65,20 @@ class Spawner:
             self._wait(wakeup)
             self._reap()
 
+    def serve_one(self) -> int:
+        """One activation in this very process, without a fork: for debugging. The starter's exit status."""
+        self.warm_up()
+        self._answer(SpawnerReady())
+        request, fds = receive_blocking(self.startd, SPAWNER)
+        match request, fds:
+            case StartStarter(ticket=ticket, activation=activation), [shadow, startd]:
+                self._answer(StarterStarted(ticket, os.getpid(), ticks_of(os.getpid()) or 0))
+                status = self._be_starter(activation, shadow, startd)
+            case _:
+                raise RuntimeError(f"{type(request).__name__} is not for one starter")
+        self._answer(StarterEnded(os.getpid(), status << 8))
+        return status
+
     def _wait(self, wakeup: int) -> None:
         sources = [wakeup] if self.startd_gone else [wakeup, self.startd.fileno()]
         ready, _, _ = select.select(sources, [], [])

@@ -44,6 +44,7 @@ from starter.events import (
     StepFailed,
 )
 from starter.fileplan import MB
+from starter.killsignal import soft_signal
 from starter.launch import Deadlines
 from starter.renewal import record
 from starter.sandbox import (
@@ -317,7 +318,7 @@ async def _stop(work: Work, *, soft: bool) -> Event:
         work.family,
         urgent=not soft,
         deadline_s=work.settings.killing_timeout,
-        soft=work.description.kill_signal if soft else 0,
+        soft=await soft_signal(work) if soft else 0,
         grace_s=_grace_s(work),
     )
     while not stopped.empty and await _switch_may_come_back(work):
@@ -573,6 +574,8 @@ async def report(work: Work, verdict: Verdict, ended: JobEnded | None, story: st
             if work.chirp is not None:
                 updates.add_delayed(update, as_ad(work.chirp.delayed.pending()), work.shadow_version)
             wait_status = ended.wait_status if ended else 0
+            if work.suspended:  # a stock shadow does not know a way from suspended to exited (wire reference 4.4)
+                await work.shadow.register_job_info(updates.resumed())
             await work.shadow.job_exit(wait_status, job_exit_reason(verdict), update)
     except (PeerFault, ShadowRefused) as fault:
         return ShadowLost(str(fault))

@@ -59,6 +59,14 @@ def running(usage: Usage, *, suspended: bool, address: str) -> ClassAd:
     return ad
 
 
+def resumed() -> ClassAd:
+    """Of a job that ends while it is suspended."""
+    ad = ClassAd()
+    ad["JobState"] = "Running"
+    ad["_condor_JOBINFO_MAXINTERVAL"] = NO_PROMISE
+    return ad
+
+
 def add_disk(ad: ClassAd, disk: tuple[int, int] | None) -> None:
     """KB and entries of the sandbox, once they were measured."""
     if disk is not None:

@@ -49,6 +49,7 @@ def test_a_killed_starters_job_starts_elsewhere_from_its_checkpoint(lingering: J
     jobs.until_nothing_is_left_of("alice")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_file_that_is_not_there_holds_the_job(lingering: Jobs) -> None:
     wishes = {**WISHES, "transfer_checkpoint_files": "state, missing"}
     job = lingering.submit("bob", COUNTING, **wishes)

@@ -53,6 +53,7 @@ def test_files_and_ipc_are_gone_with_their_job(lingering: Jobs, word: str) -> No
     assert len(lingering.calls(job)) == 3
 
 
+@pytest.mark.slow
 def test_what_may_be_another_jobs_is_reported_and_stays(lingering: Jobs, word: str) -> None:
     other = lingering.submit("alice", "sleep 600")
     lingering.wait_for(other, "running")

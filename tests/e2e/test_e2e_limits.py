@@ -43,6 +43,7 @@ def test_memory(strict: Jobs) -> None:
     assert 150 <= used <= 250
 
 
+@pytest.mark.slow
 def test_disk_and_the_call_that_measures_it_is_told_apart(strict: Jobs) -> None:
     before = len(strict.site.switch_log())
     code, subcode, reason = held(strict, "dd if=/dev/zero of=big bs=1M count=30 2>&-; sleep 600", request_disk="10240")
@@ -60,13 +61,20 @@ def test_a_fork_bomb(strict: Jobs) -> None:
     assert "40 are allowed" in reason
 
 
-@pytest.mark.parametrize(("wish", "code"), [("allowed_job_duration", 46), ("allowed_execute_duration", 47)])
+@pytest.mark.parametrize(
+    ("wish", "code"),
+    [
+        pytest.param("allowed_job_duration", 46, marks=pytest.mark.slow),
+        ("allowed_execute_duration", 47),
+    ],
+)
 def test_wall_clock(strict: Jobs, wish: str, code: int) -> None:
     found, _, reason = held(strict, "sleep 600", **{wish: "1"})
     assert found == code
     assert wish in reason
 
 
+@pytest.mark.slow
 def test_one_users_bomb_does_not_throttle_the_same_users_job_in_another_slot(strict: Jobs) -> None:
     mark = len(strict.log("StarterLog"))
     bomb = strict.submit("alice", "i=0; while [ $i -lt 120 ]; do sleep 600 & i=$((i + 1)); done; wait")

@@ -96,7 +96,9 @@ async def test_a_launch_given_up_while_the_shadow_is_told_has_a_job_whose_end_is
         launched=None, registered=True, suspended=False, ended=trio.Event(), family="f", usage=None, started_at_s=None,
         account=None, ahead=None, guests=Guests(), kept={}, credential=None,
         procd=SimpleNamespace(stop=stop, unregister=nothing), settings=SimpleNamespace(killing_timeout=1),
-        description=SimpleNamespace(vacate_s=-1, output_on_evict=False, post=None, checkpoint_status=None),
+        description=SimpleNamespace(
+            vacate_s=-1, output_on_evict=False, post=None, checkpoint_status=None, kill_signal=15
+        ),
         used=lambda usage: usage,
         activation=SimpleNamespace(vacate_max_s=1),
         shadow=SimpleNamespace(note_job_ended=nothing),
