@@ -42,6 +42,7 @@ async def send_checkpoint(work: Work, wanted: Wanted, *, last_number: int) -> Ev
     """Send it and get ready for the next leg. A failure that may pass is no reason to end the job: stock waits for the
     next checkpoint, too."""
     number = last_number + work.legs + 1
+    await work.shadow.wait_connected()
     try:
         async with stage_out(
             work.context(started=True),

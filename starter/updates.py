@@ -155,7 +155,9 @@ def error_event(verdict: Hold | Requeue, host: str, event_time: str, story: str 
     ad["ExecuteHost"] = host
     ad["ErrorMsg"] = one_line(verdict.text)
     if story:
-        ad["SailplaneStory"] = one_line(story)
+        ad["SailplaneStory"] = one_line(
+            story if len(story) <= MAX_REASON_LENGTH else f"…{story[1 - MAX_REASON_LENGTH :]}"
+        )
     ad["HoldReasonCode"] = verdict.code
     ad["HoldReasonSubCode"] = verdict.subcode if isinstance(verdict, Hold) else REQUEUE_SUBCODE
     return ad

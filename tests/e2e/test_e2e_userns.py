@@ -140,11 +140,13 @@ def test_a_killed_starter_leaves_nothing(jobs: Jobs) -> None:
 
 def test_ipc_is_the_jobs_own_and_its_files_elsewhere_go_with_it(jobs: Jobs) -> None:
     names = [f"{place}/sptest-litter-{os.getpid()}" for place in ("/tmp", "/var/tmp", "/dev/shm")]
-    script = f"ipcmk -M 4096 >&2; grep -c . /proc/sysvipc/shm; for f in {' '.join(names)}; do echo x > $f; done"
+    bounded = "awk '/Max processes/ {print $3}' /proc/self/limits"
+    litter = f"for file in {' '.join(names)}; do echo x >$file; done"
+    script = f"ipcmk -M 4096 >&2; grep -c . /proc/sysvipc/shm; {bounded}; {litter}"
     before = Path("/proc/sysvipc/shm").read_text()
     job = jobs.submit("alice", script)
     jobs.done(job)
-    assert jobs.fetch("alice", job)["out"] == b"2\n"
+    assert jobs.fetch("alice", job)["out"] == b"2\n8192\n"  # four times SAILPLANE_MAX_PROCESSES
     assert Path("/proc/sysvipc/shm").read_text() == before
     assert [name for name in names if Path(name).exists()] == []
     nothing_left(jobs)
