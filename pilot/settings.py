@@ -415,7 +415,8 @@ class Settings:
         "",
         text(),
         "For debugging: a command that runs each job's starter in a process of its own, as 'sailplane-starter --one' or"
-        " 'strace -f -o /tmp/starter.trace sailplane-starter --one'; not set, starters are forked by the spawner.",
+        " 'strace -f -o /tmp/starter.trace sailplane-starter --one'.",
+        unset="starters are forked by the spawner",
     )
     sailplane_limits_interval: float = knob(
         "5",
