@@ -6,6 +6,7 @@ Pure: text and ads in, text and ads out. What a user sent is hostile until `acce
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import classad2
@@ -94,6 +95,14 @@ def accept(text: str) -> Accepted:
         raise BadJob(f"the job's ad is not usable: {fault.text}") from fault
     except ValueError as error:  # text that an ad cannot hold
         raise BadJob(f"the job's ad is not usable: {error}") from error
+
+
+def with_attributes(text: str, more: Mapping[str, str]) -> str:
+    """A submitted ad with attributes (expressions, old syntax) set anew. Raises BadJob where that would be no job."""
+    names = {name.lower() for name in more}
+    kept = [line for line in text.split("\n") if line and line.partition(" ")[0].lower() not in names]
+    lines = [*kept, *(f"{name} = {expression}" for name, expression in more.items())]
+    return accept("".join(f"{line}\n" for line in lines)).text
 
 
 def _accept(text: str) -> Accepted:

@@ -10,6 +10,7 @@ from attrs import evolve, frozen
 
 from cedar.commands import HoldCode
 from cedar.filetransfer import TransferLimits
+from pilot import logs
 from pool import jobad
 from pool.ads import text_of
 from pool.adstore import AdStore
@@ -58,6 +59,7 @@ class Life:
         self._queue = parts.queue
         self._run = run
         self._settle = settle
+        self._job = job
         self._late: Finish | None = None
         checkpoint = parts.queue.checkpoint(job.id)
         queued = filled(jobad.queue_ad(ad, job, entries, parts.facts), claim.ad)
@@ -79,7 +81,7 @@ class Life:
             on_checkpoint=lambda checkpoint: parts.queue.save_checkpoint(job.id, checkpoint),
         )
         info = jobad.job_info_ad(activated, self.transfer.key)
-        remote = RemoteIO(info, self.transfer, job.owner, parts.tokens_dir)
+        self._remote = remote = RemoteIO(info, self.transfer, job.owner, parts.tokens_dir)
         self.transfer.beside = remote.add_outputs
         self.shadow = Shadow(
             parts.client,
@@ -107,12 +109,21 @@ class Life:
         if finish.outcome in (Outcome.LOST, Outcome.REQUEUED) or (asked and finish.status is None):
             self._late = finish
         else:
-            self._settle(finish, self.transfer)
+            self._write_down(finish)
 
     def conclude(self) -> None:
         """The claim's fate is certain: nothing of this run can run any more."""
         if self._late is not None:
-            self._settle(self._late, self.transfer)
+            self._write_down(self._late)
+
+    def _write_down(self, finish: Finish) -> None:
+        """The verdict, and what the job has set in its ad: its next run finds it there."""
+        if self._remote.changed:
+            try:
+                self._queue.set_ad(self._job.id, jobad.with_attributes(self._job.ad, self._remote.changed))
+            except jobad.BadJob as bad:
+                logs.get("shadow", job=str(self._job.id)).info("what the job set in its ad is not kept: %s", bad)
+        self._settle(finish, self.transfer)
 
 
 def after_run(job: Job, finish: Finish, now: float) -> Job:

@@ -246,6 +246,12 @@ class Queue:
         with self._change() as db:
             _write_job(db, job)
 
+    def set_ad(self, job_id: JobId, ad: str) -> None:
+        """A job's ad with what the job itself has set; checked by then."""
+        with self._change() as db:
+            place = (os.fsencode(ad), job_id.cluster, job_id.proc)
+            db.execute("UPDATE jobs SET ad = ? WHERE cluster = ? AND proc = ?", place)
+
     def forget_cluster(self, cluster: int) -> None:
         """Drop a reservation that never became jobs."""
         with self._change() as db:

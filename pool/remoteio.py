@@ -1,8 +1,7 @@
 """What a job asks of its shadow for itself: attributes of its ad, its tokens, and files by chirp.
 
 A job reads its own input and what it has written this way before; it writes files of its own, which come back with its
-output. It reaches no other file: a name is looked up in these lists, and never becomes a path. Attributes that it sets
-live as long as the run.
+output. It reaches no other file: a name is looked up in these lists, and never becomes a path.
 """
 
 from __future__ import annotations
@@ -56,6 +55,8 @@ class RemoteIO:
     transfer: Transfer
     owner: str
     tokens_dir: Path | None
+    # attributes that the job has set, as they were told
+    changed: dict[str, str] = field(factory=dict)
     _open_files: dict[int, _Open] = field(factory=dict)
     _written: dict[str, int] = field(factory=dict)
     _made: int = 0
@@ -127,6 +128,8 @@ class RemoteIO:
         if list(parsed) != [name]:
             return -1, errno.EINVAL
         self.ad[name] = parsed.lookup(name)
+        self.changed = {old: text for old, text in self.changed.items() if old.lower() != name.lower()}
+        self.changed[name] = expression
         return (0,)
 
     # Tokens

@@ -4,6 +4,7 @@ wrapper. Through the embedded pool and a real switch."""
 from __future__ import annotations
 
 import os
+import sqlite3
 import sys
 import time
 from collections.abc import Iterator
@@ -222,6 +223,11 @@ def test_a_job_by_chirp_with_the_wheels_client(jobs: Jobs, tmp_path: Path) -> No
         "NotAuthorized", "NotAuthorized",
     ], fetched["err"]  # fmt: skip
     assert fetched["back"] == b"0123456789"
+    cluster, proc = map(int, job.split("."))
+    database = sqlite3.connect(f"file:{next(site.layout.root.rglob('queue.sqlite'))}?mode=ro", uri=True)
+    (ad,) = database.execute("SELECT ad FROM jobs WHERE cluster = ? AND proc = ?", (cluster, proc)).fetchone()
+    database.close()
+    assert "\nProgress = 1+1\n" in ad.decode()
     assert "htchirp.py" not in fetched
     assert len(jobs.calls(job)) == 3
 

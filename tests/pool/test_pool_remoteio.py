@@ -13,6 +13,7 @@ from classad2 import ClassAd
 from cedar.codec import Reader, encode
 from cedar.commands import OpenFlag, Syscall
 from cedar.filetransfer import TransferLimits
+from pool.jobad import BadJob, with_attributes
 from pool.model import Entry
 from pool.remoteio import MAX_FILES, MAX_OPEN, MAX_PIECE_BYTES, NoToken, RemoteIO
 from pool.spool import Spool
@@ -104,6 +105,8 @@ def test_attributes_of_the_job(remote: RemoteIO) -> None:
     assert ask(remote, Syscall.SET_JOB_ATTR, "JobPrio * 2", "Mine") == (0,)
     assert remote.ad.eval("Mine") == 6
     assert ask(remote, Syscall.GET_JOB_ATTR, "Mine") == (0, "JobPrio * 2")
+    assert ask(remote, Syscall.SET_JOB_ATTR, "5", "mine") == (0,)
+    assert remote.changed == {"mine": "5"}
 
 
 @pytest.mark.parametrize(
@@ -121,6 +124,7 @@ def test_attributes_that_are_the_pools(remote: RemoteIO, name: str, expression: 
     before = str(remote.ad)
     assert ask(remote, Syscall.SET_JOB_ATTR, expression, name) == (-1, number)
     assert str(remote.ad) == before
+    assert remote.changed == {}
     assert ask(remote, Syscall.GET_JOB_ATTR, "ClaimId") == (-1, EPERM_LIKE)
 
 
@@ -150,3 +154,13 @@ def test_tokens_that_are_not_given(remote: RemoteIO, tmp_path: Path) -> None:
         with pytest.raises(NoToken) as refused:
             remote.tokens([service])
         assert "s3cret" not in str(refused.value)
+
+
+def test_an_ad_with_what_the_job_has_set() -> None:
+    text = 'Cmd = "x"\nMine = 1\nOther = "a \\"b"\n'
+    assert with_attributes(text, {"mine": "2 + 3", "New": '"y"'}) == (
+        'Cmd = "x"\nOther = "a \\"b"\nmine = 2 + 3\nNew = "y"\n'
+    )
+    for bad in ({"Cmd": '""'}, {"RequestMemory": '"much"'}, {"Long": '"' + "x" * 200_000 + '"'}, {"Owner": '"root"'}):
+        with pytest.raises(BadJob):
+            with_attributes(text, bad)
