@@ -1,7 +1,7 @@
 """The `sailplane` command: submit, q, status, rm, wait, fetch, history.
 
 Exit codes: 0 done, 1 the request failed, 100 wrong usage or settings, 101 our bug, 111 the pool is not reachable.
-Commands that list take --json. What a command does is in `cli_submit`, `cli_fetch` and `cli_show`.
+Commands that list take --json. What a command does is in `cli_submit`, `cli_fetch`, `cli_act` and the like.
 """
 
 from __future__ import annotations
@@ -110,9 +110,9 @@ def say(text: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The console script; returns its exit code."""
-    from pool import cli_fetch, cli_renew, cli_show, cli_site, cli_submit, cli_validate  # each adds its commands
+    from pool import cli_act, cli_fetch, cli_renew, cli_show, cli_site, cli_submit, cli_validate  # each adds its commands
 
-    for module in (cli_submit, cli_renew, cli_show, cli_fetch, cli_site, cli_validate):
+    for module in (cli_submit, cli_renew, cli_show, cli_fetch, cli_act, cli_site, cli_validate):
         module.add_to(cli)
     try:
         result = cli.main(arguments, prog_name="sailplane", standalone_mode=False)

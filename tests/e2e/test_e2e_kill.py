@@ -103,6 +103,18 @@ def test_a_killed_pools_job_is_ended_and_runs_again_after_its_restart(site: Jobs
     check_done(site, job, again=True)
 
 
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_job_outlives_a_killed_pool_that_comes_back_within_the_lease(site: Jobs, phase: str) -> None:
+    job = caught(site, phase)
+    pool = site.site.pool
+    assert pool is not None
+    site.site.pool = None
+    site.kill(pool.pid)
+    pool.wait(10.0)
+    site.site.start_pool(**POOL_KNOBS, SAILPLANE_POOL_PORT=site.collector_port())
+    check_done(site, job, again=False)
+
+
 def test_everything_of_the_pilots_is_killed_at_one_stroke(site: Jobs) -> None:
     """Nothing is left to clean up with: the lingering root part ends the family by itself, the next startd the rest."""
     job = caught(site, "running")
