@@ -110,7 +110,15 @@ def say(text: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The console script; returns its exit code."""
-    from pool import cli_act, cli_fetch, cli_renew, cli_show, cli_site, cli_submit, cli_validate  # each adds its commands
+    from pool import (
+        cli_act,
+        cli_fetch,
+        cli_renew,
+        cli_show,
+        cli_site,
+        cli_submit,
+        cli_validate,
+    )  # each adds its commands
 
     for module in (cli_submit, cli_renew, cli_show, cli_fetch, cli_act, cli_site, cli_validate):
         module.add_to(cli)
