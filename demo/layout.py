@@ -161,4 +161,4 @@ def _switch_values(switch: Path | None, wrapper: Path | None) -> dict[str, objec
         return {"SAILPLANE_SWITCH": "glexec", "GLEXEC": switch}
     if wrapper is not None:
         return {"SAILPLANE_SWITCH": "userns", "SAILPLANE_WRAPPER_DIR": wrapper}
-    return {"SAILPLANE_SWITCH": "none"}
+    return {"SAILPLANE_SWITCH": "none", "SAILPLANE_SHARED_ACCOUNT": True}

@@ -315,6 +315,12 @@ class Settings:
         " uidmap); 'none' runs it at the daemon's own account and isolates nothing; 'glexec-log-only' the same where"
         " the site's glexec authorises and logs each user, but changes no account (GLIDEIN_Glexec_Use = OPTIONAL).",
     )
+    sailplane_shared_account: bool = knob(
+        "False",
+        yes_or_no(),
+        "With SAILPLANE_SWITCH = none: lets jobs of several users run at the one account, where each can read and kill"
+        " the others. Without it a pilot serves the first user that comes.",
+    )
     sailplane_switch_deadline: float = knob(
         "60", seconds(1), "Time that one call of the switch may take until the far side answers."
     )

@@ -61,6 +61,8 @@ class Claims:
     drain: Drain | None = None
     draining: bool = False
     trouble: str = ""
+    # whose job was the first: where all run at one account nobody else may follow
+    first_user: str = ""
     left_elsewhere: str = ""
     _pending: dict[int, tuple[to_starter.Activation, socket.socket, socket.socket]] = attrs.field(factory=dict)
     _next_ticket: int = 0
@@ -97,6 +99,7 @@ class Claims:
     def carve(self, resources: Resources, requester: Requester) -> Held:
         """A new claim on a new dynamic slot."""
         held = self.slots.carve(resources, requester)
+        self.first_user = self.first_user or requester.user
         self.log.info("claim %s: slot %s for %s", held.claim_id.public, held.name, requester.user or "unknown user")
         self.changed()
         return held

@@ -74,6 +74,7 @@ class SlotState:
     refused_users: Sequence[str] = ()
     left_elsewhere: str = ""
     switch_down: str = ""
+    only_user: str = ""
     left_behind: int = 0
     draining: bool = False
     trouble: str = ""
@@ -202,14 +203,16 @@ def _policy(ad: ClassAd, machine: Machine, slot: SlotState) -> None:
 
 
 def start_expression(machine: Machine, slot: SlotState) -> str:
-    """The knob START, and what cannot run here: jobs without a proxy, users refused lately; any job when draining, or
-    when the site's authorisation is down."""
+    """The knob START, and what cannot run here: jobs without a proxy, users refused lately, a second user at one
+    account; any job when draining, or when the site's authorisation is down."""
     terms = [f"({machine.start})"]
     if machine.needs_proxy:
         terms.append("(TARGET.x509userproxysubject =!= undefined)")
     if slot.refused_users:
         names = ", ".join(_quoted(user) for user in slot.refused_users)
         terms.append(f"(member(TARGET.x509userproxysubject, {{ {names} }}) =!= true)")
+    if slot.only_user:
+        terms.append(f"(TARGET.User =?= {_quoted(slot.only_user)})")
     if slot.draining or slot.trouble or slot.retiring or slot.switch_down:
         terms.append("false")
     return " && ".join(terms)

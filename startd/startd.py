@@ -416,7 +416,7 @@ class Startd:
             retiring=self._claims.retiring,
             entered_at=self._entered_at,
         )
-        state = attrs.evolve(state, left_behind=self._janitor.waiting)
+        state = attrs.evolve(state, left_behind=self._janitor.waiting, only_user=self._only_user())
         return public_ad(self._machine, state, now=int(time.time()), sequence=self._sequence)
 
     def _dslot_ad(self, held: Held) -> ClassAd:
@@ -424,8 +424,14 @@ class Startd:
             held.slot_state(1, self._claims.draining),
             refused_users=self._switch_watch.refused(),
             switch_down=self._switch_watch.down,
+            only_user=self._only_user(),
         )
         return public_ad(self._machine, state, now=int(time.time()), sequence=self._sequence)
+
+    def _only_user(self) -> str:
+        """Without a switch all jobs share an account: one user's, unless the settings say that others may."""
+        shared = self.switch.isolates or self.switch.needs_credential or self.settings.sailplane_shared_account
+        return "" if shared else self._claims.first_user
 
     def _slot_ads(self) -> list[ClassAd]:
         return [self._pslot_ad(), *(self._dslot_ad(held) for held in self._slots.held.values())]

@@ -13,7 +13,10 @@ import pytest
 import trio
 
 from pilot.control import Ended, Linger, parse_control, read_ended, read_linger
-from pilot.farside import CallFailed, open_call, without_hello
+from pilot.farside import Asking, CallFailed, open_call, without_hello
+from pilot.inquiry import Patience
+from pilot.ledger import Ledger, note_identity
+from pilot.standing import refused
 from pilot.switch import (
     Broken,
     Call,
@@ -466,3 +469,67 @@ def test_the_wrapper_is_compiled_for_its_own_interpreter(tmp_path: Path) -> None
 
 def test_a_wrapper_that_cannot_be_compiled_is_no_failure(tmp_path: Path) -> None:
     compile_wrapper(Settings(sailplane_wrapper_python=str(script(tmp_path / "python", "exit 1"))))
+
+
+# -- accounts that no user may have
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", ["root", "the pilot's own"])
+async def test_a_user_whom_the_site_maps_to_an_account_that_no_user_may_have_runs_nothing(
+    tmp_path: Path, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The far side says hello from this test's own account; who the pilot is, is what differs."""
+    if wrong == "root":
+        if os.geteuid() != 0:
+            pytest.skip("only root can be what root is")
+        monkeypatch.setattr("pilot.farside.os.geteuid", lambda: 4711)
+    ledger = Ledger.of(tmp_path)
+    ledger.begin(probe=True)
+    credential = tmp_path / "proxy.pem"
+    note_identity(credential, "/CN=Alice", "")
+    count = tmp_path / "count"
+    switch = scripted_glexec(tmp_path / "glexec", f'echo >> {count}; exec "$@"')
+    asking = Asking(
+        switch=switch,
+        settings=Settings(glexec_retries=2),
+        audit_id="t",
+        credential=credential,
+        patience=Patience(ledger, 10.0),
+    )
+    for code, calls in (("misused", 1), ("unavailable", 1)):
+        failed = await failure(asking)
+        assert failed.code == code
+        assert ("root" if wrong == "root" else "pilot's own account") in failed.text
+        assert len(count.read_text().splitlines()) == calls
+    assert refused(ledger.read(), now_s=ledger.clock()) == ("/CN=Alice",)
+
+
+@pytest.mark.parametrize(
+    ("text", "deadline_s", "words"),
+    [
+        ("exit 126", 20.0, "exit status 126"),
+        ("exit 127", 20.0, "exit status 127"),
+        ("exit 255", 20.0, "exit status 255"),
+        ("kill -SEGV $$", 20.0, "signal 11"),
+        ("exec sleep 100", 0.1, "no answer within 0.1 s"),
+        ("head -c 1G /dev/zero; exit 1", 20.0, "exit status 1"),
+        ("head -c 1G /dev/zero >&2; exit 1", 20.0, "exit status 1"),
+    ],
+)
+async def test_a_switch_that_does_what_no_switch_should_breaks_one_call_only(
+    tmp_path: Path, text: str, deadline_s: float, words: str
+) -> None:
+    before = open_fds()
+    failed = await failure(glexec_context(tmp_path / "glexec", text, retries=0), deadline_s=deadline_s)
+    assert words in failed.text
+    assert len(failed.text) < 3000
+    assert open_fds() == before
+
+
+async def test_a_switch_that_writes_to_standard_error_on_success_has_succeeded(tmp_path: Path) -> None:
+    context = glexec_context(tmp_path / "glexec", 'echo >&2 "libfoo: deprecated"; exec "$@"', retries=0)
+    far = await open_call(context, "peek", deadline_s=20)
+    assert far.hello.uid == os.getuid()
+    assert "deprecated" in far.running.errors()
+    await far.end()

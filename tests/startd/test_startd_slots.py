@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import attrs
 import pytest
 import trio
 from classad2 import ClassAd, ExprTree
@@ -119,6 +120,16 @@ async def test_what_becomes_of_a_jobs_account_is_advertised(isolates: bool, need
     ad = public_ad(given, state, now=2, sequence=3)
     assert ad["SailplaneIsolation"] == words
     assert ad["SailplaneDegraded"] == "hidepid,nosuid"
+
+
+async def test_at_a_shared_account_nobody_follows_the_first_user() -> None:
+    state = attrs.evolve(
+        slots().state(refused_users=(), draining=False, trouble="", entered_at=1), only_user='al"ice@x'
+    )
+    ad = public_ad(machine(), state, now=2, sequence=3)
+    assert matches(ad, job(User='al"ice@x'))
+    assert not matches(ad, job(User="bob@x"))
+    assert not matches(ad, job())
 
 
 async def test_draining_takes_nothing() -> None:
