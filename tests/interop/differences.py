@@ -32,7 +32,6 @@ AD = _because(
             "NumJobStarts NumVacatesByReasonPreExecution NumVacatesPreExecution",
         "input that is lost: stock asks the shadow for another try": "NumOutputTransferStarts",
         "stock reports the end of a job that is held by a call of its own": "ExitReason JobCoreDumped",
-        "we stream at the end of the job": "BytesSent",
     }
 )  # fmt: skip
 # These differ in some runs only: what took time, what the negotiator did meanwhile.
@@ -53,6 +52,7 @@ EVENTS = {6: "an update of the image's size: it comes with an update of usage, a
 # By kind of job: why its log has other events.
 EVENTS_OF = {
     "streams its output": "stock has nothing to transfer at the end",
+    "has too much output": "the shadow may hold the job before it has written the transfer's end",
     "leaves a named pipe in its output": "stock leaves it out without a word",
     "has no program": "stock begins the execution first",
     "lost its input": "stock tries the transfer twice",

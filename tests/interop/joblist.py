@@ -115,7 +115,7 @@ KINDS: tuple[Kind, ...] = (
          made=("d/l", "l")),
     Kind("has too much input", "true", {"transfer_input_files": "two.in", "max_transfer_input_mb": "1"},
          {"two.in": bytes(2 * MB)}, held=True),
-    Kind("has too much output", "echo said; head -c 2097152 /dev/zero >two", {"transfer_output_files": "two",
+    Kind("has too much output", "head -c 2097152 /dev/zero >two", {"transfer_output_files": "two",
          "max_transfer_output_mb": "1"}, held=True),
     Kind("is handed in with its paths", "cat sub/dir/x", {"transfer_input_files": "sub/dir/x",
          "preserve_relative_paths": "true"}, {"sub/dir/x": b"path\n"}),
