@@ -67,3 +67,22 @@ def test_what_may_be_another_jobs_is_reported_and_stays(lingering: Jobs, word: s
     for row in ipc_of(lingering, "alice"):
         kind, number = row.split()
         subprocess.run(["ipcrm", {"shm": "-m", "msg": "-q", "sem": "-s"}[kind], number], check=True)
+
+
+@pytest.mark.slow
+def test_a_dead_starters_job_leaves_none_either(lingering: Jobs, word: str) -> None:
+    """The clean-up looks from the time of the starter's note on."""
+    script = f"echo x >/dev/shm/{word}-$$; sleep 600"
+    job = lingering.submit("alice", script)
+
+    def litter_of_now() -> set[Path]:
+        return set(Path("/dev/shm").glob(f"{word}-*"))
+
+    lingering.until("the litter", litter_of_now)
+    before = litter_of_now()
+    (starter,) = lingering.starters()
+    lingering.kill(starter)
+    lingering.until("its litter to go", lambda: not before & litter_of_now())
+    lingering.remove("alice", job)
+    lingering.until("all litter to go", lambda: not litter_of_now())
+    lingering.until_nothing_is_left_of("alice")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -23,7 +24,7 @@ def running(jobs: Jobs, script: str, **commands: str) -> str:
     [
         pytest.param({}, "TERM", marks=pytest.mark.slow),
         pytest.param({"kill_sig": "SIGINT"}, "INT", marks=pytest.mark.slow),
-        ({"remove_kill_sig": "SIGUSR1"}, "USR1"),
+        ({"remove_kill_sig": "SIGUSR1", "hold_kill_sig": "SIGINT"}, "USR1"),
     ],
 )
 def test_a_removed_job_hears_the_signal_that_it_wants(lingering: Jobs, wishes: dict[str, str], word: str) -> None:
@@ -31,6 +32,8 @@ def test_a_removed_job_hears_the_signal_that_it_wants(lingering: Jobs, wishes: d
     traps = "; ".join(f"trap 'echo {each} >{heard}; exit 0' {each}" for each in ("TERM", "INT", "USR1"))
     job = running(lingering, f"{traps}; touch {heard}.ready; sleep 600 & wait", **wishes)
     lingering.until("its traps", lambda: (heard.parent / f"{heard.name}.ready").exists())
+    for pid in (lingering.spawner(), *lingering.starters()):
+        assert len(list(Path(f"/proc/{pid}/task").iterdir())) == 1  # neither has threads
     lingering.remove("alice", job)
     assert heard.read_text() == f"{word}\n"
     lingering.until_nothing_is_left_of("alice")
