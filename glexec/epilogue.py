@@ -1,8 +1,8 @@
 """The site's epilogue: a trusted program after the end of a lingering payload.
 
-Runs as root or as `epilogue_user`, with streams on /dev/null, in the payload's environment and
-GLEXEC_EPILOG_* of the call. Whether others could change it was looked at before the payload ran. Everything
-it leaves behind is killed.
+Runs as root or as `epilogue_user`, with streams on /dev/null, the payload's GLEXEC_* variables, its own
+account's HOME, and GLEXEC_EPILOG_* of the call. Whether others could change it was looked at before the
+payload ran. Everything it leaves behind is killed.
 """
 
 import os
@@ -11,6 +11,7 @@ import time
 from glexec import codes, conf, family, identity, payload, rootlog, signals
 from glexec.codes import INTERNAL, Failure
 
+_PASSED = (b"PATH", b"X509_USER_PROXY")
 _AFTER_TERM_S = 5.0
 _KILL_DEADLINE_S = 15.0
 
@@ -67,7 +68,7 @@ def _account(settings: conf.Settings) -> identity.Account:
 
 
 def _become(settings: conf.Settings, account: identity.Account, ready: payload.Payload, status: int) -> None:
-    environment = dict(ready.environment)
+    environment = _environment(ready.environment, account)
     name, value = ("SIGNAL", os.WTERMSIG(status)) if os.WIFSIGNALED(status) else ("STATUS", os.WEXITSTATUS(status))
     facts = {name: value, "USER": ready.account.name, "UID": ready.account.uid, "GID": ready.account.gid}
     environment.update((b"GLEXEC_EPILOG_%s" % key.encode(), str(fact).encode()) for key, fact in facts.items())
@@ -80,6 +81,18 @@ def _become(settings: conf.Settings, account: identity.Account, ready: payload.P
     payload.close_all_but({0, 1, 2})
     signals.fresh()
     os.execve(settings.epilogue, [settings.epilogue], environment)
+
+
+def _environment(payloads: "dict[bytes, bytes]", account: identity.Account) -> "dict[bytes, bytes]":
+    """The payload's, without what would let its user choose code for root.
+
+    The home is the epilogue's account's, because interpreters load code from there; and of the variables that an
+    administrator preserves for payloads none is passed on.
+    """
+    kept = {key: value for key, value in payloads.items() if key.startswith(b"GLEXEC_") or key in _PASSED}
+    own = {"HOME": account.home, "USER": account.name, "LOGNAME": account.name}
+    kept.update((key.encode(), value.encode("utf-8", "surrogateescape")) for key, value in own.items())
+    return kept
 
 
 def _wait(pid: int, timeout_s: float) -> "tuple[int, bool]":

@@ -92,8 +92,11 @@ def _accounts(place: int) -> "list[str]":
 
 def _account_of(place: int, inode: int) -> "str | None":
     for account in _accounts(place):
-        if os.stat(account, dir_fd=place, follow_symlinks=False).st_ino == inode:
-            return account
+        try:
+            if os.stat(account, dir_fd=place, follow_symlinks=False).st_ino == inode:
+                return account
+        except FileNotFoundError:
+            continue  # taken away meanwhile
     return None
 
 
@@ -121,14 +124,16 @@ def require_owner(directory: str, lease: str, dn: str) -> None:
     try:
         place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            inode = os.stat(lease, dir_fd=place, follow_symlinks=False).st_ino
+            try:
+                inode = os.stat(lease, dir_fd=place, follow_symlinks=False).st_ino
+            except FileNotFoundError:
+                return  # the lease is in another directory of the policy
             account = _account_of(place, inode)
-            if account is not None:
-                _require_owner(place, account, lease, dn)
+            if account is None:
+                raise Refused(INTERNAL, "the lease belongs to no account: " + lease)
+            _require_owner(place, account, lease, dn)
         finally:
             os.close(place)
-    except FileNotFoundError:
-        return  # not a lease in this directory
     except OSError as error:
         raise Refused(INTERNAL, "%s: %s" % (directory, reason(error))) from None
 

@@ -126,6 +126,7 @@ def test_an_epilogue_runs_as_root_after_the_payload(site, made, epilogue):
     for fact in ("STATUS=7", f"UID={site.alice.uid}", f"GID={site.alice.gid}", f"USER={site.alice.name}"):
         assert f"GLEXEC_EPILOG_{fact}" in lines
     assert "GLEXEC_EPILOG_STATUS=forged" not in lines
+    assert "HOME=/root" in lines  # the payload's user writes nothing there
     assert site.last("epilogue", installed=made)["result"] == "done"
     assert site.sh("kill -9 $$", installed=made).code == -9
     assert "GLEXEC_EPILOG_SIGNAL=9" in out.read_text()
