@@ -94,7 +94,10 @@ class Decider:
         whole = reply.endswith(_END)
         # The end of a process that has answered takes a millisecond, which is better used.
         status = 0 if whole else self._end(kill=not in_time)
-        return understand(reply[: -len(_END)] if whole else b"", chatter, status, in_time)
+        mapping = understand(reply[: -len(_END)] if whole else b"", chatter, status, in_time)
+        if mapping.lease:
+            _require_own_lease(mapping, policy_text)
+        return mapping
 
     def leave(self) -> None:
         """Have it gone; without an answer at once."""
@@ -108,6 +111,17 @@ class Decider:
         status = os.waitpid(self._pid, 0)[1]
         self._pid = 0
         return status
+
+
+def _require_own_lease(mapping: Mapping, policy_text: str) -> None:
+    """LCMAPS gives people whose DNs differ in case one lease. Here, because its child may have left root's rights."""
+    from glexec import gridmapdir, policy
+
+    try:
+        for directory in policy.lease_directories(policy_text):
+            gridmapdir.require_owner(directory, mapping.lease, mapping.dn)
+    except gridmapdir.Refused as refused:
+        raise Refusal(refused.code, refused.text, mapping.dn, refused.details) from None
 
 
 def _tell(fd: int, data: bytes, until_s: float) -> None:
@@ -266,19 +280,13 @@ def _is_native(library: "tuple[object, object] | OSError", settings: "Settings")
 def _ask_lcmaps(
     library: object, pem: bytes, holder: "Credential", settings: "Settings", policy_text: str
 ) -> "list[str]":
-    from glexec import lcmaps, policy
+    from glexec import lcmaps
     from glexec.conf import LCMAPS
 
     assert isinstance(library, tuple)
     fqans = _genuine_fqans(holder, settings, policy_text)
     _environment(settings, lcmaps.file_with(policy_text))
     uid, gids, secondary, lease = lcmaps.mapped(library, pem)
-    directories = policy.lease_directories(policy_text) if lease else []
-    if directories:
-        from glexec import gridmapdir
-
-        for directory in directories:
-            gridmapdir.require_owner(directory, lease, holder.dn)
     return [*_numbered(uid, gids, secondary), LCMAPS, lease, *fqans]
 
 

@@ -270,8 +270,12 @@ def _dummy_bad(session: Session, options: "dict[str, str]") -> bool:
     return session.say("dummy_bad")
 
 
-def _nothing(session: Session, options: "dict[str, str]") -> bool:
-    """posix_enf: the root part itself changes the identity, and verifies it."""
+def _posix_enf(session: Session, options: "dict[str, str]") -> bool:
+    """Its limits only: the root part itself changes the identity, and verifies it."""
+    for option, numbers in (("maxpgid", session.gids), ("maxsgid", session.secondary)):
+        limit = options.get(option, "")
+        if limit and (not limit.isdigit() or len(numbers) > int(limit)):
+            return session.say("more groups than -%s %s allows" % (option, limit))
     return True
 
 
@@ -295,5 +299,5 @@ _PLUGINS = {
     "lcmaps_voms_poolaccount.mod": (_voms_poolaccount, dict(_POOL, **_ACCOUNT)),
     "lcmaps_dummy_good.mod": (_dummy_good, _DUMMY),
     "lcmaps_dummy_bad.mod": (_dummy_bad, {}),
-    "lcmaps_posix_enf.mod": (_nothing, {}),
+    "lcmaps_posix_enf.mod": (_posix_enf, {"maxuid": _VALUE, "maxpgid": _VALUE, "maxsgid": _VALUE}),
 }  # type: dict[str, tuple[Callable[[Session, dict[str, str]], bool], dict[str, int]]]

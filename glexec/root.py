@@ -20,6 +20,7 @@ from glexec import (
     codes,
     conf,
     decision,
+    family,
     files,
     frontpid,
     identity,
@@ -236,9 +237,15 @@ def _await_front(call: Call, front: frontpid.Front) -> None:
         time.sleep(_FRONT_LOOK_S)
 
 
+def _process(pid: int) -> "dict[str, object]":
+    """Which process, and of which session: what a batch system knows its jobs by."""
+    found = family.look(pid)
+    return {"pid": pid, "ticks": found.ticks if found else 0, "session": os.getsid(0)}
+
+
 def _become(call: Call, log: rootlog.Log, ready: payload.Payload) -> int:
     _await_front(call, frontpid.Front(call.front_pid))
-    log.write("start", pid=os.getpid(), command=_command(call))
+    log.write("start", command=_command(call), **_process(os.getpid()))
     payload.start(ready)
     return INTERNAL
 
@@ -261,7 +268,7 @@ def _linger(call: Call, settings: conf.Settings, log: rootlog.Log, ready: payloa
     linger.let_go()
     supervisor = linger.Supervisor(pid, log, front, door, near)
     try:
-        log.write("start", pid=pid, command=_command(call))
+        log.write("start", command=_command(call), **_process(pid))
     except Failure:
         supervisor.end_family("log failed")  # nothing runs unrecorded
         word.drop(call.word, word.STARTED)

@@ -152,7 +152,9 @@ def test_with_an_ended_credential_what_is_there_stays_with_its_record(site, base
     assert "expired" in done.stderr
     assert (made / "file").exists()
     assert (made.parent.parent / "record.json").exists()
-    assert run(site, "-r", "-f", made, env=site.environment("bob")).returncode == 1  # another account's
+    refused = run(site, "-r", "-f", made, env=site.environment("bob"))
+    assert refused.returncode == 1
+    assert "is mapped to another" in refused.stderr
     assert (made / "file").exists()
     assert run(site, "-r", "-f", made).returncode == 0
 

@@ -55,6 +55,15 @@ def world(site) -> Iterator[World]:
     people["server"] = grid.host("voms.example.org", key="rsa")
     grid.write_crl([people["Revoked"]])
     people["stale"] = stale_ca(base).user("Stale")
+    for name in ("Listless", "Damaged"):
+        other = make_grid(base, name=f"{name} CA")
+        people[name.lower()] = other.user(name)
+        revoked = base / f"certificates/{other.hash}.r0"
+        if name == "Damaged":
+            revoked.write_text("-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n")
+        else:
+            revoked.unlink()
+            revoked.with_suffix(".signing_policy").unlink()
     narrow = make_grid(base, name="Narrow CA")
     narrow.write_signing_policy("/DC=org/DC=elsewhere/*")
     people["narrow"] = narrow.user("Narrow")
@@ -179,6 +188,9 @@ CASES = {
     "revoked": Case(user("Revoked"), 203, False, "revoked"),
     # The site has to fetch the list: its fault, where we decide. LCMAPS tells no difference.
     "an outdated revocation list": Case(user("stale"), 203, False, "crl", native=202),
+    # A grid's directory may have neither for some CA. openssl is asked for lists, and wants them all.
+    "no revocation list and no signing policy": Case(user("listless"), 0, False, ""),
+    "a damaged revocation list": Case(user("damaged"), 0, False, "crl", native=202),
     # LCMAPS looks at no signing policy, openssl knows none.
     "a name that its CA may not give": Case(user("narrow"), 0, True, "untrusted", native=203),
     "another's key": Case(with_another_key, 201, True, "no-key"),
@@ -494,6 +506,19 @@ def test_a_lease_of_one_is_the_others(site, world, pool, first):
     assert leases(pool) == {name: accounts[0]}
     assert accounts[0] == accounts[1]
     assert (pool / accounts[0]).stat().st_nlink == 2
+
+
+def test_a_policy_that_ends_in_posix_enf_works_for_both(site, world, pool, policy):
+    """`user_identity_switch_by = lcmaps`: the library's child changes its identity, and the root part does."""
+    if not Path("/usr/lib/lcmaps/lcmaps_posix_enf.mod").exists():
+        pytest.skip("lcmaps-plugins-basic-posixenf is missing")
+    text = world.installed["native"].lcmaps_db.read_text()
+    enforce = 'lcmaps_posix_enf.mod" "-maxuid 1 -maxpgid 1 -maxsgid 32'
+    policy(text.replace("lcmaps_dummy_good.mod", enforce))
+    for judge, made in world.installed.items():
+        assert by_judge(site, world, user("Alice")(world))[judge] == 0
+        assert site.last("decision", installed=made)["by"] == judge
+    assert len(leases(pool)) == 1
 
 
 def test_a_pool_has_an_end(site, world, pool):
