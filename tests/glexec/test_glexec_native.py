@@ -288,10 +288,13 @@ def test_without_the_library_auto_falls_back_and_lcmaps_does_not(monkeypatch):
 
     monkeypatch.setattr(lcmaps, "load", missing)
     settings = conf.Settings()
-    assert decision._library(settings) is None
+    assert decision._is_native(decision._library(), settings)
+    assert not decision._is_native((object(), object()), settings)
     settings.decided_by = conf.LCMAPS
     with pytest.raises(OSError, match="liblcmaps"):
-        decision._library(settings)
+        decision._is_native(decision._library(), settings)
+    settings.decided_by = conf.NATIVE
+    assert decision._is_native((object(), object()), settings)
 
 
 @pytest.mark.parametrize(
