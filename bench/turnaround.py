@@ -98,7 +98,15 @@ def run() -> list[Figure]:
             note=f"without 3 calls that only start the wrapper's interpreter ({switch_ms:.1f} ms)",
         ),
         Figure("switch_calls_per_job", counted, "calls", "== 3"),
+        *_beside_stock(),
     ]
+
+
+def _beside_stock() -> list[Figure]:
+    """Where there is a stock HTCondor to compare with (SAILPLANE_HTCONDOR)."""
+    from bench import stock
+
+    return [] if stock.why_not() else stock.run()
 
 
 def _jobs(site: Site, user: User) -> None:

@@ -67,6 +67,11 @@ class Shadow:
         """Until the present socket ends; returns why. Cancelling it ends the calls on that socket."""
         return await self._socket.listen()
 
+    @property
+    def lost(self) -> bool:
+        """Whether there is no socket now."""
+        return self._socket.fault is not None
+
     async def wait_gone(self) -> None:
         """Until the present socket has ended."""
         await self._socket.wait_gone()
