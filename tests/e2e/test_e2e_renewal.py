@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.grid import make_proxy
+from demo.grid import make_proxy, write_private
 from demo.site import Site, SiteError, User
 from pilot import audit
 from starter.places import make_place
@@ -26,7 +26,8 @@ MARGIN_S = 6
 def jobs() -> Iterator[Jobs]:
     with Site.open("test", linger=True) as site:
         site.start_pool(**POOL_KNOBS)
-        site.start_startd(**{**STARTD_KNOBS, "SAILPLANE_PROXY_MARGIN": MARGIN_S})
+        fresh = site.layout.pilot / "fresh.pem"
+        site.start_startd(**{**STARTD_KNOBS, "SAILPLANE_PROXY_MARGIN": MARGIN_S, "SAILPLANE_PILOT_PROXY_SOURCE": fresh})
         yield Jobs(site)
         site.stop()
         assert site.left == []
@@ -131,3 +132,14 @@ def leave_behind(jobs: Jobs, role: str) -> Path:
         path.chmod(0o700 if path is private else 0o600)
         os.chown(path, pilot.uid, pilot.gid)
     return place.path
+
+
+@pytest.mark.slow
+def test_the_pilots_own_proxy_is_taken_over_from_the_file_that_somebody_renews(jobs: Jobs) -> None:
+    """The startd looks every half minute."""
+    pilot = jobs.site.accounts["pilot"]
+    source = jobs.site.layout.pilot / "fresh.pem"
+    pem = make_proxy(jobs.site.grid.user("Pilot Factory"), lifetime_s=20 * 3600).pem
+    write_private(source, pem, owner=(pilot.uid, pilot.gid))
+    jobs.until("the pilot's proxy to be renewed", lambda: jobs.site.layout.pilot_proxy.read_bytes() == pem)
+    jobs.done(jobs.submit("alice", "exit 0"))

@@ -16,13 +16,14 @@ from cedar.errors import PeerFault
 from demo import grid
 from pilot import credentials, myproxy, rpc
 from pool import messages as m
+from pool import renewal
 from pool.claims import Claim, ClaimClient
 from pool.jobad import BadJob, accept
 from pool.renewal import ASK_AGAIN_S, Push, Renewer, Where, due_in_s, where_of
 from pool.spool import Spool
 from pool.submission import Rules
 from tests.pilot.myproxyserver import MISSING, myproxy_server
-from tests.pool.conftest import LivePool, job_ad
+from tests.pool.conftest import LivePool, eventually, job_ad
 
 LOG = logging.LoggerAdapter(logging.getLogger("test"), {})
 SERVER = myproxy.Server("myproxy.example.org")
@@ -224,3 +225,32 @@ async def test_the_real_server_renews_a_queued_clusters_proxy(tmp_path: Path, sp
     assert number == 7
     assert expires_at == pytest.approx(time.time() + 7200, abs=400)
     assert credentials.load(spool.proxy(7).read_bytes()).expires_at == expires_at
+
+
+@pytest.mark.skipif(bool(MISSING), reason=f"not installed: {' '.join(MISSING)} (package myproxy-server)")
+async def test_a_pool_that_was_told_of_a_server_renews_by_itself(
+    start_pool: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon's wiring: settings, a queued job that names the server, the spool and the queue."""
+    monkeypatch.setattr(renewal, "LOOK_EVERY_S", 0.2)
+    made = grid.make_grid(tmp_path / "grid", key="rsa")
+    factory, alice = (made.user(name, key="rsa") for name in ("Pool Service", "Alice Adams"))
+    own = grid.write_private(tmp_path / "own", grid.make_proxy(factory, key="rsa").pem)
+    with myproxy_server(made, tmp_path / "server", factory) as running:
+        await trio.to_thread.run_sync(
+            lambda: running.store(alice, "alice", "-k", "R", "-x", "-R", factory.subject, "-c", "100")
+        )
+        knobs = {
+            "sailplane_pool_myproxy_servers": str(running.server), "sailplane_pool_credential": own,
+            "sailplane_certificates_dir": made.certificates_dir,
+        }  # fmt: skip
+        async with start_pool(**knobs) as pool:
+            named = job_ad(MyProxyHost=f'"{running.server}"', MyProxyUserName='"alice"', MyProxyCredentialName='"R"')
+            cluster = await pool.submit(named, proxy=grid.make_proxy(alice, lifetime_s=900).pem)
+            path = pool.places.spool / str(cluster) / "proxy.pem"
+
+            async def end() -> float:
+                return pool.queue.jobs_of_cluster(cluster)[0].cluster.proxy_expires_at or 0.0
+
+            until = await eventually(end, lambda end: end > time.time() + 3600)
+            assert credentials.load(path.read_bytes()).expires_at == until
