@@ -210,3 +210,13 @@ def test_a_retiring_pilot_takes_nothing_and_says_why() -> None:
     ad = public_ad(machine(), state, now=2, sequence=3)
     assert not matches(ad, job())
     assert evaluate(ad, "SailplaneRetiring") == "it is time"
+
+
+def test_no_slot_promises_containers() -> None:
+    """What would draw such jobs here: they are refused (starter.description)."""
+    ad = pslot_ad()
+    for name in ("HasContainer", "HasDocker", "HasSingularity", "HasSIF", "HasUserNamespaces", "DockerVersion"):
+        assert name not in ad
+    wants = job(Requirements=ExprTree("TARGET.HasContainer"))
+    assert not matches(wants, ad)
+    assert ad["HasJobDeferral"]
