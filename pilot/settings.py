@@ -275,6 +275,14 @@ class Settings:
     startd_noclaim_shutdown: float = knob(
         "0", seconds(0), "Time without a claim after which the startd ends; 0: never."
     )
+    sailplane_min_free_disk: int = knob(
+        "200 M", size(), "Free space below EXECUTE under which no job matches; 0: not looked at."
+    )
+    sailplane_black_hole_jobs: int = knob(
+        "5",
+        integer(0, 1000),
+        "Jobs in a row that the node itself failed after which none matches for 5 minutes, then longer; 0: never.",
+    )
     daemon_shutdown: str = knob("FALSE", expression(), "The startd ends gracefully once this holds in its slot's ad.")
     daemon_shutdown_fast: str = knob("FALSE", expression(), "The startd ends at once when this holds in its slot's ad.")
     glexec: Path | None = knob(

@@ -61,6 +61,8 @@ class Claims:
     drain: Drain | None = None
     draining: bool = False
     trouble: str = ""
+    # why the node is not fit for jobs (startd.health)
+    unhealthy: str = ""
     # whose job was the first: where all run at one account nobody else may follow
     first_user: str = ""
     left_elsewhere: str = ""
@@ -92,7 +94,7 @@ class Claims:
     @property
     def takes_jobs(self) -> bool:
         """Whether a new claim, or a new job on a claim, is welcome."""
-        return not (self.draining or self.retiring or self.drain)
+        return not (self.draining or self.retiring or self.unhealthy or self.drain)
 
     # --- making and ending claims --------------------------------------------------------------------------------
 

@@ -188,6 +188,7 @@ class Slots:
         entered_at: int,
         retiring: str = "",
         drain_request: str = "",
+        unhealthy: str = "",
         switch_down: str = "",
     ) -> SlotState:
         """The partitionable slot, for its ad."""
@@ -205,6 +206,7 @@ class Slots:
             switch_down=switch_down,
             draining=draining,
             trouble=trouble,
+            unhealthy=unhealthy,
             retiring=retiring,
             drain_request=drain_request,
         )

@@ -78,6 +78,9 @@ class SlotState:
     left_behind: int = 0
     draining: bool = False
     trouble: str = ""
+    """What is out of order, but is no reason to take no job."""
+    unhealthy: str = ""
+    """Why the node takes no job."""
     retiring: str = ""
     drain_request: str = ""
     usage: Mapping[str, object] = attrs.field(factory=dict)
@@ -213,7 +216,7 @@ def start_expression(machine: Machine, slot: SlotState) -> str:
         terms.append(f"(member(TARGET.x509userproxysubject, {{ {names} }}) =!= true)")
     if slot.only_user:
         terms.append(f"(TARGET.User =?= {_quoted(slot.only_user)})")
-    if slot.draining or slot.trouble or slot.retiring or slot.switch_down:
+    if slot.draining or slot.unhealthy or slot.retiring or slot.switch_down:
         terms.append("false")
     return " && ".join(terms)
 
@@ -233,6 +236,8 @@ def _activity(ad: ClassAd, slot: SlotState) -> None:
         set_str(ad, "SailplaneRetiring", slot.retiring)
     if slot.switch_down:
         set_str(ad, "SailplaneSwitchDown", slot.switch_down)
+    if slot.unhealthy:
+        set_str(ad, "SailplaneUnhealthy", slot.unhealthy)
     if slot.trouble:
         set_str(ad, "SailplaneTrouble", slot.trouble)
     if slot.left_behind:

@@ -31,6 +31,8 @@ from startd.administration import CAPABILITY, LEVEL, Administration
 from startd.advertise import Advertiser, collector_addresses
 from startd.claims import CODE_SHUTDOWN, Claims
 from startd.commands import Commands
+from startd.health import Health, Look
+from startd.healthlook import LOOK_EVERY_S, LOOK_WITHIN_S, look_at
 from startd.held import Held, Slots
 from startd.janitor import Janitor
 from startd.machine import cores, describe, resources
@@ -40,7 +42,7 @@ from startd.pilotproxy import PilotProxy, parse_myproxy
 from startd.processes import Spawner, degradations, owned_pids, run_procd
 from startd.proxykeys import ProxyKeys
 from startd.reconfigure import merge
-from startd.report import Job, Report
+from startd.report import Job, Report, outcome_of
 from startd.slotads import Machine, private_ad, public_ad
 from startd.switchwatch import SwitchWatch
 from starter import messages
@@ -89,6 +91,7 @@ class Startd:
         self._reason = ""
         self._reports_minute = self._reports = 0
         self._administration: Administration
+        self._health = Health(settings.sailplane_min_free_disk >> 10, settings.sailplane_black_hole_jobs)
         self._own_credentials = OwnCredentials(settings.sailplane_pilot_proxy, settings.sec_token_directory)
 
     async def run(self, ready: Callable[[], None]) -> int:
@@ -234,6 +237,7 @@ class Startd:
         self._start_pilot_proxy(nursery)
         self._janitor.look()
         nursery.start_soon(self._claims.watch_leases)
+        nursery.start_soon(self._watch_health)
         nursery.start_soon(self._switch_watch.run)
         await nursery.start(self._server.serve, listeners)
         for advertiser in self._advertisers:
@@ -292,17 +296,39 @@ class Startd:
         return max(0.0, settings.shutdown_graceful_timeout - settings.machinemaxvacatetime)
 
     def _note_job(self, held: Held, seconds: float, words: messages.Ended | None) -> None:
-        """One more for the report."""
-        self.report.add(
-            Job(
-                verdict=words.verdict if words else "",
-                wait_status=words.exit_status if words else None,
-                seconds=seconds,
-                cpus=held.resources.cpus,
-                cpu_s=words.cpu_s if words else 0.0,
-                rss_peak_kb=words.rss_peak_kb if words else 0,
-            )
+        """One more for the report, and a word about the node."""
+        job = Job(
+            verdict=words.verdict if words else "",
+            wait_status=words.exit_status if words else None,
+            seconds=seconds,
+            cpus=held.resources.cpus,
+            cpu_s=words.cpu_s if words else 0.0,
+            rss_peak_kb=words.rss_peak_kb if words else 0,
         )
+        self.report.add(job)
+        self._health.job_ended(outcome_of(job), words.code if words else 0, now_s=trio.current_time())
+        self._judge_health()
+
+    def _judge_health(self) -> None:
+        """Jobs match, or do not; said when it changes."""
+        reason = self._health.reason(now_s=trio.current_time())
+        if reason != self._claims.unhealthy:
+            if reason:
+                self.log.warning("no job matches here: %s", reason)
+            else:
+                self.log.info("jobs match here again")
+            self._claims.unhealthy = reason
+            self._changed()
+
+    async def _watch_health(self) -> None:
+        """Until cancelled. A disk that does not answer holds up the look, not the startd."""
+        while True:
+            look = Look(fault=f"EXECUTE ({self.settings.execute}) does not answer")
+            with trio.move_on_after(LOOK_WITHIN_S):
+                look = await trio.to_thread.run_sync(look_at, self.settings.execute, abandon_on_cancel=True)
+            self._health.looked(look)
+            self._judge_health()
+            await trio.sleep(LOOK_EVERY_S)
 
     def _retirement_s(self, held: Held) -> float:
         job = ClassAd(held.job_text) if held.job_text else None
@@ -413,6 +439,7 @@ class Startd:
             refused_users=self._switch_watch.refused(),
             switch_down=self._switch_watch.down,
             trouble=self._claims.trouble,
+            unhealthy=self._claims.unhealthy,
             retiring=self._claims.retiring,
             entered_at=self._entered_at,
         )

@@ -75,7 +75,7 @@ from starter.renewal import Renewals
 from starter.shadow import ShadowRefused
 from starter.streams import Stream, StreamBroken
 from starter.tokens import Renewal
-from starter.verdict import Abandoned, Hold, Verdict, wants_output, words
+from starter.verdict import Abandoned, Hold, Requeue, Verdict, wants_output, words
 from starter.visits import Visits
 from starter.work import Work
 
@@ -413,13 +413,14 @@ class Job:
             return  # its end is reported by the task that reads
 
     def _ended(self) -> Ended:
-        usage = self._work.usage
+        usage, verdict = self._work.usage, self._life.verdict
         return Ended(
-            type(self._life.verdict).__name__,
+            type(verdict).__name__,
             self._words(),
             self._exit_code(),
             cpu_s=usage.user_s + usage.system_s if usage else 0.0,
             rss_peak_kb=usage.rss_peak_kb if usage else 0,
+            code=verdict.code if isinstance(verdict, Hold | Requeue) else 0,
         )
 
     def _words(self) -> str:

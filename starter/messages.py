@@ -188,6 +188,8 @@ class Ended:
     exit_status: int | None = None
     cpu_s: float = 0.0
     rss_peak_kb: int = 0
+    code: int = 0
+    """The hold code of a job that was held or given back."""
 
 
 SPAWNER = Protocol(StartStarter, CleanUp, SpawnerReady, StarterStarted, StarterFailed, StarterEnded)
