@@ -134,7 +134,10 @@ class Renewals:
         try:
             pem = await receive_proxy(lambda request: delegation.receive(stream, request), self.work.keys)
         except CredentialError as fault:
-            self._keep(Kept(fault.text, changed=False))
+            if self.work.credential is None:  # the job's own is still to come
+                self.log.warning("a renewed proxy cannot be used: %s", fault.text)
+            else:
+                self._keep(Kept(fault.text, changed=False))
         else:
             await self.take(pem)
         await stream.put(1)

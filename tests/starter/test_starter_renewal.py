@@ -19,6 +19,7 @@ import pytest
 import trio
 import trio.testing
 from classad2 import ClassAd
+from cryptography.hazmat.primitives import serialization
 
 from cedar import delegation
 from cedar.commands import Command
@@ -232,6 +233,28 @@ async def test_one_that_overtakes_the_jobs_own_waits_for_it(site: Site, job: Job
     job.work.credential = own
     async with job.kept_up_to_date():
         assert job.work.credential.usable_until > own.usable_until + 0.9 * HOUR_S
+
+
+async def test_one_that_is_no_good_while_the_job_is_not_even_known_costs_nothing(site: Site, job: Job) -> None:
+    """Asking: there is neither a description nor a proxy yet. A delegator that does not check gives an expired one."""
+    job.work.credential, job.state = None, State.ASKING
+    del job.work.description
+    stale = make_proxy(site.alice, lifetime_s=-5)
+
+    async def sign(request: bytes) -> bytes:
+        return signed_without_a_look(stale, request)
+
+    async with connection() as (fd, state, peer), trio.open_nursery() as nursery:
+        nursery.start_soon(job.renewals.serve, PassedCommand(Command.DELEGATE_GSI_CRED_STARTER, "", "", state), fd)
+        await delegation.give(peer.stream, sign)
+        assert (await peer.get()).int() == 1
+    assert job.renewals._waiting is None
+
+
+def signed_without_a_look(source: Certified, request: bytes) -> bytes:
+    """As a stock delegator does it: an expired source, or another's key, is signed all the same."""
+    made = make_proxy(source, lifetime_s=-1)
+    return b"".join(c.public_bytes(serialization.Encoding.DER) for c in (made.certificate, *made.chain))
 
 
 # --- refused ------------------------------------------------------------------------------------------------------
