@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import os
+import re
+import shlex
 import shutil
-import threading
 from collections.abc import Iterator
 
 import pytest
 
 from tests.e2e.e2e_jobs import Jobs
+from tests.fileserver import FileServer, serving
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.timeout(300)]
 SUMS = "find . -type f ! -name '_condor*' ! -name '.*' ! -name '*.sh' ! -name proxy -exec sha256sum {} + | sort -k2"
@@ -94,67 +95,39 @@ def test_what_cannot_be_sent_is_told_or_left_out(lingering: Jobs) -> None:
 # -- URLs -----------------------------------------------------------------------------------------------------------
 
 
-class Files(http.server.BaseHTTPRequestHandler):
-    """Serves and takes files in memory."""
-
-    kept: dict[str, bytes] = {}  # noqa: RUF012 - one server a test
-
-    def do_GET(self) -> None:
-        data = self.kept.get(self.path)
-        self.send_response(200 if data is not None else 404)
-        self.send_header("Content-Length", str(len(data or b"")))
-        self.end_headers()
-        self.wfile.write(data or b"")
-
-    def do_PUT(self) -> None:
-        self.kept[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(201)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
 @pytest.fixture
-def server() -> Iterator[str]:
+def server() -> Iterator[FileServer]:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    Files.kept = {}
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Files)
-    thread = threading.Thread(target=httpd.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{httpd.server_port}"
-    httpd.shutdown()
-    httpd.server_close()
-    thread.join()
+    with serving() as made:
+        yield made
 
 
-def test_urls_are_moved_at_the_jobs_account_without_a_further_call(lingering: Jobs, server: str) -> None:
+def test_urls_are_moved_at_the_jobs_account_without_a_further_call(lingering: Jobs, server: FileServer) -> None:
     data = os.urandom(200_000)
-    Files.kept["/data.bin"] = data
+    server.kept["/data.bin"] = data
     job = lingering.submit(
         "alice",
         "sha256sum data.bin; stat -c %U data.bin; id -un; cp data.bin result.bin",
-        transfer_input_files=f"{server}/data.bin",
+        transfer_input_files=f"{server.url}/data.bin",
         transfer_output_files="result.bin",
-        transfer_output_remaps=f'"result.bin={server}/put/result"',
+        transfer_output_remaps=f'"result.bin={server.url}/put/result"',
     )
     lingering.done(job)
     files = lingering.fetch("alice", job)
     words = files["out"].decode().split()
     assert words[0] == digest(data)
     assert words[2] == words[3]
-    assert Files.kept["/put/result"] == data
+    assert server.kept["/put/result"] == data
     assert "result.bin" not in files
     assert len(lingering.calls(job)) == 3
 
 
-def test_a_url_that_is_not_there_holds_the_job(lingering: Jobs, server: str) -> None:
-    job = lingering.submit("bob", "exit 0", transfer_input_files=f"{server}/missing?secret=s3cret")
+def test_a_url_that_is_not_there_holds_the_job(lingering: Jobs, server: FileServer) -> None:
+    job = lingering.submit("bob", "exit 0", transfer_input_files=f"{server.url}/missing?secret=s3cret")
     row = lingering.wait_for(job, "held", "completed")
     assert (row["state"], row["hold_code"]) == ("held", 13)
-    assert f"could not fetch {server}/missing" in row["reason"]
+    assert f"could not fetch {server.url}/missing" in row["reason"]
     assert "404" in row["reason"]
     assert "s3cret" not in row["reason"]
     assert "s3cret" not in lingering.log("StartLog")
@@ -198,3 +171,38 @@ def test_two_streams_of_one_file(lingering: Jobs) -> None:
     job = lingering.submit("bob", "echo one; echo two >&2", output="both", error="both", stream_output="true")
     lingering.done(job)
     assert lingering.fetch("bob", job)["both"] == b"one\ntwo\n"
+
+
+# -- hostile output -------------------------------------------------------------------------------------------------
+
+
+def test_output_that_attacks_is_refused_or_harmless(lingering: Jobs) -> None:
+    """Names that would forge lines, a terabyte with a hole, links to others' files: none of it lies at the pilot's."""
+    jobs = lingering
+    pilot = jobs.site.layout.pilot
+    before = {path for path in pilot.rglob("*") if path.is_file()}
+    nasty = [
+        "new\nline INFO sailplane.starter[1] job: forged",
+        'quote" ; HoldReasonCode = 1 ; x = "',
+        "back\\slash",
+        "-rf",
+    ]
+    script = "\n".join(f"printf x >{shlex.quote(name)}" for name in nasty) + "\nln -s /etc/passwd link; ln x hard 2>&1"
+    job = jobs.submit("alice", script)
+    jobs.done(job)
+    assert set(nasty) <= {os.fsdecode(name) for name in raw_names(jobs, job)}
+    assert all(re.match(r"\d{4}-\d\d-\d\dT", line) for line in jobs.log("StarterLog").splitlines())
+    bomb = jobs.submit("bob", "truncate -s 1T bomb")
+    row = jobs.wait_for(bomb, "held", "completed")
+    assert (row["hold_code"], "1099511627776 bytes" in row["reason"]) == (33, True), row
+    jobs.remove("bob", bomb)
+    jobs.until_nothing_is_left_of("bob")
+    made = {path for path in pilot.rglob("*") if path.is_file()} - before
+    assert not [path for path in made if "log" not in path.parts and path.stat().st_size > 4096]
+
+
+def raw_names(jobs: Jobs, job: str) -> set[bytes]:
+    """What `fetch` wrote, by the names on disk."""
+    user = jobs.user("alice")
+    (fetched,) = jobs.site.ask(user, "fetch", job, "--to", "raw")
+    return set(os.listdir(os.fsencode(user.home / fetched["directory"])))

@@ -3,69 +3,40 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import os
 import shutil
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from tests.fileserver import FileServer, serving
 from tests.interop.stockjobs import HELD, StockJobs
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(170)]
 
 
-class Files(http.server.BaseHTTPRequestHandler):
-    """Serves and takes files in memory."""
-
-    kept: dict[str, bytes] = {}  # noqa: RUF012 - one server a test
-
-    def do_GET(self) -> None:
-        data = self.kept.get(self.path)
-        self.send_response(200 if data is not None else 404)
-        self.send_header("Content-Length", str(len(data or b"")))
-        self.end_headers()
-        self.wfile.write(data or b"")
-
-    def do_PUT(self) -> None:
-        self.kept[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(201)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
 @pytest.fixture
-def server() -> Iterator[str]:
+def server() -> Iterator[FileServer]:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    Files.kept = {}
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Files)
-    thread = threading.Thread(target=httpd.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{httpd.server_port}"
-    httpd.shutdown()
-    httpd.server_close()
-    thread.join()
+    with serving() as made:
+        yield made
 
 
-def test_urls_go_both_ways_and_are_counted(stock: StockJobs, server: str) -> None:
+def test_urls_go_both_ways_and_are_counted(stock: StockJobs, server: FileServer) -> None:
     data = os.urandom(200_000)
-    Files.kept["/data.bin"] = data
+    server.kept["/data.bin"] = data
     job = stock.one(
         "alice",
         "sha256sum <data.bin; stat -c %u data.bin; id -u; cp data.bin result.bin; echo x >plain",
-        transfer_input_files=f"{server}/data.bin",
+        transfer_input_files=f"{server.url}/data.bin",
         transfer_output_files="result.bin, plain",
-        transfer_output_remaps=f'"result.bin={server}/put/result"',
+        transfer_output_remaps=f'"result.bin={server.url}/put/result"',
     )
     digest, _, owner, uid = stock.done(job).split()
     assert (digest, owner) == (hashlib.sha256(data).hexdigest(), uid)
-    assert Files.kept["/put/result"] == data
+    assert server.kept["/put/result"] == data
     assert (job.home / "plain").read_text() == "x\n"
     assert not (job.home / "result.bin").exists()
     assert len(stock.switch_calls(job)) == 3
@@ -78,8 +49,8 @@ def test_urls_go_both_ways_and_are_counted(stock: StockJobs, server: str) -> Non
     assert outputs["CedarSizeBytesTotal"] > 0
 
 
-def test_a_url_that_is_not_there_holds_the_job_as_an_input_failure(stock: StockJobs, server: str) -> None:
-    job = stock.one("bob", "exit 0", transfer_input_files=f"{server}/missing?secret=s3cret")
+def test_a_url_that_is_not_there_holds_the_job_as_an_input_failure(stock: StockJobs, server: FileServer) -> None:
+    job = stock.one("bob", "exit 0", transfer_input_files=f"{server.url}/missing?secret=s3cret")
     event = stock.wait(job, HELD)
     assert "404" in event.text
     assert "s3cret" not in event.text

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import http.server
 import os
 import shutil
+import ssl
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,12 @@ from hypothesis import strategies as st
 
 from cedar.classads import get_str
 from cedar.filetransfer import StoreFailed
+from demo.grid import make_grid
 from pilot.switch import own_children
 from startd.plugins import read_answer
 from starter.plugins import NoPlugin, Order, Plugins, Wish, judge, programs_of, read_ads
 from starter.sandbox import Listed, make_place, stage_in, stage_out
+from tests.fileserver import FileServer, serving
 from tests.jobwrapper.farsides import LIMITS, WRAPPER, once, script, wrapper_context
 
 CURL = WRAPPER / "curl_plugin.py"
@@ -230,48 +231,20 @@ async def test_nothing_is_fetched_after_something_could_not_be_stored(tmp_path: 
 # -- curl -----------------------------------------------------------------------------------------------------------
 
 
-class Files(http.server.BaseHTTPRequestHandler):
-    """Serves and takes files in memory; wants the token for /private."""
-
-    kept: dict[str, bytes] = {}  # noqa: RUF012 - one server a test
-    lines: list[str] = []  # noqa: RUF012
-
-    def do_GET(self) -> None:
-        allowed = "/private" not in self.path or self.headers["Authorization"] == "Bearer s3cret"
-        data = self.kept.get(self.path) if allowed else None
-        self.send_response(200 if data is not None else 404 if allowed else 403)
-        self.send_header("Content-Length", str(len(data or b"")))
-        self.end_headers()
-        self.wfile.write(data or b"")
-
-    def do_PUT(self) -> None:
-        self.kept[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(201)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *arguments: Any) -> None:
-        pass
-
-
 @pytest.fixture
-def server() -> Iterator[str]:
-    Files.kept = {}
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Files)
-    thread = threading.Thread(target=httpd.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{httpd.server_port}"
-    httpd.shutdown()
-    httpd.server_close()
-    thread.join()
+def server() -> Iterator[FileServer]:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    with serving() as made:
+        yield made
 
 
-def curl(tmp_path: Path, url: str, name: str, *options: str) -> tuple[int, list[Any]]:
+def curl(tmp_path: Path, url: str, name: str, *options: str, **more: str) -> tuple[int, list[Any]]:
     (asked,) = plugins({url.split("://")[0].lower(): str(CURL)}, tmp_path).orders(
         [Wish(name, url)], upload=bool(options)
     )
     (tmp_path / "in").write_text(asked.infile)
-    environment = {"PATH": os.environ["PATH"], "_CONDOR_CREDS": str(tmp_path)}
+    environment = {"PATH": os.environ["PATH"], "_CONDOR_CREDS": str(tmp_path), **more}
     command = ["/usr/bin/python3", "-IS", str(CURL), "-infile", "in", "-outfile", "out", *options]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=60, check=False)
     judged = judge(
@@ -284,29 +257,46 @@ needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is no
 
 
 @needs_curl
-def test_curl_fetches_and_sends(tmp_path: Path, server: str) -> None:
+def test_curl_fetches_and_sends(tmp_path: Path, server: FileServer) -> None:
     data = os.urandom(100_000)
-    Files.kept["/a b?sig=[1]"] = Files.kept["/private"] = data
-    Files.kept["/a%20b?sig=[1]"] = data
-    status, (judged,) = curl(tmp_path, f"{server}/a%20b?sig=[1]", "got it")
+    server.kept["/a b?sig=[1]"] = server.kept["/private"] = data
+    server.kept["/a%20b?sig=[1]"] = data
+    status, (judged,) = curl(tmp_path, f"{server.url}/a%20b?sig=[1]", "got it")
     assert (status, judged.failure) == (0, None)
     assert (tmp_path / "got it").read_bytes() == data
     assert judged.stats == {"HTTPFilesCount": 1, "HTTPSizeBytes": len(data)}
-    status, (judged,) = curl(tmp_path, f"{server}/put", "got it", "-upload")
-    assert (status, judged.failure, Files.kept["/put"]) == (0, None, data)
+    status, (judged,) = curl(tmp_path, f"{server.url}/put", "got it", "-upload")
+    assert (status, judged.failure, server.kept["/put"]) == (0, None, data)
 
 
 @needs_curl
-def test_curl_takes_the_jobs_token_and_says_why_not(tmp_path: Path, server: str) -> None:
-    Files.kept["/private"] = b"secret"
-    _, (judged,) = curl(tmp_path, f"{server}/private", "x")
+def test_curl_takes_the_jobs_token_and_says_why_not(tmp_path: Path, server: FileServer) -> None:
+    server.kept["/private"] = b"secret"
+    _, (judged,) = curl(tmp_path, f"{server.url}/private", "x")
     assert judged.failure is not None
     assert "the server refused" in judged.failure.reason
     (tmp_path / "tok.use").write_text("s3cret\n")
-    status, _ = curl(tmp_path, f"tok+{server}/private", "x")
+    status, _ = curl(tmp_path, f"tok+{server.url}/private", "x")
     assert (status, (tmp_path / "x").read_bytes()) == (0, b"secret")
     _, (judged,) = curl(tmp_path, "http://127.0.0.1:1/x", "x")
     assert "does not answer" in judged.failure.reason  # type: ignore[union-attr]
+
+
+@needs_curl
+def test_curl_trusts_whom_the_site_trusts(tmp_path: Path) -> None:
+    grid = make_grid(tmp_path)
+    (tmp_path / "host.pem").write_bytes(grid.host("localhost").pem)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / "host.pem")
+    with serving(tls) as server:
+        server.kept["/x"] = b"data"
+        _, (judged,) = curl(tmp_path, f"{server.url}/x", "x")
+        assert "certificate is not trusted" in judged.failure.reason
+        ca = next(grid.certificates_dir.glob("*.0"))
+        status, (judged,) = curl(tmp_path, f"{server.url}/x", "x", CURL_CA_BUNDLE=str(ca))
+        assert (status, judged.failure, judged.stats) == (0, None, {"HTTPSFilesCount": 1, "HTTPSSizeBytes": 4})
+        status, _ = curl(tmp_path, f"{server.url}/y", "x", "-upload", CURL_CA_BUNDLE=str(ca))
+        assert (status, server.kept["/y"]) == (0, b"data")
 
 
 def test_curl_speaks_of_itself() -> None:
