@@ -45,9 +45,12 @@ class Sinful:
         return f"<{host}:{self.port}{'?' if params else ''}{params}>"
 
 
+_SEPARATORS = re.compile("[&;]")
+
+
 def _parse_params(text: str) -> dict[str, str]:
     params = {}
-    for part in re.split("[&;]", text):
+    for part in _SEPARATORS.split(text):
         key, _, value = part.partition("=")
         if key:
             params[_decode(key)] = _decode(value)

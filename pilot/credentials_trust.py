@@ -204,6 +204,9 @@ def _matches(pattern: str, name: str) -> bool:
     return re.fullmatch(".*".join(re.escape(part) for part in _spelled(pattern).split("*")), name) is not None
 
 
+_QUOTED = re.compile(r'"([^"]*)"')
+
+
 def _quoted(subjects: str) -> list[str]:
     """`"/a/*" "/b/*"` or a single bare pattern."""
-    return re.findall(r'"([^"]*)"', subjects) if '"' in subjects else [subjects]
+    return _QUOTED.findall(subjects) if '"' in subjects else [subjects]

@@ -44,7 +44,8 @@ EXIT_USAGE = 100
 
 def warm_up() -> None:
     """What every starter would otherwise do for the first time by itself: lazy imports, message codecs (15 ms)."""
-    "localhost".encode("idna")  # the codec is imported with the first name of a host
+    "localhost".encode("idna").decode("ascii")  # codecs are imported with the first text in them
+    list(Path("/nonexistent").glob("*"))
     for protocol in (STARTER, PROCD):
         protocol.prepare()
     credentials.make_request("ec")
