@@ -63,6 +63,7 @@ def stranger(jobs: Jobs) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_site_that_is_down_gives_the_job_back_matches_nobody_and_comes_back() -> None:
     with unreliable_site(1) as (jobs, fates):
         jobs.done(jobs.submit("alice", "exit 0"))
