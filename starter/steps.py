@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import errno
+import math
 import os
 import time
 from functools import partial
@@ -88,6 +89,8 @@ LOSS_SEEN_WITHIN_S = 1.0
 END_KNOWN_WITHIN_S = 10.0
 # A kill that failed for the switch is repeated after so long; procd has tried for KILLING_TIMEOUT.
 BETWEEN_KILLS_S = 5.0
+# Within what the startd allows beyond KILLING_TIMEOUT (``startd.claims.END_MARGIN_S``), with time to report.
+ASKED_KILL_S = 45.0
 # After an error event the shadow closes; we wait this long so that the event is surely read.
 SHADOW_CLOSES_WITHIN_S = 10.0
 
@@ -321,7 +324,9 @@ async def _stop(work: Work, *, soft: bool) -> Event:
         soft=await soft_signal(work) if soft else 0,
         grace_s=_grace_s(work),
     )
-    while not stopped.empty and await _switch_may_come_back(work):
+    # Nobody waits for a job that has ended by itself; for others the startd does, and kills a starter that takes too long.
+    give_up_s = math.inf if work.ended.is_set() else trio.current_time() + ASKED_KILL_S
+    while not stopped.empty and trio.current_time() < give_up_s and await _switch_may_come_back(work):
         stopped = await work.procd.stop(work.family, urgent=True, deadline_s=work.settings.killing_timeout)
     left = await _stop_guests(work)
     if stopped.empty and work.launched is not None:
