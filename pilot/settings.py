@@ -9,12 +9,9 @@ read: CONDOR_CONFIG is always set here.
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import platform
 import re
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,14 +36,11 @@ from pilot.knobs import (
     variables,
     yes_or_no,
 )
+from pilot.settingsreader import read
 from pilot.toolplaces import tool
 
 __all__ = ["KNOBS", "Settings", "SettingsError", "load"]
 
-# Reading takes 50 ms. A macro that refers to itself never ends, and must not hang a daemon.
-READ_DEADLINE_S = 10.0
-# The path becomes part of an `include :` line, where these characters mean nothing but themselves.
-_SAFE_PATH = re.compile(r"/[\w./@%+:,=~-]*[\w./@%+:,=~-]")
 # Names the file of settings that a startd made of its script's glidein_config; its other processes read it, too.
 GLIDEIN_SETTINGS = "SAILPLANE_GLIDEIN_SETTINGS"
 _HERE = Path(__file__).resolve().parent
@@ -521,7 +515,9 @@ def load(config: Path | None = None, environ: Mapping[str, str] | None = None) -
     environment = dict(os.environ if environ is None else environ)
     if config is None and environment.get("SAILPLANE_CONFIG"):
         config = Path(environment["SAILPLANE_CONFIG"])
-    values, present, attributes = _read(None if config is None else config.absolute(), environment)
+    glidein = Path(environment[GLIDEIN_SETTINGS]) if environment.get(GLIDEIN_SETTINGS) else None
+    file = None if config is None else config.absolute()
+    values, present, attributes = read(KNOBS.values(), glidein, file, environment)
     return from_values(values, source=config, warnings=_unknown(present), attributes=attributes)
 
 
@@ -570,61 +566,3 @@ def _unknown(present: Iterable[str]) -> tuple[str, ...]:
             hint = f"; the nearest known name is {near[0]}" if near else ""
             warnings.append(f"unknown knob {name}{hint}; ignoring it")
     return tuple(warnings)
-
-
-def _preamble(glidein: Path | None, config: Path | None) -> str:
-    """Our defaults, then the file, then an alias of each knob; see `pilot.paramreader`."""
-    from pilot.paramreader import ALIAS
-
-    # The wheel's own defaults would add files of the node and of the account.
-    lines = ["LOCAL_CONFIG_FILE =", "LOCAL_CONFIG_DIR =", "USER_CONFIG_FILE ="]
-    lines += [f"{row.name} = {row.default}" for row in KNOBS.values()]
-    lines.append(f"LOCAL_DIR = {Path.cwd()}")
-    lines += [f"include : {_safe(path)}" for path in (glidein, config) if path is not None]
-    lines += [f"{ALIAS}{row.name} = $({row.name})" for row in KNOBS.values()]
-    return "\n".join(lines) + "\n"
-
-
-def _safe(path: Path) -> Path:
-    if _SAFE_PATH.fullmatch(str(path)) is None:
-        raise SettingsError("configuration file", str(path), "a path of letters, digits and ./@%+:,=~-")
-    return path
-
-
-def _read(config: Path | None, environment: dict[str, str]) -> tuple[dict[str, str], list[str], dict[str, str]]:
-    """Texts of the knobs, the names of everything that is set, and the texts of STARTD_ATTRS."""
-    glidein = Path(environment[GLIDEIN_SETTINGS]) if environment.get(GLIDEIN_SETTINGS) else None
-    if config is not None and not os.access(config, os.R_OK):
-        raise SettingsError("configuration file", str(config), "a file that this account can read")
-    names = [row.name for row in KNOBS.values()]
-    request = json.dumps({"path": sys.path, "names": names})
-    handle = os.memfd_create("sailplane-config")
-    try:
-        os.write(handle, _preamble(glidein, config).encode())
-        environment["CONDOR_CONFIG"] = f"/proc/self/fd/{handle}"
-        done = subprocess.run(
-            [sys.executable, "-IS", str(_HERE / "paramreader.py")],
-            input=request,
-            env=environment,
-            pass_fds=(handle,),
-            capture_output=True,
-            text=True,
-            timeout=READ_DEADLINE_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise SettingsError("configuration file", str(config), "one without macros that refer to themselves") from None
-    finally:
-        os.close(handle)
-    return _answer(config, done)
-
-
-def _answer(
-    config: Path | None, done: subprocess.CompletedProcess[str]
-) -> tuple[dict[str, str], list[str], dict[str, str]]:
-    try:
-        answer = json.loads(done.stdout)
-    except ValueError:
-        words = " ".join(done.stderr.split())[-400:]
-        raise SettingsError("configuration file", str(config), f"HTCondor's configuration language ({words})") from None
-    return answer["values"], answer["present"], answer["attributes"]

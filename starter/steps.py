@@ -324,7 +324,7 @@ async def _stop(work: Work, *, soft: bool) -> Event:
         soft=await soft_signal(work) if soft else 0,
         grace_s=_grace_s(work),
     )
-    # Nobody waits for a job that has ended by itself; for others the startd does, and kills a starter that takes too long.
+    # Nobody waits for a job that has ended by itself; for others the startd does, and kills a starter that is late.
     give_up_s = math.inf if work.ended.is_set() else trio.current_time() + ASKED_KILL_S
     while not stopped.empty and trio.current_time() < give_up_s and await _switch_may_come_back(work):
         stopped = await work.procd.stop(work.family, urgent=True, deadline_s=work.settings.killing_timeout)

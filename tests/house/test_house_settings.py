@@ -143,6 +143,6 @@ def test_numbers_out_of_range(text: str) -> None:
 
 
 def test_a_macro_that_refers_to_itself_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pilot.settings.READ_DEADLINE_S", 0.5)
+    monkeypatch.setattr("pilot.settingsreader.READ_DEADLINE_S", 0.5)
     with pytest.raises(SettingsError, match="refer to themselves"):
         load(config(tmp_path, "NUM_CPUS = $(A)\nA = $(B)\nB = $(A)\n"), {})

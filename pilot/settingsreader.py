@@ -1,0 +1,83 @@
+"""Reads knobs from HTCondor's configuration language, in a process of its own: the wheel's reader ends its process on a
+malformed file, and a macro that refers to itself never ends. For `pilot.settings` alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from pilot.knobs import Knob, SettingsError
+from pilot.paramreader import ALIAS
+
+# Reading takes 50 ms. A macro that refers to itself never ends, and must not hang a daemon.
+READ_DEADLINE_S = 10.0
+# The path becomes part of an `include :` line, where these characters mean nothing but themselves.
+_SAFE_PATH = re.compile(r"/[\w./@%+:,=~-]*[\w./@%+:,=~-]")
+_PROGRAM = str(Path(__file__).with_name("paramreader.py"))
+
+
+def _preamble(rows: Iterable[Knob], glidein: Path | None, config: Path | None) -> str:
+    """Our defaults, then the file, then an alias of each knob; see `pilot.paramreader`."""
+    # The wheel's own defaults would add files of the node and of the account.
+    lines = ["LOCAL_CONFIG_FILE =", "LOCAL_CONFIG_DIR =", "USER_CONFIG_FILE ="]
+    lines += [f"{row.name} = {row.default}" for row in rows]
+    lines.append(f"LOCAL_DIR = {Path.cwd()}")
+    lines += [f"include : {_safe(path)}" for path in (glidein, config) if path is not None]
+    lines += [f"{ALIAS}{row.name} = $({row.name})" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _safe(path: Path) -> Path:
+    if _SAFE_PATH.fullmatch(str(path)) is None:
+        raise SettingsError("configuration file", str(path), "a path of letters, digits and ./@%+:,=~-")
+    return path
+
+
+def read(
+    rows: Iterable[Knob], glidein: Path | None, config: Path | None, environment: dict[str, str]
+) -> tuple[dict[str, str], list[str], dict[str, str]]:
+    """Texts of the knobs, the names of everything that is set, and the texts of STARTD_ATTRS. Raises SettingsError.
+
+    glidein: a file that is read before `config`.
+    """
+    rows = tuple(rows)
+    if config is not None and not os.access(config, os.R_OK):
+        raise SettingsError("configuration file", str(config), "a file that this account can read")
+    names = [row.name for row in rows]
+    request = json.dumps({"path": sys.path, "names": names})
+    handle = os.memfd_create("sailplane-config")
+    try:
+        os.write(handle, _preamble(rows, glidein, config).encode())
+        environment["CONDOR_CONFIG"] = f"/proc/self/fd/{handle}"
+        done = subprocess.run(
+            [sys.executable, "-IS", _PROGRAM],
+            input=request,
+            env=environment,
+            pass_fds=(handle,),
+            capture_output=True,
+            text=True,
+            timeout=READ_DEADLINE_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise SettingsError("configuration file", str(config), "one without macros that refer to themselves") from None
+    finally:
+        os.close(handle)
+    return _answer(config, done)
+
+
+def _answer(
+    config: Path | None, done: subprocess.CompletedProcess[str]
+) -> tuple[dict[str, str], list[str], dict[str, str]]:
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError:
+        words = " ".join(done.stderr.split())[-400:]
+        raise SettingsError("configuration file", str(config), f"HTCondor's configuration language ({words})") from None
+    return answer["values"], answer["present"], answer["attributes"]
