@@ -340,7 +340,7 @@ def test_a_wrapper_of_the_site_starts_containers_at_the_jobs_account() -> None:
         assert cores.isdigit()
         broken = jobs.submit("alice", "exit 0", **{"+MyImage": '"broken"'})
         jobs.until("the wrapper's word", lambda: "no such image: broken" in jobs.log("StartLog"))
-        jobs.until("a second try", lambda: jobs.rows()[broken]["runs"] > 1)
+        jobs.wait_for(broken, "idle")
         jobs.remove("alice", broken)
         jobs.until_nothing_is_left_of("alice")
         site.stop()
