@@ -56,6 +56,7 @@ class _Canned(trio.abc.HalfCloseableStream):
         self._data = data
         self._may_send = 0 if data else 1
         self._asked = trio.Event()
+        self._closed = False
 
     def setsockopt(self, *_: object) -> None:
         return
@@ -64,9 +65,11 @@ class _Canned(trio.abc.HalfCloseableStream):
         return ""
 
     async def recv_into(self, space: memoryview) -> int:
-        while not self._may_send:
+        while not (self._may_send or self._closed):
             await self._asked.wait()
         await trio.lowlevel.checkpoint()
+        if self._closed:
+            raise trio.ClosedResourceError
         packet = 5 + int.from_bytes(self._data[1:5], "big")
         size = min(len(space), len(self._data), packet)
         piece, self._data = self._data[:size], self._data[size:]
@@ -91,6 +94,9 @@ class _Canned(trio.abc.HalfCloseableStream):
         await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
+        """Whoever receives is told, as by a real socket."""
+        self._closed = True
+        self._asked.set()
         await trio.lowlevel.checkpoint()
 
 

@@ -10,12 +10,15 @@ import pytest
 import trio
 import trio.testing
 
+from cedar.errors import PeerFault
 from pilot.rpc import Channel, ChannelClosed, RpcRefused
 from pilot.switch import Outcome, Running, Signalled
+from procd.messages import Usage
 from starter import launching, steps
-from starter.events import Event, FamilyStopped, JobEnded, Step
+from starter.events import Disconnected, Event, FamilyStopped, JobEnded, Reconnected, ShadowLost, Step
 from starter.job import Job
 from starter.launch import Launched
+from starter.life import State
 from starter.limits import Bounds
 from starter.work import Guests, Work
 
@@ -36,7 +39,7 @@ async def test_usage_that_cannot_be_had_is_no_reason_to_end_the_job(fault: Excep
         procd=SimpleNamespace(usage=usage),
         family="f",
         used=lambda usage: usage,
-        shadow=SimpleNamespace(register_job_info=say),
+        shadow=SimpleNamespace(update_job_info=say),
     )
     job = Job(cast(Work, work), cast(Channel, SimpleNamespace(send=say)), LOG)
     await job._update()
@@ -117,3 +120,104 @@ async def give_up(job: Job, told: trio.Event) -> None:
         job._begin(Step.STOP_HARD)
         assert [type(await job._told.receive()) for _ in range(2)] == [JobEnded, FamilyStopped]
     assert trio.current_time() == began_s
+
+
+# --- the shadow --------------------------------------------------------------------------------------------------
+
+
+class Told:
+    """What shadow and startd were told, and when. ``Shadow`` in the way in which a job uses it for updates."""
+
+    def __init__(self) -> None:
+        self.updates: list[tuple[float, str]] = []
+        self.heard_s = trio.current_time()
+        self.lost, self.back = trio.Event(), trio.Event()
+        self.given_up = False
+
+    async def update_job_info(self, ad: Any) -> None:
+        self.updates.append((trio.current_time(), str(ad["JobState"])))
+
+    async def listen(self) -> PeerFault:
+        await self.lost.wait()
+        self.lost = trio.Event()
+        return PeerFault("closed", "cut")
+
+    async def wait_connected(self) -> None:
+        await self.back.wait()
+        self.back, self.heard_s = trio.Event(), trio.current_time()
+
+    def give_up(self, fault: PeerFault) -> None:
+        self.given_up = True
+
+
+def job_with(told: Told, *, lease_s: float = 100.0) -> Job:
+    """A job that runs, in a world in which nothing else happens."""
+
+    async def usage(_family: str) -> Usage:
+        return Usage(processes=1)
+
+    async def nothing(*_: Any) -> None: ...
+
+    work = SimpleNamespace(
+        procd=SimpleNamespace(usage=usage, suspend=nothing, resume=nothing), family="f", guests=Guests(), chirp=None,
+        used=lambda usage: usage, shadow=told, kept={}, shadow_version="", suspended=False, stands_still=False,
+        lease_s=lease_s, credential=None, disk=None, activation=SimpleNamespace(startd_address="<127.0.0.1:1>"),
+        settings=SimpleNamespace(starter_initial_update_interval=8, starter_update_interval=300),
+    )  # fmt: skip
+    job = Job(cast(Work, work), cast(Channel, SimpleNamespace(send=nothing)), LOG)
+    job._life.state = State.RUNNING
+    return job
+
+
+async def test_updates_come_early_then_by_interval_and_at_each_change_with_the_true_state(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    told = Told()
+    job = job_with(told)
+    began_s = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(job._send_updates)
+        await trio.sleep(100)
+        await job._suspend()
+        await trio.sleep(300)
+        await job._resume()
+        await trio.sleep(300)
+        nursery.cancel_scope.cancel()
+    assert [(round(at_s - began_s), state) for at_s, state in told.updates] == [
+        (8, "Running"), (100, "Suspended"), (308, "Suspended"), (400, "Running"), (608, "Running"),
+    ]  # fmt: skip
+
+
+async def test_a_lost_shadow_is_waited_for_until_the_lease_since_its_last_answer_is_over(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    told = Told()
+    job = job_with(told, lease_s=100)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(job._watch_shadow)
+        await trio.sleep(30)  # the last answer is so old when the socket ends
+        told.lost.set()
+        assert isinstance(await job._told.receive(), Disconnected)
+        await trio.sleep(50)
+        told.back.set()
+        assert isinstance(await job._told.receive(), Reconnected)
+        back_s = trio.current_time()
+        await trio.sleep(40)
+        told.lost.set()
+        assert isinstance(await job._told.receive(), Disconnected)
+        lost = await job._told.receive()
+        assert isinstance(lost, ShadowLost)
+        assert "lease of 100 s" in lost.text
+        assert trio.current_time() - back_s == pytest.approx(100)
+        assert told.given_up
+
+
+async def test_a_job_without_a_lease_ends_with_its_shadow(autojump_clock: trio.testing.MockClock) -> None:
+    told = Told()
+    job = job_with(told, lease_s=0)
+    began_s = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(job._watch_shadow)
+        told.lost.set()
+        assert [type(await job._told.receive()) for _ in range(2)] == [Disconnected, ShadowLost]
+    assert trio.current_time() - began_s < 1
