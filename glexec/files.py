@@ -85,6 +85,8 @@ def _lock(file: int, how: str, variable: str, *, shared: bool) -> None:
             take(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             return
         except OSError as error:
+            if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP):
+                return  # a file system without locks: nobody can hold one
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
         if time.monotonic() > until_s:
@@ -163,14 +165,14 @@ def _check_place(directory: int, name: str, uid: int) -> None:
 
 
 def _locked(directory: int, name: str, lock: str) -> int:
-    """The old copy, locked against others who renew it; -1: there is none, or no lock is wanted."""
+    """The old copy, locked against others who renew it; -1: there is none, none can be had, or none is wanted."""
     if lock == DISABLED:
         return -1
     try:
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         old = os.open(name, flags, dir_fd=directory)
-    except FileNotFoundError:
-        return -1
+    except (FileNotFoundError, PermissionError):
+        return -1  # its owner may have taken its own rights away; replacing it needs none
     _lock(old, lock, "GLEXEC_TARGET_PROXY", shared=False)
     return old
 
