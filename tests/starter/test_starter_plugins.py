@@ -199,6 +199,7 @@ async def test_a_plugin_that_does_not_do_it(tmp_path: Path, program: str) -> Non
 async def test_a_plugin_ends_with_its_call(tmp_path: Path) -> None:
     program = script(tmp_path / "plugin", "echo $$ >pid; exec sleep 1000")
     place = make_place(tmp_path)
+    begun_s = trio.current_time()
     with trio.CancelScope() as scope:
         async with stage_in(wrapper_context(), place, deadline_s=20) as inward, trio.open_nursery() as nursery:
 
@@ -214,6 +215,7 @@ async def test_a_plugin_ends_with_its_call(tmp_path: Path) -> None:
             await inward.run_plugin(asked)
     with pytest.raises(ProcessLookupError):
         os.kill(stopped[0], 0)
+    assert trio.current_time() - begun_s < 20, "it was not ended by its far side, but by the end of its call's patience"
     assert not place.path.exists() or list(place.path.iterdir()) == []
 
 

@@ -58,6 +58,7 @@ class Files:
                 number, length, offset, data = arguments
                 data = data[: self.most]
                 file = self.kept[self.open_files[number]]
+                file.extend(bytes(max(0, offset - len(file))))
                 file[offset : offset + len(data)] = data
                 assert length <= 65536
                 return len(data)
