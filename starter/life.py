@@ -349,7 +349,11 @@ def _reconnected(life: Life, _event: Event) -> Outcome:
 
 def _deactivate_late(life: Life, _event: Event) -> Outcome:
     life.leaving = True
-    return _report(life) if life.state is State.REPORTING and life.disconnected else (life.state, ())
+    if life.state is not State.REPORTING or not life.disconnected:
+        return life.state, ()
+    if isinstance(life.verdict, Hold | Requeue):  # a shadow that has read the event closes: that was its answer
+        return _end(life)
+    return _report(life)
 
 
 def _proxy_ending_undelivered(life: Life, event: Event) -> Outcome:

@@ -273,6 +273,14 @@ def test_whatever_comes_a_begun_job_is_never_forgotten(events: list[Event]) -> N
         assert stopped
 
 
+def test_a_shadow_that_closes_on_a_hold_and_deactivates_has_heard_it() -> None:
+    life, commands = walk(
+        *RUNNING, LARGE, FamilyStopped(()), Cleaned(""), Disconnected("closed"), DeactivateAsked("x", 1, False, False)
+    )
+    assert life.verdict == Hold(34, 102, "too large")
+    assert commands[-1] == Exit(EXIT_NORMAL)
+
+
 LARGE = LimitExceeded(Hold(34, 102, "too large"), soft=False)
 LATE = LimitExceeded(Hold(47, 0, "too long"), soft=True)
 CHECKPOINT = CheckpointReached(JobEnded(85 << 8, exact=True))
