@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.interop.conftest import restart_startd
-from tests.interop.stockjobs import COMPLETED, EXECUTING, RECONNECTED, Job, StockJobs
+from tests.interop.stockjobs import COMPLETED, EVICTED, EXECUTING, RECONNECTED, RUNNING, TERMINATED, Job, StockJobs
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(170)]
 
@@ -130,4 +133,43 @@ def test_a_killed_part_of_ours_loses_no_job_and_leaves_nothing(stock: StockJobs,
     times = int(stock.done(job))
     assert times == (1 if what == "procd" else 2)
     assert stock.status(job) == COMPLETED
+    stock.until_empty()
+
+
+def cut_the_syscall_socket(stock: StockJobs) -> None:
+    """Shut the starter's connection down from outside (pidfd_getfd), while shadow and starter live."""
+    (starter,) = ours(stock, "starter")
+    libc = ctypes.CDLL(None, use_errno=True)
+    pidfd = os.pidfd_open(starter)
+    try:
+        for name in os.listdir(f"/proc/{starter}/fd"):
+            taken = libc.syscall(PIDFD_GETFD, pidfd, int(name), 0)
+            if taken < 0:
+                continue
+            with contextlib.suppress(OSError), socket.socket(fileno=taken) as sock:
+                if sock.family == socket.AF_INET and sock.getpeername():  # a listening one has no peer
+                    sock.shutdown(socket.SHUT_RDWR)
+    finally:
+        os.close(pidfd)
+
+
+PIDFD_GETFD = 438
+
+
+def test_a_cut_socket_costs_a_run_at_most_and_no_endless_chain(stock: StockJobs) -> None:
+    """A stock shadow takes the job up again, and may have forgotten the key of its transfers (T21)."""
+    job = until_told(stock, "alice", "cut")
+    cut_the_syscall_socket(stock)
+    stock.wait(job, RECONNECTED)
+    assert stock.status(job) == RUNNING, "it runs on"
+    tell(stock, "alice", "cut")
+    stock.until(
+        lambda: next((e for e in stock.events(job) if e.number in (TERMINATED, EVICTED)), None),
+        "output, or another run",
+    )
+    assert sum(event.number == RECONNECTED for event in stock.events(job)) == 1
+    if stock.status(job) != COMPLETED:
+        seen = len(stock.events(job))
+        stock.wait(job, EXECUTING, after=max(0, seen - 1))
+        stock.act("rm", job)
     stock.until_empty()
