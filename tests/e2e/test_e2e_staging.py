@@ -167,6 +167,7 @@ def test_what_a_job_writes_is_streamed_while_it_runs(lingering: Jobs) -> None:
     assert files["err"] == b"wrong\n"
 
 
+@pytest.mark.slow
 def test_two_streams_of_one_file(lingering: Jobs) -> None:
     job = lingering.submit("bob", "echo one; echo two >&2", output="both", error="both", stream_output="true")
     lingering.done(job)
