@@ -41,16 +41,20 @@ def measure(top: int, limit_s: float = LIMIT_S) -> "tuple[int, int, bool]":
     seen = set()  # type: set[int]
     stack = [top]
     names = [_names(top)]
+    shut = {}  # type: dict[int, int]
     while stack:
         if not names[-1] or monotonic() > end_s:
             whole = whole and not names[-1]
-            os.close(stack.pop())
+            _leave(stack.pop(), shut)
             names.pop()
             continue
         name = names[-1].pop()
         try:
             entry = os.stat(name, dir_fd=stack[-1], follow_symlinks=False)
-        except OSError:  # removed meanwhile
+        except FileNotFoundError:  # removed meanwhile
+            continue
+        except OSError:
+            whole = False
             continue
         if entry.st_dev != device or entry.st_ino in seen:
             continue
@@ -59,21 +63,34 @@ def measure(top: int, limit_s: float = LIMIT_S) -> "tuple[int, int, bool]":
         files += 1
         blocks += entry.st_blocks
         if stat.S_ISDIR(entry.st_mode):
-            whole = _enter(stack, names, name) and whole
+            whole = _enter(stack, names, shut, name) and whole
     return blocks, files, whole
 
 
-def _enter(stack: "list[int]", names: "list[list[str]]", name: str) -> bool:
+def _leave(fd: int, shut: "dict[int, int]") -> None:
+    """Close a directory; one that was shut is so again."""
+    mode = shut.pop(fd, None)
+    try:
+        if mode is not None:
+            os.fchmod(fd, mode)
+    except OSError:  # it is the job's own, and may be anything by now
+        pass
+    finally:
+        os.close(fd)
+
+
+def _enter(stack: "list[int]", names: "list[list[str]]", shut: "dict[int, int]", name: str) -> bool:
     """Go down one directory; false when it cannot be entered."""
     if len(stack) > DEPTH:
         return False
     try:
-        fd = os.open(name, _DIRECTORY, dir_fd=stack[-1])
-    except PermissionError:
-        fd = _open_shut(stack[-1], name)
+        found = os.stat(name, dir_fd=stack[-1], follow_symlinks=False)
+        if found.st_mode & 0o500 != 0o500 and found.st_uid == os.geteuid():
+            fd = _open_shut(stack[-1], name)
+            shut[fd] = stat.S_IMODE(found.st_mode)
+        else:
+            fd = os.open(name, _DIRECTORY, dir_fd=stack[-1])
     except OSError:
-        return False
-    if fd < 0:
         return False
     stack.append(fd)
     names.append(_names(fd))
@@ -81,22 +98,13 @@ def _enter(stack: "list[int]", names: "list[list[str]]", name: str) -> bool:
 
 
 def _open_shut(above: int, name: str) -> int:
-    """Open a directory that the job has shut to itself: nothing is to hide there. Its mode is put back; -1 when it
-    cannot be had."""
-    try:
-        path_fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
-    except OSError:
-        return -1
+    """Open a directory that the job has shut to itself, and leave it open for as long as we are in it: nothing is to
+    hide there. OSError when that is not possible."""
+    path_fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
     try:
         through = "/proc/self/fd/%d" % path_fd
-        mode = stat.S_IMODE(os.fstat(path_fd).st_mode)
-        os.chmod(through, mode | 0o500)
-        try:
-            return os.open(through, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        finally:
-            os.chmod(through, mode)
-    except OSError:
-        return -1
+        os.chmod(through, stat.S_IMODE(os.fstat(path_fd).st_mode) | 0o500)
+        return os.open(through, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     finally:
         os.close(path_fd)
 

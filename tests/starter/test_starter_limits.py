@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -238,14 +239,47 @@ def test_a_sandbox_is_measured_as_the_kernel_counts_it(tmp_path: Path) -> None:
     assert (blocks, files, whole) == (sum(told.values()), 5, True)
 
 
+def at_account(uid: int, path: Path) -> tuple[int, int, bool]:
+    """The same, by a process of that account: root is stopped by no mode."""
+    top = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    readable, writable = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+            os.write(writable, json.dumps(measure(top)).encode())
+        finally:
+            os._exit(0)
+    os.close(writable)
+    os.close(top)
+    said = os.read(readable, 1000)
+    os.close(readable)
+    os.waitpid(child, 0)
+    blocks, files, whole = json.loads(said)
+    return blocks, files, whole
+
+
+@pytest.mark.needs_root
 def test_nothing_is_hidden_in_a_directory_that_is_shut(tmp_path: Path) -> None:
     shut = tmp_path / "shut"
     shut.mkdir()
     (shut / "data").write_bytes(b"x" * 100_000)
-    before, _, _ = measured(tmp_path)
+    for path in (tmp_path, shut, shut / "data"):
+        os.chown(path, 54321, 54321)
+    before = at_account(54321, tmp_path)
     shut.chmod(0)
-    assert measured(tmp_path)[0] == before
+    assert at_account(54321, tmp_path) == before
+    assert before[0] * 512 >= 100_000
     assert shut.stat().st_mode & 0o777 == 0
+
+
+@pytest.mark.needs_root
+def test_what_belongs_to_somebody_else_and_is_shut_is_told_as_not_counted(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir(mode=0o700)
+    os.chown(tmp_path, 54321, 54321)
+    assert at_account(54321, tmp_path)[2] is False
 
 
 def test_a_measurement_without_end_ends(tmp_path: Path) -> None:
