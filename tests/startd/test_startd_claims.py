@@ -75,3 +75,16 @@ def test_a_lease_that_is_no_number_is_refused(lease: str) -> None:
 def test_a_lease_is_held_within_limits(lease: str, granted_s: float) -> None:
     got: Any = _requester(parse_old(f"JobLeaseDuration = {lease}"), "", 10)
     assert got.lease_s == granted_s
+
+
+async def test_the_first_user_is_remembered_when_others_come_and_when_he_goes() -> None:
+    async with trio.open_nursery() as nursery:
+        claims = Claims(
+            settings=load(None, {}), slots=Slots("node", ADDRESS, 1, SessionTable(), TOTAL, free=TOTAL),
+            spawner=cast(Spawner, FakeSpawner()), nursery=nursery, log=LOG,
+            changed=lambda: None, destroyed=lambda name: None,
+        )  # fmt: skip
+        held = claims.carve(Resources(1, 128, 1024), Requester(None, "alice@x", 60.0, 10.0))
+        claims.slots.give_back(held, broken=False)
+        claims.carve(Resources(1, 128, 1024), Requester(None, "bob@x", 60.0, 10.0))
+        assert claims.first_user == "alice@x"
