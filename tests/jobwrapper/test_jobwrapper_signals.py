@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from attrs import frozen
 
+from jobwrapper.send_signals import read_children
 from pilot.farside import Asking, start_ticks
 from pilot.farsignal import Farewell, signal_far
 from pilot.switch import NoneSwitch
@@ -226,3 +227,27 @@ async def test_after_the_grace_comes_the_kill(started) -> None:
     assert time.monotonic() - before >= 0.3
     assert process.wait() == -signal.SIGKILL
     assert told.left_count == 0
+
+
+def test_children_of_every_thread_are_listed() -> None:
+    """Each thread has a list of its own; how many there are is told by the directory's links."""
+    program = (
+        "import os, signal, sys, threading\n"
+        "def fork():\n"
+        "    pid = os.fork()\n"
+        "    if pid: print(pid, flush=True)\n"
+        "    signal.pause() if not pid else threading.Event().wait()\n"
+        "fork_in_main = os.fork()\n"
+        "if not fork_in_main: signal.pause()\n"
+        "print(fork_in_main, flush=True)\n"
+        "threading.Thread(target=fork).start()\n"
+        "threading.Event().wait()"
+    )
+    with subprocess.Popen([sys.executable, "-IS", "-c", program], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        children = sorted(int(process.stdout.readline()) for _ in range(2))
+        try:
+            assert sorted(read_children(process.pid)) == children
+        finally:
+            for pid in (*children, process.pid):
+                os.kill(pid, signal.SIGKILL)

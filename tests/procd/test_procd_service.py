@@ -194,6 +194,28 @@ class RootPart:
         self._far.close()
 
 
+async def test_who_is_killed_is_looked_at_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they have used would be unknown else, where the kernel tells no events and nobody waits for them."""
+    monkeypatch.setattr("procd.probe.connector_works", lambda: False)
+    monkeypatch.setattr("procd.server.LOOK_EVERY_S", 3600.0)
+    program = (
+        "import os, signal, sys, time\n"
+        "while not os.path.exists(sys.argv[1]): time.sleep(0.002)\n"
+        "for _ in range(3): os.fork()\n"
+        "signal.pause()"
+    )
+    go = tmp_path / "go"
+    with world.job(program, str(go)) as job:
+        far = RootPart(job)
+        async with world.procd(tmp_path / "s") as client:
+            await world.register(client, job, control_fd=far.near.fileno())
+            go.touch()
+            await world.until(lambda: len(job.alive()) == 8, "eight processes")
+            assert (await client.stop("job", deadline_s=10)).route == "control"
+            assert (await client.unregister("job")).processes_seen == 8
+        far.close()
+
+
 async def test_a_lingering_switch_is_told_to_stop_suspend_and_signal(tmp_path: Path) -> None:
     with world.job(world.SLEEP) as job:
         far = RootPart(job)
