@@ -55,7 +55,12 @@ REQUEST_BYTES = 128 * 1024
 _MOST_FDS = 4
 # <sched.h>, <sys/mount.h>, <sys/prctl.h>
 _NEWNS, _NEWIPC, _NEWUSER, _NEWPID = 0x00020000, 0x08000000, 0x10000000, 0x20000000
-_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_SLAVE = 2, 4, 8, 0x4000, 0x80000
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND, _MS_REC, _MS_SLAVE = 2, 4, 8, 0x1000, 0x4000, 0x80000
+_MNT_DETACH = 2
+# As pilot.farside names such an account, too, where a host lets nobody mount.
+ACCOUNT_PREFIX = "userns-"
+# Lists of accounts on the largest of hosts; what is beyond is left out.
+_MOST_ACCOUNTS_BYTES = 1 << 20
 _CLONE_PARENT = 0x00008000
 # The system call clone(2) by machine; <asm/unistd.h>.
 _SYS_CLONE = {"x86_64": 56, "aarch64": 220, "riscv64": 220, "ppc64le": 120}
@@ -305,7 +310,7 @@ def _init(report: int, command: list[str], uid: int, gid: int, *, control: bool)
     """Pid 1: the wait status of the command, when nobody is left in the namespace."""
     _call("prctl", _PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)
     os.write(report, b"r")  # fails when the parent died before the line above
-    _own_proc()
+    _own_mounts(uid, gid)
     wake, wake_far = os.pipe()
     for fd in (wake, wake_far):
         os.set_blocking(fd, False)
@@ -328,12 +333,35 @@ def _init(report: int, command: list[str], uid: int, gid: int, *, control: bool)
     return status
 
 
-def _own_proc() -> None:
-    """A /proc of the pid namespace's own, private to it. Where the host masks parts of its own, that stays."""
+def _own_mounts(uid: int, gid: int) -> None:
+    """What the namespace alone sees: a /proc of its own pids, and its account in the lists of accounts and groups.
+
+    Where the host masks parts of its /proc, that stays. What the kernel does not allow is done without.
+    """
     with suppress(OSError):
         _call("unshare", _NEWNS)
         _call("mount", b"none", b"/", None, _MS_REC | _MS_SLAVE, None)
+        with suppress(OSError):
+            _name_account(uid, gid)
         _call("mount", b"proc", b"/proc", b"proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, None)
+
+
+def _name_account(uid: int, gid: int) -> None:
+    """The host's lists with one line more, over the host's. Their files lie where nobody finds them: in memory, below
+    the /proc that is mounted next."""
+    name = f"{ACCOUNT_PREFIX}{uid}"
+    lines = {b"/etc/passwd": f"{name}:x:{uid}:{gid}:job:/:/bin/sh\n", b"/etc/group": f"{name}:x:{gid}:\n"}
+    _call("mount", b"tmpfs", b"/proc", b"tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, b"size=4m,mode=0755")
+    try:
+        for place, line in lines.items():
+            copy = b"/proc/" + os.path.basename(place)
+            with open(place, "rb") as host, open(copy, "wb") as own:
+                text = host.read(_MOST_ACCOUNTS_BYTES)
+                own.write(text + (b"" if text.endswith(b"\n") or not text else b"\n") + line.encode())
+            os.chmod(copy, 0o644)
+            _call("mount", copy, place, None, _MS_BIND, None)
+    finally:  # the copies live on in their new places
+        _call("umount2", b"/proc", _MNT_DETACH)
 
 
 def _watch(job: int, wake: int, line: _Control | None) -> int:

@@ -72,6 +72,25 @@ def test_each_job_has_a_sub_uid_of_its_own_also_without_a_proxy(jobs: Jobs) -> N
     nothing_left(jobs)
 
 
+def test_a_job_finds_its_account_and_the_hosts_in_the_lists(jobs: Jobs) -> None:
+    script = """
+id -un; id -gn; getent passwd $(id -u) | cut -d: -f1,7; grep -c ^root: /etc/passwd; ls -l /etc/passwd | cut -c1-10
+for file in /etc/passwd /etc/group; do
+    (echo evil >>$file) 2>/dev/null && echo wrote
+    chmod 666 $file 2>/dev/null && echo changed
+done
+python3 -c 'import os, pwd; print(pwd.getpwuid(os.getuid()).pw_name)'; ls /proc/passwd /proc/group 2>/dev/null
+"""
+    host = Path("/etc/passwd").read_text(), Path("/etc/group").read_text()
+    job = jobs.submit("alice", script)
+    assert jobs.done(job)["exit_code"] != 0, "what the last ls looks for is not there"
+    name, group, entry, roots, mode, again = jobs.fetch("alice", job)["out"].decode().splitlines()
+    assert name.startswith("userns-")
+    assert (group, entry, roots, mode, again) == (name, f"{name}:/bin/sh", "1", "-rw-r--r--", name)
+    assert (Path("/etc/passwd").read_text(), Path("/etc/group").read_text()) == host
+    nothing_left(jobs)
+
+
 def test_exit_codes_and_signals_are_exact(jobs: Jobs) -> None:
     codes, signals = (0, 1, 127, 201, 202, 203, 204, 255), (1, 9, 11, 15)
     exits = jobs.submit_many("alice", [f"exit {code}" for code in codes])
