@@ -26,6 +26,7 @@ _SITES_FAULT = (3, 5, 6, 8, 11, 12, 15, 16, 33)
 # tools of today still sign proxies with SHA-1, by the user's own key; there it has to be taken, elsewhere not.
 _MD5 = tuple(bytes.fromhex("2a864886f70d01010" + digit) for digit in "234")
 _SHA1 = (bytes.fromhex("2a864886f70d010105"), bytes.fromhex("2a8648ce3d0401"), bytes.fromhex("2a8648ce380403"))
+_SECURITY_BITS = 80  # an RSA key of 1024 bits: old tools still make such proxies, which live for hours
 _LIMIT_POLICY_BYTES = 64 << 10
 _PROXY_CERT_INFO = bytes.fromhex("2b0601050507010e")  # 1.3.6.1.5.5.7.1.14
 _INHERIT = bytes.fromhex("2b06010505071501")  # 1.3.6.1.5.5.7.21.1
@@ -106,7 +107,7 @@ def believe(crypto: ctypes.CDLL, leaf: int, others: "list[int]", directory: str,
 
 
 def _check_methods(crypto: ctypes.CDLL, chain: "list[int]") -> None:
-    """No certificate below the trusted one is signed by a method that is no longer safe."""
+    """No certificate below the trusted one is signed by a method that is no longer safe, none has a weak key."""
     for certificate in chain[:-1]:
         is_proxy = crypto.X509_get_extension_flags(certificate) & credential.IS_PROXY
         try:
@@ -115,6 +116,18 @@ def _check_methods(crypto: ctypes.CDLL, chain: "list[int]") -> None:
             raise Untrusted("a certificate that cannot be read") from None
         if method in _MD5 or (method in _SHA1 and not is_proxy):
             raise Untrusted("a certificate is signed with a method that is no longer safe (such as SHA-1)")
+    for certificate in chain:
+        key = crypto.X509_get0_pubkey(certificate)
+        if not key or _security_bits(crypto, key) < _SECURITY_BITS:
+            raise Untrusted("a certificate has a key that is too short, or of an unknown kind")
+
+
+def _security_bits(crypto: ctypes.CDLL, key: int) -> int:
+    """Whatever the kind of key: what an attacker has to try, as a power of two."""
+    name = "EVP_PKEY_get_security_bits"  # OpenSSL 3, where the other one is a macro
+    name = name if hasattr(crypto, name) else "EVP_PKEY_security_bits"
+    credential.declare(crypto, {name: (_P,)}, _I)
+    return int(getattr(crypto, name)(key))
 
 
 _CALLBACK = ctypes.CFUNCTYPE(_I, _I, _P)

@@ -1,7 +1,7 @@
 """What a PEM holds, asked of libcrypto by ctypes: usable now? whose?
 
-Runs in the deciding child only. Says what a caller can fix (no key, wrong key, expired); whether the
-chain is to be believed is the policy's question, not asked here. Nothing is ever freed: the process
+Runs in the deciding child only. Says what a caller can fix (no key, wrong key, expired, no chain); whether
+its CA is to be believed is the policy's question, not asked here. Nothing is ever freed: the process
 ends after one credential.
 """
 
@@ -32,11 +32,14 @@ _POINTERS = {
     "X509_NAME_oneline": (_P, ctypes.c_char_p, _I),
     "X509_get0_notBefore": (_P,),
     "X509_get0_notAfter": (_P,),
+    "X509_get0_pubkey": (_P,),
 }
 _NUMBERS = {
     "X509_cmp_current_time": (_P,),
     "X509_check_private_key": (_P, _P),
     "X509_get_extension_flags": (_P,),
+    "X509_NAME_cmp": (_P, _P),
+    "X509_verify": (_P, _P),
     "i2d_X509": (_P, _P),
 }
 
@@ -127,7 +130,18 @@ def read(pem: bytes) -> Credential:
             raise Failure(CLIENT, "the credential has expired")
         if crypto.X509_cmp_current_time(crypto.X509_get0_notBefore(certificate)) > 0:
             raise Failure(CLIENT, "the credential is not valid yet; is the clock right where it was made, and here?")
+    _require_one_chain(crypto, chain)
     return Credential(crypto, chain)
+
+
+def _require_one_chain(crypto: ctypes.CDLL, chain: "list[int]") -> None:
+    """Each certificate signed by the next one's key. Anybody else's between them, which is no secret, would lend its
+    name: whoever verifies picks the certificates that he needs, and whoever reads the DN counts them in their order."""
+    for number, one in enumerate(chain[:-1], 1):
+        above = chain[number]
+        is_named = crypto.X509_NAME_cmp(crypto.X509_get_issuer_name(one), crypto.X509_get_subject_name(above)) == 0
+        if not is_named or crypto.X509_verify(one, crypto.X509_get0_pubkey(above)) != 1:
+            raise Failure(CLIENT, "the credential is no chain: certificate %d is not signed by the next one" % number)
 
 
 def certificates(crypto: ctypes.CDLL, pem: bytes) -> "list[int]":

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from demo.grid import Certified, Grid, key_pem, make_grid, make_key, make_proxy, write_private
@@ -172,6 +173,33 @@ def without_owner(world: World) -> bytes:
     return b"".join(part + b"-----\n" for part in user("Alice")(world).split(b"-----\n")[:4])
 
 
+def named_like(authority: x509.Certificate, issuer: x509.Certificate) -> x509.Certificate:
+    """By name between the two; signed by nobody who counts."""
+    key = make_key()
+    builder = x509.CertificateBuilder(issuer.subject, authority.subject, key.public_key(), 7)
+    builder = builder.not_valid_before(authority.not_valid_before_utc).not_valid_after(authority.not_valid_after_utc)
+    return builder.sign(key, hashes.SHA256())
+
+
+def with_another_owner(*order: str) -> Callable[[World], bytes]:
+    """Nobody's own proxy and key, and Alice's certificate slipped in, which is no secret."""
+
+    def make(world: World) -> bytes:
+        mine, hers = world.people["Nobody"], world.people["Alice"]
+        proxy = make_proxy(mine)
+        parts = {
+            "proxy": proxy.certificate,
+            "my CA": named_like(world.grid.authority.certificate, hers.certificate),
+            "mine": mine.certificate,
+            "hers": hers.certificate,
+            "her proxy": make_proxy(hers).certificate,
+        }
+        pem = [parts[name].public_bytes(Encoding.PEM) for name in order]
+        return pem[0] + key_pem(proxy.key) + b"".join(pem[1:])
+
+    return make
+
+
 CASES = {
     "a proxy": Case(user("Alice"), 0, True, ""),
     "an RSA proxy": Case(user("Rsa", key="rsa"), 0, True, ""),
@@ -196,6 +224,13 @@ CASES = {
     "another's key": Case(with_another_key, 201, True, "no-key"),
     "no key": Case(without_key, 201, True, "no-key"),
     "no certificate of its owner": Case(without_owner, 203, False, "broken"),
+    "another's certificate before the own": Case(with_another_owner("proxy", "hers", "mine"), 201, True, "broken"),
+    "another's certificate behind the own": Case(with_another_owner("proxy", "mine", "hers"), 201, True, "broken"),
+    "another's certificate alone": Case(with_another_owner("proxy", "hers"), 201, False, "broken"),
+    "another's proxy between": Case(with_another_owner("proxy", "her proxy", "hers", "mine"), 201, True, "broken"),
+    "another's certificate behind a CA of our own": Case(
+        with_another_owner("proxy", "mine", "my CA", "hers"), 201, True, ""
+    ),
     # Text between the parts is allowed by RFC 7468; the pilot is as tolerant.
     "junk around the parts": Case(with_junk, 0, True, ""),
     "cut short": Case(cut, 201, False, "broken"),
@@ -307,23 +342,25 @@ def by_judge(site, world, pem: bytes) -> dict[str, int]:
         file.unlink()
 
 
-def test_a_signature_by_sha_1_is_refused_above_the_proxies(site, world, tmp_path):
-    """Signed by openssl, because our own library makes none any more."""
-    key = make_key("rsa")
+@pytest.mark.parametrize(
+    ("digest", "bits", "words"), [("-sha1", "2048", "no longer safe"), ("-sha256", "512", "too short")]
+)
+def test_what_can_be_forged_is_refused_above_the_proxies(site, world, tmp_path, digest, bits, words):
+    """Made by openssl, because our own library makes none any more."""
     ca = tmp_path / "ca.pem"
     ca.write_bytes(world.grid.authority.certificate.public_bytes(Encoding.PEM) + key_pem(world.grid.authority.key))
-    write_private(tmp_path / "key.pem", key_pem(key))
-    subject = "/DC=org/DC=sailplane-demo/CN=Old Hash"
-    request = ["openssl", "req", "-new", "-key", tmp_path / "key.pem", "-subj", subject, "-out", tmp_path / "req"]
+    key = tmp_path / "key.pem"
+    subprocess.run(["openssl", "genrsa", "-out", key, bits], check=True, capture_output=True)
+    subject = f"/DC=org/DC=sailplane-demo/CN=Old {digest} {bits}"
+    request = ["openssl", "req", "-new", "-key", key, "-subj", subject, "-out", tmp_path / "req"]
     subprocess.run(request, check=True, capture_output=True)
-    sign = ["openssl", "x509", "-req", "-sha1", "-in", tmp_path / "req", "-CA", ca, "-CAkey", ca, "-set_serial", "77"]
+    sign = ["openssl", "x509", "-req", digest, "-in", tmp_path / "req", "-CA", ca, "-CAkey", ca, "-set_serial", "77"]
     done = subprocess.run([*sign, "-days", "3"], check=True, capture_output=True)
-    old = Certified(x509.load_pem_x509_certificate(done.stdout), key)
     made = world.installed["native"]
-    made.grid_mapfile.write_text(made.grid_mapfile.read_text() + f'"{old.identity}" {site.alice.name}\n')
-    pem = make_proxy(old).pem
+    made.grid_mapfile.write_text(made.grid_mapfile.read_text() + f'"{subject}" {site.alice.name}\n')
+    pem = done.stdout + key.read_bytes()
     assert by_judge(site, world, pem)["native"] == 203
-    assert "no longer safe" in site.last("decision", installed=made)["details"]
+    assert words in site.last("decision", installed=made)["details"]
     assert pilots_word(world, pem) == "broken"
 
 
