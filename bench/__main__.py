@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from bench import kill, memory, snapshot, spread, staging, switch, turnaround
+from bench import kill, memory, snapshot, spread, staging, startup, switch, throughput, turnaround
 from bench.figures import Figure, report
 
 BENCHES: dict[str, ModuleType] = {
@@ -23,7 +23,9 @@ BENCHES: dict[str, ModuleType] = {
     "snapshot": snapshot,
     "spread": spread,
     "staging": staging,
+    "startup": startup,
     "switch": switch,
+    "throughput": throughput,
     "turnaround": turnaround,
 }
 _VERSIONS_OF = ("sailplane", "trio", "cryptography", "htcondor")
