@@ -129,7 +129,8 @@ def test_a_startd_that_ends_gives_the_job_back(stock: StockJobs) -> None:
     stock.site.startd = None
     stock.until(lambda: True if stock.status(job) == IDLE else None, "the job to be idle again")
     assert "the pilot shuts down" in stock.wait(job, EVICTED).text
-    assert stock.pool.log("SchedLog").count("Got RELEASE_CLAIM") == released + 1
+    # By RELEASE_CLAIM, or already in the answer to the shadow's DEACTIVATE: never by both (T39).
+    assert stock.pool.log("SchedLog").count("Got RELEASE_CLAIM") - released in (0, 1)
     stock.until(lambda: True if not stock.slots() else None, "the slots to leave the collector")
     seen = len(stock.events(job))
     restart_startd(stock)
