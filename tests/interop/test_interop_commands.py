@@ -56,10 +56,10 @@ def test_suspend_continue_hold_release_vacate_and_remove(stock: StockJobs) -> No
     stock.wait(job, EXECUTING)
     stock.act("suspend", job)
     assert "actually suspended: 2" in stock.wait(job, SUSPENDED).text
-    assert stopped(stock, "alice") == {"T"}
+    stock.until(lambda: True if stopped(stock, "alice") == {"T"} else None, "its processes to stand still")
     stock.act("continue", job)
     stock.wait(job, UNSUSPENDED)
-    assert stopped(stock, "alice") == {"S"}
+    stock.until(lambda: True if stopped(stock, "alice") == {"S"} else None, "its processes to go on")
     stock.act("hold", job)
     stock.wait(job, HELD)
     seen = len(stock.events(job))
