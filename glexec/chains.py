@@ -10,7 +10,7 @@ taken for a missing one.
 import ctypes
 import os
 
-from glexec import credential, der
+from glexec import credential, der, trust
 from glexec.codes import DENIED, INTERNAL, Failure
 
 TYPE_CHECKING = False  # the typing module costs milliseconds
@@ -101,9 +101,25 @@ def believe(crypto: ctypes.CDLL, leaf: int, others: "list[int]", directory: str,
         )
     found = crypto.X509_STORE_CTX_get0_chain(context)
     chain = [crypto.OPENSSL_sk_value(found, number) for number in range(crypto.OPENSSL_sk_num(found))]
+    require_sites_files(crypto, chain, directory)
     _check_methods(crypto, chain)
     _check_policies(crypto, chain, directory)
     return chain
+
+
+def require_sites_files(crypto: ctypes.CDLL, certificates: "list[int]", directory: str) -> None:
+    """Failure(202) unless what the directory says of their issuers is the site's alone, file by file."""
+    for certificate in certificates:
+        if crypto.X509_get_extension_flags(certificate) & credential.IS_PROXY:
+            continue
+        stem = "%s/%08x." % (directory, _name_hash(crypto, crypto.X509_get_issuer_name(certificate)))
+        if os.path.lexists(stem + "signing_policy"):
+            trust.require(stem + "signing_policy")
+        for kind in ("", "r"):
+            number = 0
+            while os.path.lexists("%s%s%d" % (stem, kind, number)):
+                trust.require("%s%s%d" % (stem, kind, number))
+                number += 1
 
 
 def _check_methods(crypto: ctypes.CDLL, chain: "list[int]") -> None:

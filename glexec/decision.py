@@ -221,7 +221,7 @@ def _child(question: int, reply: int, chatter: int) -> None:
             except OSError:
                 continue  # the listing's own
     library = _library()
-    from glexec import credential
+    from glexec import chains, credential, policy  # noqa: F401  (now, while there is time)
     from glexec.conf import Settings
 
     text = _read_all(question)
@@ -280,23 +280,24 @@ def _is_native(library: "tuple[object, object] | OSError", settings: "Settings")
 def _ask_lcmaps(
     library: object, pem: bytes, holder: "Credential", settings: "Settings", policy_text: str
 ) -> "list[str]":
-    from glexec import lcmaps
+    from glexec import chains, lcmaps, policy
     from glexec.conf import LCMAPS
 
     assert isinstance(library, tuple)
-    fqans = _genuine_fqans(holder, settings, policy_text)
+    directory = settings.certificates_dir or policy.certificates_dir(policy_text)
+    chains.require_sites_files(holder.crypto, holder.chain, directory)
+    fqans = _genuine_fqans(holder, settings, directory)
     _environment(settings, lcmaps.file_with(policy_text))
     uid, gids, secondary, lease = lcmaps.mapped(library, pem)
     return [*_numbered(uid, gids, secondary), LCMAPS, lease, *fqans]
 
 
-def _genuine_fqans(holder: "Credential", settings: "Settings", policy_text: str) -> "list[str]":
+def _genuine_fqans(holder: "Credential", settings: "Settings", directory: str) -> "list[str]":
     """LCMAPS passes over a forged attribute certificate where no FQAN is asked for; refused here, as everywhere."""
     for number in range(holder.owner + 1):
         if _VOMS in holder.der(number):
-            from glexec import policy, voms
+            from glexec import voms
 
-            directory = settings.certificates_dir or policy.certificates_dir(policy_text)
             return voms.verified(holder, directory, settings.voms_dir)
     return []
 

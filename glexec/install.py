@@ -277,7 +277,8 @@ def _check_texts(configuration: str, db: str, made: Installed) -> tuple[str, ...
         policy.parse(text)
     except Failure as failure:
         raise InstallError(failure.text) from None
-    for believed in policy.believed(text):
+    places = [place for place in policy.plugin_places(text) if os.path.lexists(place)]
+    for believed in [*policy.believed(text), *places]:
         if made.prefix not in Path(believed).parents:
             wrong = trust.problem(believed)
             if wrong:

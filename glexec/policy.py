@@ -27,10 +27,20 @@ _TERM = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345678
 
 
 def believed(text: str) -> "list[str]":
-    """Absolute paths of certificate directories, map files and ban files in a db's text."""
+    """Paths of certificate directories, map files and ban files in a db's text."""
     words = _without_comments(text).replace('"', " ").split()
-    named = {words[n + 1] for n in range(len(words) - 1) if words[n].lstrip("-") in _OPTIONS}
-    return sorted(path for path in named if path.startswith("/"))
+    return sorted({words[n + 1] for n in range(len(words) - 1) if words[n].lstrip("-") in _OPTIONS})
+
+
+def plugin_places(text: str) -> "list[str]":
+    """Where the library loads plugins from, as root: directories, and plugins that are named by a path."""
+    found = set()
+    for line in _without_comments(text).splitlines():
+        words = line.replace('"', " ").replace("=", " = ").split()
+        if words[:2] == ["path", "="] and len(words) > 2:
+            found.add(words[2])
+        found.update(word for word in words if word.endswith(".mod") and "/" in word)
+    return sorted(found)
 
 
 def certificates_dir(text: str) -> str:

@@ -176,6 +176,7 @@ def _policy(settings: conf.Settings) -> str:
         believed.append(settings.voms_dir)
     if settings.epilogue:
         believed.append(settings.epilogue)
+    believed += [place for place in policy.plugin_places(text) if os.path.lexists(place)]
     for path in believed:
         trust.require(path)
     return text

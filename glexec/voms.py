@@ -11,7 +11,7 @@ import ctypes
 import os
 import time
 
-from glexec import chains, credential, der
+from glexec import chains, credential, der, trust
 from glexec.chains import Untrusted
 from glexec.codes import INTERNAL
 
@@ -35,7 +35,6 @@ _DIGESTS = {
 }
 _SKEW_S = 300  # clocks of servers and nodes differ
 _LIMIT_FQANS = 256
-_LIMIT_LSC_BYTES = 64 << 10
 _NEXT_CHAIN = "NEXT CHAIN"
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 _FQAN = _NAME | frozenset("/= +:@")
@@ -191,9 +190,7 @@ def _listed(directory: str, vo: str) -> "list[tuple[str, str]] | None":
     try:
         names = sorted(name for name in os.listdir(place) if name.endswith(".lsc"))
         for name in names:
-            with open("%s/%s" % (place, name), "rb") as stream:
-                text = stream.read(_LIMIT_LSC_BYTES).decode("utf-8", "replace")
-            pairs += _chains_in(text)
+            pairs += _chains_in(trust.read("%s/%s" % (place, name)).decode("utf-8", "replace"))
     except FileNotFoundError:
         return None
     except OSError as error:

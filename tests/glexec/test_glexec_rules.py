@@ -121,6 +121,12 @@ def test_what_a_policy_believes():
         'v = "m.mod" " -certdir /a/b" " --x"\n# -gridmapfile /commented\nw = "n.mod" "-gridmapfile /c -gridmapdir /d"\n'
     )
     assert policy.believed(text + "glexec_get_account:\n") == ["/a/b", "/c", "/d"]
+    assert policy.believed('"m.mod -gridmapfile here"') == ["here"]  # to be refused
+    assert policy.plugin_places('path = "/x"\npath=/y\nv = "/z/m.mod" " -certdir /c"\n#path = /no\nw = n.mod\n') == [
+        "/x",
+        "/y",
+        "/z/m.mod",
+    ]
     policy.require_policy(" p: \n", "p")
     for other in ("", "pp:\n", "# p:\n", "q -> p\n"):
         with pytest.raises(Failure):
@@ -324,3 +330,23 @@ def test_what_only_root_can_change(tmp_path):
     file.chmod(0o644)
     assert "belongs to uid 12345" in trust.problem(str(link))
     assert "No such file" in trust.problem(str(tmp_path / "missing"))
+    assert "no absolute path" in trust.problem(os.path.relpath(file))
+
+
+@pytest.mark.needs_root
+def test_every_step_of_the_way_is_roots_own(tmp_path):
+    """Also those that a resolved path does not show any more."""
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    (theirs / "inner").mkdir(parents=True)
+    ours.mkdir()
+    good = ours / "good"
+    good.write_text("x")
+    (theirs / "link").symlink_to(good)
+    (ours / "conf").symlink_to(theirs / "link")
+    assert trust.problem(str(ours / "conf")) == ""
+    os.chown(theirs, 12345, 12345)
+    assert trust.problem(str(ours / "conf")) == f"{theirs} belongs to uid 12345"
+    (ours / "inner").symlink_to(theirs / "inner")  # and up again: not where the letters say
+    assert trust.problem(f"{ours}/inner/../good") == f"{theirs} belongs to uid 12345"
+    (ours / "round").symlink_to(ours / "round")
+    assert "symbolic links" in trust.problem(str(ours / "round"))
