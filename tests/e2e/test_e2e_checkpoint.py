@@ -35,6 +35,7 @@ def test_a_checkpointed_job_goes_on_in_its_sandbox(lingering: Jobs) -> None:
 HANGING = COUNTING.replace("touch here", "[ -e here ] && [ $n = 2 ] && sleep 600; touch here")
 
 
+@pytest.mark.slow
 def test_a_killed_starters_job_starts_elsewhere_from_its_checkpoint(lingering: Jobs) -> None:
     jobs = lingering
     mark = len(jobs.log("StarterLog"))

@@ -44,6 +44,7 @@ def litter(word: str) -> list[str]:
     return [place for place in PLACES if Path(place, word).exists()]
 
 
+@pytest.mark.slow
 def test_files_and_ipc_are_gone_with_their_job(lingering: Jobs, word: str) -> None:
     job = lingering.submit("alice", LITTER.format(word=word))
     assert lingering.done(job)["exit_code"] == 0
