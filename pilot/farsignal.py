@@ -120,7 +120,7 @@ def _is_stopped(pid: int) -> bool:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return False  # gone or hidden: the end of file, or the deadline, tells
-    return stat.rpartition(b")")[2].split()[0] == b"T"
+    return stat.rpartition(b")")[2].split()[0] in b"Tt"  # by a signal, or by a tracer before it could not be traced
 
 
 def _farewell_words(farewell: tuple[Farewell, tuple[int, int]] | None) -> dict[str, object] | None:

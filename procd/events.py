@@ -78,7 +78,7 @@ class Connector:
         length = _HEADERS_BYTES + len(body)
         head = _HEADERS.pack(length, _NLMSG_DONE, 0, 0, os.getpid(), _CN_IDX_PROC, _CN_VAL_PROC, 0, 0, len(body), 0)
         self.socket.send(head + body)
-        threading.Thread(target=int).start()  # an event in any case
+        _stir()
         poller = select.poll()
         poller.register(self.socket, select.POLLIN)
         while poller.poll(_ANSWER_WITHIN_MS):
@@ -110,6 +110,14 @@ class Connector:
             if event is not None:
                 events.append(event)
         raise Overrun(f"more than {MAX_LOT} in {BETWEEN_LOTS_S:g} s")
+
+
+def _stir() -> None:
+    """Have an event in any case. OSError where we may have no more threads, as in a job's fork bomb."""
+    try:
+        threading.Thread(target=int).start()
+    except RuntimeError as error:
+        raise BlockingIOError(errno.EAGAIN, str(error)) from None
 
 
 def parse(datagram: bytes) -> Event | None:

@@ -63,13 +63,15 @@ class Family:
     @property
     def top(self) -> "Family":
         """The outermost family that it is in."""
-        return self if self.parent is None else self.parent.top
+        *_, top = self.lineage()
+        return top
 
     def lineage(self) -> Iterator["Family"]:
         """This family and those around it."""
-        yield self
-        if self.parent is not None:
-            yield from self.parent.lineage()
+        at: Family | None = self
+        while at is not None:
+            yield at
+            at = at.parent
 
 
 class Families:

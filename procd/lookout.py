@@ -7,11 +7,13 @@ scan costs by the machine's, and runs in a thread.
 import os
 import select
 from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import TypeVar
 
 import trio
 
+from pilot.threads import in_thread
 from procd.families import MAX_CHAIN, Families, Family
-from procd.proc import ProcReader, ticks_now
+from procd.proc import ProcReader, raise_if_ours, ticks_now
 from procd.process import HIDDEN, Process, ProcessId
 
 # A walk that finds somebody ended is repeated, so that parents are read after their children's end is known.
@@ -21,6 +23,16 @@ PASSES = 3
 SCAN_ROUNDS = 5
 # The kernel walks all pages of a process to tell its share: milliseconds for each gigabyte.
 MAX_PSS = 64
+_Result = TypeVar("_Result")
+
+
+async def beside(work: Callable[[], _Result]) -> _Result:
+    """Do a few milliseconds of work beside the event loop, to its end even when cancelled; in it where the host gives
+    us no thread, as in a job's fork bomb."""
+    try:
+        return await in_thread(work)
+    except BlockingIOError:
+        return work()
 
 
 class Lookout:
@@ -78,8 +90,7 @@ class Lookout:
             if self._finished < wanted:
                 self._started += 1
                 number = self._started
-                # Not abandoned on cancellation: it ends by itself after milliseconds.
-                seen = await trio.to_thread.run_sync(self._read_all)
+                seen = await beside(self._read_all)
                 self._families.discover(seen)
                 self._after_scan(seen)
                 self._finished = number
@@ -91,7 +102,7 @@ class Lookout:
         born_before = ticks_now()
         known = {identity for family in self._families for identity in family.members}
         async with self._scanning:
-            seen = await trio.to_thread.run_sync(self._read_all)
+            seen = await beside(self._read_all)
             self._families.discover(seen)
             self._after_scan(seen)
         missed: dict[str, list[ProcessId]] = {}
@@ -137,8 +148,8 @@ class Lookout:
             return
         try:
             self._hidden[root] = _Hidden(root, starter, uid)
-        except OSError:
-            return  # there is none; registration says so
+        except OSError as error:
+            raise_if_ours(error)  # else there is none; registration says so
 
     def forget(self, family: Family) -> None:
         """Give back what is held for a family."""

@@ -1,6 +1,7 @@
 """The command `sailplane-procd`: the daemon. Wiring only; for `ctl`, which asks a running one, see `procd.ctl`."""
 
 import os
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -28,6 +29,8 @@ from procd.signaller import Signaller
 from procd.trackers import FAMILY_VARIABLE, Trackers
 
 EXIT_REQUEST_FAILED, EXIT_USAGE = 1, 100
+# Each job takes up to four: two processes that are watched, a connection, a control socket.
+MOST_DESCRIPTORS = 65_536
 
 
 @click.group(name="sailplane-procd", cls=Group, invoke_without_command=True)
@@ -59,10 +62,18 @@ def main(
         settings = load(config)
         daemon = Daemon(settings, path, lifeline_fd=lifeline_fd, ready_fd=ready_fd)
         logger = logs.start("procd", _log_path(settings, log))
+        _want_descriptors()
     except (click.UsageError, SettingsError, ValueError) as wrong:
         click.echo(f"sailplane-procd: {wrong}", err=True)
         sys.exit(EXIT_USAGE)
     sys.exit(0 if trio.run(daemon.run, logger) else EXIT_REQUEST_FAILED)
+
+
+def _want_descriptors() -> None:
+    """As many as the host lets us have: the usual soft limit is too low for a node with hundreds of slots."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _log_path(settings: Settings, given: Path | None) -> Path | None:

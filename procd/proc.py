@@ -2,9 +2,10 @@
 
 It reports what the kernel says about one process or about all of them; it knows nothing of families. A
 process that ends while it is read is simply not there. Unreadable files (hidepid) look the same as missing
-ones.
+ones. A lack of descriptors or memory of our own says nothing about anybody: that is an OSError everywhere here.
 """
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ _ENVIRONMENT_BYTES = 4 << 20
 # proc hands out such files in pages of at least 4 KiB; a piece shorter than this was the last one
 # (fs/seq_file.c).
 _MORE_BYTES = 2048
+# Taken for "not there", these would prove that a job has ended.
+_OUR_LACK = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class ProcReader:
@@ -45,12 +48,14 @@ class ProcReader:
         """One process, or None when there is none that we may see."""
         try:
             fd = os.open(f"{pid}/stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._root)
-        except OSError:
+        except OSError as error:
+            raise_if_ours(error)
             return None
         try:
             line = os.read(fd, _STAT_BYTES)
             uid = os.fstat(fd).st_uid
-        except OSError:  # ESRCH: it ended meanwhile
+        except OSError as error:  # ESRCH: it ended meanwhile
+            raise_if_ours(error)
             return None
         finally:
             os.close(fd)
@@ -89,11 +94,13 @@ class ProcReader:
     def _threads(self, pid: int) -> list[str]:
         try:
             fd = os.open(f"{pid}/task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._root)
-        except OSError:
+        except OSError as error:
+            raise_if_ours(error)
             return []
         try:
             return [f"{pid}/task/{thread}/children" for thread in os.listdir(fd)]
-        except OSError:
+        except OSError as error:
+            raise_if_ours(error)
             return []
         finally:
             os.close(fd)
@@ -101,11 +108,13 @@ class ProcReader:
     def _children_of_thread(self, path: str) -> list[int]:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._root)
-        except OSError:
+        except OSError as error:
+            raise_if_ours(error)
             return []
         try:
             return [int(child) for child in _read_all(fd).split()]
-        except OSError:
+        except OSError as error:
+            raise_if_ours(error)
             return []
         finally:
             os.close(fd)
@@ -184,6 +193,12 @@ class ProcReader:
 def ticks_now() -> int:
     """The start tick of a process that is made now."""
     return int(time.clock_gettime(time.CLOCK_BOOTTIME) * TICKS_PER_S)
+
+
+def raise_if_ours(error: OSError) -> None:
+    """Raise it again if it tells of our own lack of descriptors or memory, not of a process."""
+    if error.errno in _OUR_LACK:
+        raise error
 
 
 def _read_all(fd: int) -> bytes:

@@ -115,7 +115,7 @@ class OwnRight:
         try:
             fd = os.pidfd_open(identity.pid)
         except OSError:
-            return True  # gone, or this process has too many descriptors: the next look tells
+            return True  # gone, or we have too many descriptors: the next look tells
         try:
             if self._reader.ticks(identity.pid) == identity.start_ticks:
                 signal.pidfd_send_signal(fd, number)

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from procd.account import Cpu, Totals
 from procd.events import listen
 from procd.families import Families, Family, FamilyRefused, Surroundings
 from procd.groups import Bounds
-from procd.lookout import Lookout
+from procd.lookout import Lookout, beside
 from procd.messages import (
     MAX_LISTED,
     PROCD,
@@ -47,7 +48,7 @@ from procd.messages import (
     Usage,
 )
 from procd.messages import Families as FamilyList
-from procd.proc import TICKS_PER_S
+from procd.proc import TICKS_PER_S, raise_if_ours
 from procd.process import ProcessId
 from procd.routes import Control, RouteFailed
 from procd.signaller import Ending, Signaller
@@ -228,7 +229,7 @@ class Service:
             "registered" if request.memory is None else "registered again",
         )  # fmt: skip
         if self._trackers.sweeps:
-            await trio.to_thread.run_sync(self._trackers.know_account, family.around.uid)
+            await beside(partial(self._trackers.know_account, family.around.uid))
         return Registered(_memory(family))
 
     def _can_be_proved(self, family: Family, control: Control | None) -> bool:
@@ -377,7 +378,8 @@ class Service:
         """Wait for the end of a process, which need not be ours."""
         try:
             fd = os.pidfd_open(identity.pid)
-        except OSError:
+        except OSError as error:
+            raise_if_ours(error)
             return
         try:
             if self._lookout.is_there(identity):

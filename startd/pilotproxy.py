@@ -10,6 +10,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -17,6 +18,7 @@ import trio
 
 from pilot import credentials, myproxy
 from pilot.credentials import Credential, CredentialError
+from pilot.threads import in_thread
 
 LOOK_EVERY_S = 30.0
 # What is asked of MyProxy, and how long before the present one ends. A server that refuses is asked again later.
@@ -52,7 +54,7 @@ class PilotProxy:
     async def look(self) -> bool:
         """Once; whether the proxy was renewed."""
         try:
-            new = await trio.to_thread.run_sync(self._renewed, trio.current_time(), abandon_on_cancel=True)
+            new = await in_thread(partial(self._renewed, trio.current_time()), abandon_on_cancel=True)
         except (CredentialError, myproxy.MyProxyError, OSError) as fault:
             if str(fault) != self._said:  # each trouble once, not every half minute
                 self.log.warning("the pilot's proxy was not renewed: %s; trying again", fault)

@@ -209,10 +209,10 @@ async def keep_running(
         started_s = trio.current_time()
         try:
             await once(ready)
-        except NotReady as fault:
+        except (NotReady, OSError) as fault:  # OSError: a job's fork bomb has left us no process, for a while
             if not told:
                 raise
-            log.warning("%s", fault)
+            log.warning("%s: %s", name, fault)
         if trio.current_time() - started_s > HEALTHY_AFTER_S:
             pause_s = FIRST_PAUSE_S
         log.warning("%s ended; starting another in at most %.1f s", name, pause_s)

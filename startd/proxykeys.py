@@ -8,11 +8,14 @@ import attrs
 import trio
 
 from pilot import credentials
+from pilot.threads import in_thread
 
 # Of one activation: the delegation before any file, the one of the file transfer, and a renewal.
 KEYS_A_JOB = 3
 # Enough for a burst of activations; made in some seconds of one core.
 STOCK = 24
+# After the host gave us no thread.
+NO_THREAD_PAUSE_S = 5.0
 
 
 @attrs.define
@@ -35,5 +38,11 @@ class ProxyKeys:
         while self.wanted:
             self._taken = trio.Event()
             while len(self._keys) < self.stock:
-                self._keys.append(await trio.to_thread.run_sync(credentials.make_rsa_key, abandon_on_cancel=True))
+                await self._add()
             await self._taken.wait()
+
+    async def _add(self) -> None:
+        try:
+            self._keys.append(await in_thread(credentials.make_rsa_key, abandon_on_cancel=True))
+        except BlockingIOError:
+            await trio.sleep(NO_THREAD_PAUSE_S)

@@ -25,6 +25,7 @@ from pilot.inquiry import ask_pilot
 from pilot.ledger import Ledger
 from pilot.settings import Settings, SettingsError, load
 from pilot.switch import Switch, may_reap, own_children
+from pilot.threads import in_thread
 from startd import claim as life
 from startd import lifetime, plugins
 from startd.administration import CAPABILITY, LEVEL, Administration
@@ -325,10 +326,16 @@ class Startd:
         while True:
             look = Look(fault=f"EXECUTE ({self.settings.execute}) does not answer")
             with trio.move_on_after(LOOK_WITHIN_S):
-                look = await trio.to_thread.run_sync(look_at, self.settings.execute, abandon_on_cancel=True)
+                look = await self._look_at_disk()
             self._health.looked(look)
             self._judge_health()
             await trio.sleep(LOOK_EVERY_S)
+
+    async def _look_at_disk(self) -> Look:
+        try:
+            return await in_thread(partial(look_at, self.settings.execute), abandon_on_cancel=True)
+        except BlockingIOError as fault:
+            return Look(fault=f"{fault.strerror}: its limit of processes is reached")
 
     def _retirement_s(self, held: Held) -> float:
         job = ClassAd(held.job_text) if held.job_text else None
@@ -379,8 +386,8 @@ class Startd:
     async def _read_settings(self) -> None:
         """Settings that cannot be read change nothing."""
         try:
-            read = await trio.to_thread.run_sync(load, self.config)
-        except SettingsError as fault:
+            read = await in_thread(partial(load, self.config))
+        except (SettingsError, BlockingIOError) as fault:
             self.log.error("settings not read again, everything stays as it is: %s", fault)
             return
         merged = merge(self.settings, read)

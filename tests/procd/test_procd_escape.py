@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from demo import accounts
+from pilot.farsignal import _is_stopped
 from procd.proc import ProcReader
 from tests.glexec.conftest import Site
 from tests.procd import escapes, world
@@ -76,6 +77,20 @@ async def end_at_own_account(tmp_path: Path, arguments: tuple[str, ...], end: st
         assert job.alive() == []
 
 
+def test_a_traced_killer_is_held_as_a_stopped_one_is() -> None:
+    """It cannot be traced any more once it is at work; but a tracer may have come before."""
+    program = (
+        "import ctypes, os, signal\nctypes.CDLL(None).ptrace(0, 0, None, None)\n"
+        "os.kill(os.getpid(), signal.SIGSTOP)\nwhile True: signal.pause()"
+    )
+    with subprocess.Popen([world.PYTHON, "-IS", "-c", program]) as process:
+        try:
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+            assert _is_stopped(process.pid)
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize("linger", [True, False], ids=["linger", "become"])
 async def test_a_descendant_of_another_uid_is_the_jobs(site: Site, linger: bool, tmp_path: Path) -> None:  # noqa: F811
     """A root part ends it; a call at the job's account may not, and then it is named."""
@@ -137,10 +152,19 @@ async def test_a_root_part_ends_a_job_that_attacks(site: Site, number: int) -> N
         assert on.alive() == {}
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["kill", "stop"])
-async def test_without_one_it_is_tried_again_and_told(site: Site, number: int) -> None:  # noqa: F811
+@pytest.mark.parametrize(
+    ("program", "how"),
+    [
+        (escapes.ATTACK, str(int(signal.SIGKILL))),
+        (escapes.ATTACK, str(int(signal.SIGSTOP))),
+        (escapes.TRACER, "0.03"),
+        pytest.param(escapes.TRACER, "0", marks=pytest.mark.slow),
+    ],
+    ids=["kill", "stop", "trace", "trace at once"],
+)
+async def test_without_one_it_is_tried_again_and_told(site: Site, program: str, how: str) -> None:  # noqa: F811
     """At the job's account the killer can be beaten. Then that is said, in time."""
-    with stage(site, linger=False, program=escapes.ATTACK, arguments=("120", str(int(number)))) as on:
+    with stage(site, linger=False, program=program, arguments=("120", how)) as on:
         begun_s = time.monotonic()
         stopped = on.starter.ask("stop", deadline_s=3)
         assert time.monotonic() - begun_s < 20

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from procd.account import Account, Cpu, Totals
-from procd.families import Families, FamilyRefused, Surroundings
+from procd.families import Families, Family, FamilyRefused, Surroundings
 from procd.process import Process, ProcessId
 
 PILOT, ALICE = 500, 1001
@@ -550,3 +550,12 @@ def test_what_the_starter_waits_for_after_the_root_is_not_the_familys() -> None:
     machine.processes[STARTER].reaped += 77  # a call of the switch for the output
     watch(machine, families)
     assert families.get("job").account.totals.cpu == Cpu(0, 0)
+
+
+def test_families_may_be_nested_deeper_than_calls() -> None:
+    """A chain of sub-families, each registered in the one before, is no reason for procd to end."""
+    starter = ProcessId(STARTER, 0)
+    top = inner = Family("top", ProcessId(9, 0), starter, Surroundings(uid=ALICE), None, Account())
+    for number in range(10, 3000):
+        inner = Family(str(number), ProcessId(number, 0), starter, Surroundings(uid=ALICE), inner, Account())
+    assert inner.top is top

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import subprocess
@@ -17,14 +18,15 @@ from startd.processes import NotReady, _ended, keep_running
 LOG = logging.LoggerAdapter(logging.getLogger("test"), {})
 
 
-async def test_one_that_dies_before_it_is_ready_is_started_again(autojump_clock: object) -> None:
-    """procd killed while it is being restarted must not take the startd along."""
+@pytest.mark.parametrize("fault", [NotReady("killed at its start"), BlockingIOError(errno.EAGAIN, "fork")])
+async def test_one_that_dies_before_it_is_ready_is_started_again(autojump_clock: object, fault: Exception) -> None:
+    """procd killed while it is being restarted must not take the startd along; nor a host without a process for us."""
     tries: list[str] = []
 
     async def once(ready: Callable[[], None]) -> None:
         tries.append("try")
         if len(tries) == 2:
-            raise NotReady("killed at its start")
+            raise fault
         ready()
         if len(tries) == 3:
             nursery.cancel_scope.cancel()
