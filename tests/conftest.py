@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 # The wheel warns at import when it finds no configuration, and reads the node's when it finds one.
 os.environ["CONDOR_CONFIG"] = os.devnull
@@ -20,6 +21,10 @@ for _name in [name for name in os.environ if name.upper().startswith("_CONDOR_")
 
 from demo import accounts as demo_accounts  # noqa: E402  (after the environment is set)
 from demo import runtime  # noqa: E402
+
+# A machine that has more to do may be slow at one example.
+hypothesis_settings.register_profile("sailplane", deadline=None)
+hypothesis_settings.load_profile("sailplane")
 
 _NOBODY = 65534
 _NOT_ROOT = "needs root: makes accounts and switches between them"
