@@ -150,9 +150,9 @@ def evaluate(ad: ClassAd, name: str, target: ClassAd | None = None) -> Any:
 
     Bounded: what the library's evaluator could die of or spin on gives Value.Error.
     """
-    if name not in ad:
-        return Value.Undefined
     try:
+        if name not in ad:
+            return Value.Undefined
         value = ad[name]
         if not isinstance(value, ExprTree):
             return value

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
-from classad2 import ClassAd, quote
+from classad2 import ClassAd
 
 from cedar.classads import get_bool, get_int, get_str, parse_expression
 from cedar.commands import HoldCode
@@ -25,6 +25,8 @@ from starter.fileplan import FilePlan, scheme_of, shown
 
 # An ad for each of so many URLs; what a plugin may write about them is limited at the far side.
 MAX_URLS = 1000
+# What a plugin may say that one file had; sums of it still fit into an ad.
+MAX_TOLD_BYTES = 1 << 50
 _PIECES = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]]|[^"\[\]]+|"', re.DOTALL)
 # Hold subcodes of stock (execute-side reference 4.12): the exit code, shifted; ETIME for one that took too long.
 TIMED_OUT, NO_RESULT, NOT_RUN = errno.ETIME, -1003, -1002
@@ -117,9 +119,21 @@ class Plugins:
 
     def _infile(self, wishes: Sequence[Wish]) -> str:
         return "".join(
-            f"[ LocalFileName = {quote(posixpath.join(self.sandbox, wish.name))}; Url = {quote(wish.url)} ]\n"
+            f"[ LocalFileName = {_quoted(posixpath.join(self.sandbox, wish.name))}; Url = {_quoted(wish.url)} ]\n"
             for wish in wishes
         )
+
+
+def _quoted(text: str) -> str:
+    """A string of an ad as the library writes it; names may have bytes that are no text, which it refuses."""
+    return '"' + "".join(map(_character, text.encode("utf-8", "surrogateescape"))) + '"'
+
+
+def _character(byte: int) -> str:
+    plain = chr(byte)
+    if plain in '"\\':
+        return f"\\{plain}"
+    return plain if " " <= plain <= "~" else f"\\{byte:03o}"
 
 
 def programs_of(site: Mapping[str, str], plan: FilePlan, sandbox: str) -> dict[str, str]:
@@ -158,16 +172,16 @@ class _Result:
 
 def _read(ad: ClassAd) -> _Result:
     try:
-        success = get_bool(ad, "TransferSuccess")
+        success, told = get_bool(ad, "TransferSuccess"), get_int(ad, "TransferTotalBytes", 0)
         error = text_of(get_str(ad, "TransferError", ""))
     except PeerFault:
-        success, error = False, "the plugin's answer does not say whether it worked"
+        success, told, error = False, 0, "the plugin's answer does not say whether it worked, or how much it moved"
     return _Result(
         success,
         error or ("" if success else "the plugin gives no reason"),
         get_str(ad, "TransferUrl", ""),
         get_str(ad, "TransferFileName", ""),
-        max(0, get_int(ad, "TransferTotalBytes", 0)),
+        min(max(0, told), MAX_TOLD_BYTES),
         get_str(ad, "TransferProtocol", ""),
     )
 
@@ -211,7 +225,7 @@ def _failure(order: Order, errors: Mapping[str, str], number: int, host: str) ->
 def _stats(results: Any) -> dict[str, int | str]:
     stats: dict[str, int | str] = {}
     for result in results:
-        stem = result.protocol.upper()
+        stem = re.sub(r"[^A-Z0-9]", "_", result.protocol.upper())  # part of an attribute's name
         stats[f"{stem}FilesCount"] = int(stats.get(f"{stem}FilesCount", 0)) + 1
         stats[f"{stem}SizeBytes"] = int(stats.get(f"{stem}SizeBytes", 0)) + result.bytes
     return stats
@@ -223,7 +237,7 @@ def _invocation(order: Order, said: Mapping[str, Any]) -> ClassAd:
     trouble, _ = _trouble(said)
     ad = ClassAd()
     ad["TransferClass"] = TRANSFER_OUTPUT if order.upload else TRANSFER_INPUT
-    ad["PluginBasename"] = posixpath.basename(order.program)
+    ad["PluginBasename"] = text_of(posixpath.basename(order.program))
     ad["Schemes"] = ",".join(sorted({scheme_of(wish.url) for wish in order.wishes}))
     ad["Result"] = 3 if said.get("timed_out") else 1 if trouble else 0
     if isinstance(status, int):

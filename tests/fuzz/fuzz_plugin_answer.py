@@ -12,6 +12,7 @@ SEEDS = (
     b'{"status": 0, "said": "", "result": "[ TransferSuccess = true; TransferUrl = \\"https://h/x\\" ]"}',
     b'{"status": 256, "said": "no", "result": "[ TransferSuccess = false ] [ a = { 1, [ b = 2 ] } ]"}',
     b'{"timed_out": true}',
+    b'{"status": 0, "result": "[ TransferUrl = \\"https://h/x\\"; TransferSuccess = 1; TransferTotalBytes = 1e300 ]"}',
 )
 
 

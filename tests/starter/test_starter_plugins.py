@@ -111,6 +111,32 @@ def test_success_is_counted() -> None:
     assert upload.failure.hold_code == 13
 
 
+@pytest.mark.parametrize("told", ["1e300", "9223372036854775807", 'real("NaN")', 'real("INF")', "-5", '"many"'])
+def test_a_plugin_that_tells_absurd_numbers_is_judged_all_the_same(told: str) -> None:
+    ads = [OK.replace("7", told), OK.replace("7", told).replace("/x?", "/y?")]
+    judged = judge(order(X, Wish("y", "https://h/y?sig=s3cret")), good(*ads), "node")
+    assert all(0 <= int(value) < 2**62 for value in judged.stats.values())
+    assert len([str(ad) for ad in judged.ads]) == 3
+
+
+def test_names_may_have_any_byte() -> None:
+    r"""The library ends the process over what is no text."""
+    name, program = b'out \xff\xfe "\\\n'.decode("utf-8", "surrogateescape"), "/s/p\udc80"
+    (made,) = plugins({"a+b": program}).orders([Wish(name, "a+b://h/\udcff")], upload=True)
+    assert made.infile == '[ LocalFileName = "/sandbox/out \\377\\376 \\"\\\\\\012"; Url = "a+b://h/\\377" ]\n'
+    assert len(read_ads(made.infile)) == 1
+    judged = judge(made, good("[ TransferSuccess = true; TransferTotalBytes = 1 ]"), "node")
+    assert judged.stats == {"A_BFilesCount": 1, "A_BSizeBytes": 1}
+    assert "\udc80" not in str(judged.ads)
+
+
+def test_an_answer_that_is_no_text_is_judged_all_the_same() -> None:
+    judged = judge(
+        order(X), good(r'[ TransferSuccess = true; TransferUrl = "\377"; TransferError = "\200\n" ]'), "node"
+    )
+    assert len(judged.ads) == 2
+
+
 @given(st.text(max_size=300))
 def test_any_text_may_come_back(text: str) -> None:
     judged = judge(order(X), {"status": 0, "result": text, "said": text}, "node")
