@@ -67,8 +67,7 @@ class Stream:
         try:
             while piece := await self._piece():
                 await self._send(piece)
-            await self._call(Syscall.FSYNC, self._number)
-            await self._call(Syscall.CLOSE, self._number)
+            await self._finish()
         except StreamBroken as broken:
             self.broken = broken
             raise
@@ -111,6 +110,15 @@ class Stream:
                 raise self._broken(errno.ENOSPC)
             self._offset += written
             view = view[written:]
+
+    async def _finish(self) -> None:
+        """At the shadow that has the file open. One that came after it has nothing to close."""
+        for call in (Syscall.FSYNC, Syscall.CLOSE):
+            try:
+                await self.shadow.remote(call, self._number, to=self._takes)
+            except ShadowRefused as refused:
+                if self._takes == self.shadow.takes:
+                    raise self._broken(refused.errno) from refused
 
     async def _open(self, more: OpenFlag) -> None:
         self._takes = self.shadow.takes

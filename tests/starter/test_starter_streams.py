@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from cedar.commands import OpenFlag, Syscall
 from cedar.errors import PeerFault
@@ -97,6 +98,28 @@ async def test_each_byte_arrives_once(most: int, lose: int) -> None:
     assert files.flags[0] & OpenFlag.TRUNC
     assert not any(flags & OpenFlag.TRUNC for flags in files.flags[1:]), "a file that was begun must not be cut"
     assert open_fds() == before
+
+
+async def test_the_end_of_a_stream_whose_shadow_is_another_one_by_now_is_no_failure() -> None:
+    files = Files()
+    made = stream(files)
+    end = await made.open(append=False)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(made.run)
+            os.write(end, b"all of it")
+            await trio.testing.wait_all_tasks_blocked()
+            files.takes, files.open_files = 1, {}
+            os.close(end)
+    assert (made.broken, files.kept) == (None, {"out": b"all of it"})
+
+
+async def test_a_file_that_cannot_be_closed_holds_the_job() -> None:
+    files = Files(refuse=Syscall.CLOSE)
+    made = stream(files)
+    os.close(await made.open(append=False))
+    with pytest.raises(StreamBroken):
+        await made.run()
 
 
 async def test_a_later_leg_goes_on_behind_the_first() -> None:
