@@ -16,6 +16,7 @@ from classad2 import ClassAd
 from cedar.classads import evaluate, get_bool, get_int, get_str
 from cedar.commands import HoldCode
 from cedar.errors import PeerFault
+from pilot.switch import clean_audit_id
 from starter.arguments import arguments_of, environment_of
 from starter.fileplan import FilePlan, plan_files
 
@@ -34,6 +35,8 @@ SCRATCH_MARKER = "#CoNdOrScRaTcHdIr#"
 
 # The longest time that a job may be kept for a shadow that is gone.
 MAX_LEASE_S = 7 * 86_400.0
+# The last second of the calendar, year 9999.
+LAST_TIME_S = 253_402_300_799
 
 # In the order in which they are looked for: what the ad says, and what the user wrote.
 _CONTAINERS = (
@@ -148,7 +151,7 @@ def _describe(ad: ClassAd) -> Description:
     checkpoint = _checkpoint_status(ad)
     return Description(
         job_id=f"{get_int(ad, 'ClusterId')}.{get_int(ad, 'ProcId')}",
-        global_job_id=get_str(ad, "GlobalJobId", f"{get_int(ad, 'ClusterId')}.{get_int(ad, 'ProcId')}"),
+        global_job_id=clean_audit_id(get_str(ad, "GlobalJobId", f"{get_int(ad, 'ClusterId')}.{get_int(ad, 'ProcId')}")),
         user=get_str(ad, "User", get_str(ad, "Owner", "")),
         program=get_str(ad, "Cmd"),
         transfer_executable=get_bool(ad, "TransferExecutable", True),
@@ -259,11 +262,11 @@ def _deferral(ad: ClassAd) -> Deferral | None:
     """``deferral_prep_time`` has been the schedd's business: the job was matched that much earlier."""
     if "DeferralTime" not in ad:
         return None
-    at_s = get_int(ad, "DeferralTime")
-    if at_s <= 0:
-        raise ValueError(f"DeferralTime is {at_s}, which is no time")
     # The submit side measured how far this host's clock is ahead of its own.
-    return Deferral(float(at_s + get_int(ad, "DeferralOffset", 0)), float(max(0, get_int(ad, "DeferralWindow", 0))))
+    at_s, ahead_s = get_int(ad, "DeferralTime"), get_int(ad, "DeferralOffset", 0)
+    if at_s <= 0 or not 0 <= at_s + ahead_s <= LAST_TIME_S:
+        raise ValueError(f"DeferralTime is {at_s} (DeferralOffset {ahead_s}), which is no time")
+    return Deferral(float(at_s + ahead_s), float(max(0, get_int(ad, "DeferralWindow", 0))))
 
 
 def _chirp_wishes(ad: ClassAd) -> frozenset[str]:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import pytest
 from classad2 import ClassAd, ExprTree
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cedar.commands import HoldCode
 from starter.arguments import arguments_of, environment_of
+from starter.checkpoint import checkpoint_names
 from starter.description import Around, Deferral, Unrunnable, describe
-from starter.environment import launch_arguments
+from starter.environment import Surroundings, launch_arguments, launch_environment
+from starter.launching import missed, nice
+from starter.transfer import wanted_names
+from starter.updates import one_line
 
 BASE = {"ClusterId": 4, "ProcId": 2, "User": "alice@x", "Cmd": "/home/alice/run.sh", "Out": "out.txt", "Err": "err.txt"}
 
@@ -124,9 +130,49 @@ def test_a_deferred_job_waits_starts_or_is_too_late(now_s: float, wait_s: float 
     assert deferral.wait_s(now_s) == wait_s
 
 
-def test_a_deferral_that_is_no_time_is_refused() -> None:
-    with pytest.raises(Unrunnable, match="DeferralTime is 0"):
-        describe(ad(DeferralTime=0))
+@pytest.mark.parametrize(
+    "attributes", [{"DeferralTime": 0}, {"DeferralTime": 5, "DeferralOffset": -(2**62)}, {"DeferralTime": 2**62}]
+)
+def test_a_deferral_that_is_no_time_is_refused(attributes: dict[str, object]) -> None:
+    with pytest.raises(Unrunnable, match="DeferralTime is"):
+        describe(ad(**attributes))
+
+
+NUMBERS = st.sampled_from([0, 1, -1, 64, 65, 300, 2**31, 2**62, -(2**62), 2**63 - 1, -(2**63)])
+TEXTS = st.sampled_from(
+    ["", "x", "a\nb", " ", "'", '"', "NO", "a=b;c=d", "../x", "/", "http://h/..", "SIGKILL", "\uef80\uefff"]
+)
+ODD = st.sampled_from(["undefined", "error", "{1, 2}", "[a = 1]", "1/0", 'real("NaN")', 'real("INF")', "KillSig"])
+VALUES = st.one_of(NUMBERS, TEXTS, st.booleans(), st.floats(), ODD.map(ExprTree))
+# What the starter reads of a job's ad, beside BASE.
+READ = [
+    "GlobalJobId", "Owner", "TransferExecutable", "Arguments", "Args", "Environment", "Env", "EnvDelim", "In",
+    "TransferIn", "TransferOutput", "x509userproxy", "x509userproxysubject", "DelegateJobGSICredentialsLifetime",
+    "JobLeaseDuration", "WhenToTransferOutput", "KillSig", "JobMaxVacateTime", "CoreSize", "PreCmd", "PreArguments",
+    "PreEnvironment", "SuccessPreExitCode", "SuccessPreExitBySignal", "PostCmd", "DeferralTime", "DeferralOffset",
+    "DeferralWindow", "WantIOProxy", "WantRemoteUpdates", "OAuthServicesNeeded", "WantFTOnCheckpoint",
+    "SuccessCheckpointExitCode", "TransferCheckpoint", "StreamOut", "StreamErr", "RemoveKillSig", "HoldKillSig",
+    "AllowedJobDuration", "AllowedExecuteDuration", "PreserveRelativePaths", "TransferOutputRemaps", "FailureFiles",
+    "MaxTransferInputMB", "MaxTransferOutputMB", "TransferPlugins", "OutputDestination", "JobSuccessExitBySignal",
+    "JobSuccessExitCode", "JobUniverse",
+]  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from([*BASE, *READ]), VALUES, max_size=6))
+def test_any_ad_is_a_job_or_refused_in_words(attributes: dict[str, object]) -> None:
+    try:
+        job = describe(ad(**attributes))
+    except Unrunnable as refused:
+        one_line(str(refused))
+        return
+    assert job.global_job_id.isascii()
+    launch_arguments(job, "/e/d")
+    launch_environment(job, Surroundings(sandbox="/e/d", slot="s", cpus=1, account="u"))
+    missed(job.deferral, "node")
+    wanted_names(job, failed=True)
+    wanted_names(job)
+    checkpoint_names(job)
+    assert 0 <= nice(ad(**attributes), "JobMaxVacateTime") <= 19
 
 
 @pytest.mark.parametrize(
