@@ -27,6 +27,7 @@ from starter.chirp import as_ad
 from starter.description import UPDATE_AD_NAME
 from starter.events import (
     EXIT_NORMAL,
+    FACTS,
     Begin,
     CheckpointReached,
     Command,
@@ -77,7 +78,7 @@ from starter.streams import Stream, StreamBroken
 from starter.tokens import Renewal
 from starter.verdict import Abandoned, Hold, Requeue, Verdict, wants_output, words
 from starter.visits import Visits
-from starter.work import Work
+from starter.work import PROCD_FAULTS, Work
 
 # Events come from a handful of tasks that wait for one another; a startd that floods its own starter has to wait too.
 MAX_WAITING_EVENTS = 64
@@ -104,6 +105,7 @@ class Job:
         self._step_scope = trio.CancelScope()
         self._step_over = trio.Event()
         self._step_over.set()
+        self._outcome: Event | None = None
 
     async def run(self) -> int:
         """Until the activation is over; returns the starter's exit status.
@@ -136,6 +138,8 @@ class Job:
 
     async def _live(self) -> int:
         async for event in self._told:
+            if type(event) not in FACTS and event is not self._outcome:
+                continue  # of a step that another one overtook while this waited
             before = self._life.state
             commands = self._life.handle(event, now_s=trio.current_time())
             if self._life.number:  # rule 0 changes nothing
@@ -199,6 +203,7 @@ class Job:
         if step is Step.LAUNCH:
             self._police.note_launch()
         self._step_scope.cancel()
+        self._outcome = None
         if self._work.ahead is not None:
             self._work.ahead.step_begins(step)
         self._step_scope = trio.CancelScope()
@@ -220,6 +225,7 @@ class Job:
             self._nursery.start_soon(self._watch_job)  # also when it was given up meanwhile: the job runs
         if event is None or scope.cancel_called:
             return
+        self._outcome = event
         await self._post(event)
 
     def _step(self, step: Step) -> Callable[[], Awaitable[Event]]:
@@ -393,16 +399,25 @@ class Job:
 
     async def _suspend(self) -> None:
         self._work.suspended = True
-        for family in (self._work.family, *self._work.guests.families):
-            await self._work.procd.suspend(family)
-        self._work.stands_still = True
-        await self._update()
+        if await self._to_families(self._work.procd.suspend, "suspended"):
+            self._work.stands_still = True
+            await self._update()
 
     async def _resume(self) -> None:
+        if await self._to_families(self._work.procd.resume, "continued"):
+            self._work.suspended = self._work.stands_still = False
+            await self._update()
+
+    async def _to_families(self, act: Callable[[str], Awaitable[None]], what: str) -> bool:
+        """The job's, and its owner's sessions. That it cannot be done is no reason to end the job: the shadow is not
+        told what is not so."""
         for family in (self._work.family, *self._work.guests.families):
-            await self._work.procd.resume(family)
-        self._work.suspended = self._work.stands_still = False
-        await self._update()
+            try:
+                await act(family)
+            except PROCD_FAULTS as fault:
+                self._log.warning("the job could not be %s: %s", what, fault)
+                return False
+        return True
 
     # --- to the startd -------------------------------------------------------------------------------------------
 

@@ -244,13 +244,15 @@ def _job_ended(life: Life, event: Event) -> Outcome:
 def _stopped(life: Life, event: Event) -> Outcome:
     assert isinstance(event, FamilyStopped)
     assert life.verdict is not None
-    if event.survivors:
+    if wants_output(life.verdict) and not _output_in_vain(life):
+        state, commands = _begin(State.STAGING_OUT, Step.STAGE_OUT)
+    else:
+        state, commands = _clean_or_report(life)
+    if event.survivors:  # the slot's trouble: a job that has ended does not lose its output for it
         life.unkillable = True
         pids = ", ".join(map(str, event.survivors))
-        return State.CLEANING, (DeclareBroken(f"processes {pids} survived SIGKILL"), Begin(Step.CLEAN))
-    if wants_output(life.verdict) and not _output_in_vain(life):
-        return _begin(State.STAGING_OUT, Step.STAGE_OUT)
-    return _clean_or_report(life)
+        return state, (DeclareBroken(f"processes {pids} survived SIGKILL"), *commands)
+    return state, commands
 
 
 def _removed(life: Life, event: Event) -> Outcome:
@@ -337,6 +339,8 @@ def _disconnected(life: Life, event: Event) -> Outcome:
     life.disconnected = True
     if life.state is State.STAGING_OUT and _output_in_vain(life):
         return _begin(State.CLEANING, Step.CLEAN)
+    if life.state is State.CHECKPOINTING and life.leaving:
+        return _stop(life, soft=False)
     if life.state is State.REPORTING and life.leaving:
         return _end(life)
     return life.state, ()
@@ -467,10 +471,10 @@ def _failed_checkpoint(life: Life, event: Event) -> Outcome:
 
 
 def _deactivate_checkpointing(life: Life, event: Event) -> Outcome:
-    """A soft request lets the checkpoint go out, a hard one drops it."""
+    """A soft request lets the checkpoint go out to a shadow that is there, a hard one drops it."""
     assert isinstance(event, DeactivateAsked)
     _killed(life, event, output=False)
-    return (life.state, ()) if event.soft else _stop(life, soft=False)
+    return (life.state, ()) if event.soft and not life.disconnected else _stop(life, soft=False)
 
 
 # Vacate code of the wire reference (appendix A).

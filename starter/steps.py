@@ -10,6 +10,7 @@ import errno
 import math
 import os
 import time
+from contextlib import suppress
 from functools import partial
 
 import trio
@@ -315,7 +316,8 @@ async def _stopped_without_procd(work: Work) -> FamilyStopped:
 
 async def _stop(work: Work, *, soft: bool) -> Event:
     if soft and work.suspended:
-        await work.procd.resume(work.family)
+        with suppress(RpcRefused):  # one that cannot be woken is killed asleep
+            await work.procd.resume(work.family)
     soft = soft and not work.ended.is_set()
     stopped = await work.procd.stop(
         work.family,

@@ -15,7 +15,20 @@ from pilot.rpc import Channel, ChannelClosed, RpcRefused
 from pilot.switch import Outcome, Running, Signalled
 from procd.messages import Usage
 from starter import launching, steps
-from starter.events import Disconnected, Event, FamilyStopped, JobEnded, Reconnected, ShadowLost, Step
+from starter.events import (
+    Cleaned,
+    DeactivateAsked,
+    Disconnected,
+    Event,
+    FamilyStopped,
+    JobEnded,
+    JobKnown,
+    Reconnected,
+    Reported,
+    ShadowLost,
+    StagedIn,
+    Step,
+)
 from starter.job import Job
 from starter.launch import Launched
 from starter.life import State
@@ -120,6 +133,84 @@ async def give_up(job: Job, told: trio.Event) -> None:
         job._begin(Step.STOP_HARD)
         assert [type(await job._told.receive()) for _ in range(2)] == [JobEnded, FamilyStopped]
     assert trio.current_time() == began_s
+
+
+@pytest.mark.parametrize("fact", [DeactivateAsked("rm", 1009, soft=True, output=False), ShadowLost("gone")])
+async def test_the_outcome_of_a_step_that_was_overtaken_in_the_same_moment_is_none(
+    fact: Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fact waits first, the outcome behind it: when the fact has begun another step, the outcome is not of that."""
+    go = trio.Event()
+
+    async def fill_sandbox(_work: Work) -> Event:
+        await go.wait()
+        return StagedIn()
+
+    async def clean(_work: Work) -> Event:
+        return Cleaned("")
+
+    async def report(*_: Any) -> Event:
+        return Reported()
+
+    async def nothing(*_: Any) -> None:
+        await trio.lowlevel.checkpoint()
+
+    for step in (fill_sandbox, clean, report):
+        monkeypatch.setattr(steps, step.__name__, step)
+    work = cast(Work, SimpleNamespace(ahead=None, account=None, launched=None))
+    job = Job(work, cast(Channel, SimpleNamespace(send=nothing)), LOG)
+    job._renewals = cast(Any, SimpleNamespace(state_changed=lambda: None))
+    job._life.handle(JobKnown(has_proxy=False, output_on_evict=False), now_s=0)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as job._nursery:
+            job._begin(Step.STAGE_IN)
+            await trio.testing.wait_all_tasks_blocked()
+            go.set()
+            await job._post(fact)
+            await trio.testing.wait_all_tasks_blocked()
+            await job._live()
+            job._nursery.cancel_scope.cancel()
+    assert "StagedIn" not in job._life.tell()
+    assert "Cleaned" in job._life.tell()
+
+
+@pytest.mark.parametrize("fault", [RpcRefused("no-route", "the switch is down"), ChannelClosed("procd is away")])
+async def test_a_job_that_cannot_be_suspended_runs_on_and_is_not_called_suspended(fault: Exception) -> None:
+    told = Told()
+    job = job_with(told)
+
+    async def refuse(_family: str) -> None:
+        raise fault
+
+    job._work.procd.suspend = job._work.procd.resume = refuse  # type: ignore[method-assign]
+    await job._suspend()
+    await job._resume()
+    await job._update()
+    assert [state for _, state in told.updates] == ["Running"]
+
+
+async def test_a_suspended_job_that_cannot_be_woken_is_stopped_nevertheless() -> None:
+    asked: list[str] = []
+
+    async def resume(_family: str) -> None:
+        raise RpcRefused("no-route", "the switch is down")
+
+    async def stop(_family: str, **_: Any) -> Any:
+        asked.append("stop")
+        return SimpleNamespace(empty=True, survivors=[])
+
+    async def nothing(*_: Any) -> None: ...
+
+    work = SimpleNamespace(
+        registered=True, suspended=True, launched=None, ended=trio.Event(), family="f", guests=Guests(),
+        credential=None,
+        procd=SimpleNamespace(stop=stop, resume=resume, unregister=nothing), ahead=None, usage=None,
+        settings=SimpleNamespace(killing_timeout=1), used=lambda usage: usage,
+        description=SimpleNamespace(vacate_s=-1, kill_signal=15, remove_kill_signal=0, hold_kill_signal=0),
+        activation=SimpleNamespace(vacate_max_s=1),
+    )  # fmt: skip
+    assert await steps.stop(cast(Work, work), soft=True) == FamilyStopped(())
+    assert asked == ["stop"]
 
 
 # --- the shadow --------------------------------------------------------------------------------------------------

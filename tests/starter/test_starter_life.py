@@ -136,11 +136,18 @@ def test_a_hard_request_overtakes_a_soft_one_and_not_the_other_way() -> None:
 
 
 def test_survivors_break_the_slot_and_the_sandbox_is_still_tried() -> None:
-    _, commands = walk(*RUNNING, JobEnded(0, True), FamilyStopped((17,)), Cleaned("x is left"), Reported())
+    _, commands = walk(*RUNNING, SOFT, FamilyStopped((17,)), Cleaned("x is left"), Reported())
     assert [type(c) for c in commands if isinstance(c, DeclareBroken | LeaveToJanitor)] == [
         DeclareBroken, LeaveToJanitor
     ]  # fmt: skip
     assert commands[-1] == Exit(EXIT_UNKILLABLE)
+
+
+def test_a_job_that_has_ended_does_not_lose_its_output_for_what_survives() -> None:
+    life, commands = walk(*RUNNING, JobEnded(0, True), FamilyStopped((17,)))
+    assert commands[-2:] == [DeclareBroken("processes 17 survived SIGKILL"), Begin(Step.STAGE_OUT)]
+    assert life.handle(StagedOut(""), now_s=9.0) == (Begin(Step.REPORT),)
+    assert life.handle(Reported(), now_s=9.0) == (Exit(EXIT_UNKILLABLE),)
 
 
 def test_a_lost_shadow_stops_the_job_removes_the_sandbox_and_ends() -> None:
