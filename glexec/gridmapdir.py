@@ -10,6 +10,7 @@ another DN with the same lease is refused, whoever made the lease.
 import errno
 import os
 import stat
+from contextlib import suppress
 
 from glexec.codes import DENIED, INTERNAL, Failure, reason
 
@@ -155,8 +156,7 @@ def _require_owner(place: int, account: str, lease: str, dn: str) -> None:
     with open(os.open(temporary, flags, 0o644, dir_fd=place), "w", encoding="utf-8") as stream:
         stream.write(wanted)
     if found is not None:
-        os.rename(temporary, note, src_dir_fd=place, dst_dir_fd=place)  # of a lease that is over
-        return
+        _take_away(place, note, found)
     try:  # two persons at once: the first note stands, and the second one meets it
         os.link(temporary, note, src_dir_fd=place, dst_dir_fd=place)
     except FileExistsError:
@@ -165,6 +165,19 @@ def _require_owner(place: int, account: str, lease: str, dn: str) -> None:
         os.unlink(temporary, dir_fd=place)
     if _read_note(place, note) != wanted:
         raise Refused(DENIED, "the lease of %s was just made for another DN" % account)
+
+
+def _take_away(place: int, note: str, expected: str) -> None:
+    """The note of a lease that is over. Another one, which somebody has made meanwhile, comes back."""
+    taken = "%s.%s" % (note, os.urandom(8).hex())
+    try:
+        os.rename(note, taken, src_dir_fd=place, dst_dir_fd=place)
+        if _read_note(place, taken) != expected:
+            os.link(taken, note, src_dir_fd=place, dst_dir_fd=place)
+    except (FileNotFoundError, FileExistsError):
+        pass  # others do the same
+    with suppress(FileNotFoundError):
+        os.unlink(taken, dir_fd=place)
 
 
 def _read_note(place: int, note: str) -> "str | None":

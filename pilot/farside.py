@@ -343,9 +343,9 @@ async def _attempt(asking: Asking, verb: str, deadline_s: float, control: bool) 
         except CannotCall as refusal:
             near.close()
             return refusal.outcome
-        except OSError as error:
+        except OSError as error:  # the node's trouble (no more processes), or the tool is gone: never the user's fault
             near.close()
-            return Misused(f"cannot start {asking.switch.name}: {error.strerror}")
+            return Unavailable(f"cannot start {asking.switch.name}: {error.strerror}")
     stream = trio.SocketStream(trio.socket.from_stdlib_socket(near))
     try:
         with trio.move_on_after(deadline_s) as patience:

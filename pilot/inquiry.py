@@ -133,7 +133,7 @@ async def note_pilot(ledger: Ledger, outcome: Outcome, dice: float) -> None:
         if outcome == Exited(0):
             return standing.pilot_passed(now, now_s=now_s), None
         if isinstance(outcome, Misused):
-            return standing.pilot_unusable(now), None
+            return standing.pilot_unusable(now, now_s=now_s), None
         return standing.pilot_failed(now, words=words_of(outcome), now_s=now_s, dice=dice), None
 
     await ledger.change(note)
@@ -168,7 +168,7 @@ async def ask_pilot(switch: Switch, deadline_s: float, audit_id: str = PROBE_ID)
     except CannotCall as refusal:
         return refusal.outcome
     except OSError as error:
-        return Misused(f"cannot start {switch.name}: {error.strerror}")
+        return Unavailable(f"cannot start {switch.name}: {error.strerror}")
     finally:
         os.close(nothing)
     return await end_of(running, deadline_s)

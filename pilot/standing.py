@@ -84,9 +84,12 @@ class Record:
 
 @frozen
 class Standing:
-    """One node. `probe`: the pilot's own call can pass here. `down`: why the site is down; empty while it is not."""
+    """One node. `probe`: the pilot's own call can pass here; `lost`: it could, and may again. `down`: why the site is
+    down; empty while it is not. `look_s`: when the pilot asks again, of a site that is down or a probe that is lost.
+    """
 
     probe: bool = False
+    lost: bool = False
     records: Mapping[str, Record] = field(factory=dict)
     pilot_failures: int = 0
     down: str = ""
@@ -238,11 +241,14 @@ def passed(standing: Standing, key: str, *, identity: str, now_s: float) -> Stan
 
 def pilot_passed(standing: Standing, *, now_s: float) -> Standing:
     """The pilot's own call passed."""
+    standing = evolve(standing, probe=standing.probe or standing.lost, lost=False)
     return _site_passed(standing, but=None, now_s=now_s)
 
 
 def pilot_failed(standing: Standing, *, words: str, now_s: float, dice: float) -> Standing:
     """The pilot's own call failed. That breaks every row of pairs; twice in a row means that the site is down."""
+    if not standing.probe:
+        return evolve(standing, look_s=now_s + LONGEST_LOOK_S)
     records = {key: _unpaired(record) for key, record in standing.records.items()}
     failures = standing.pilot_failures + 1
     standing = evolve(standing, records=records, pilot_failures=failures)
@@ -258,9 +264,16 @@ def pilot_failed(standing: Standing, *, words: str, now_s: float, dice: float) -
     )
 
 
-def pilot_unusable(standing: Standing) -> Standing:
-    """The pilot's own call cannot pass any more, whatever the site does (its proxy is over)."""
-    return evolve(standing, probe=False, pilot_failures=0, down="", looks=0, look_s=0.0)
+def pilot_unusable(standing: Standing, *, now_s: float) -> Standing:
+    """The pilot's own call cannot pass now, whatever the site does (its proxy is over, until it is renewed)."""
+    lost = standing.probe or standing.lost
+    look_s = now_s + LONGEST_LOOK_S
+    return evolve(standing, probe=False, lost=lost, pilot_failures=0, down="", looks=0, look_s=look_s)
+
+
+def asks_again(standing: Standing, *, now_s: float) -> bool:
+    """Whether a call on the pilot's own behalf is due, to see whether it passes again."""
+    return bool(standing.down or standing.lost) and now_s >= standing.look_s
 
 
 def needs_pilot(standing: Standing, key: str) -> bool:
@@ -282,7 +295,8 @@ def refused(standing: Standing, *, now_s: float) -> tuple[str, ...]:
 
 def _site_passed(standing: Standing, *, but: str | None, now_s: float) -> Standing:
     records = {key: record if key == but else _paired(record, now_s) for key, record in standing.records.items()}
-    return evolve(standing, records=records, pilot_failures=0, down="", looks=0, look_s=0.0)
+    look_s = standing.look_s if standing.lost else 0.0
+    return evolve(standing, records=records, pilot_failures=0, down="", looks=0, look_s=look_s)
 
 
 def _paired(record: Record, now_s: float) -> Record:
@@ -333,10 +347,7 @@ def _record(standing: Standing, key: str) -> Record:
 def _with(standing: Standing, key: str, record: Record) -> Standing:
     records = {other: kept for other, kept in standing.records.items() if other != key}
     while len(records) >= MAX_CREDENTIALS:  # who has been quiet longest; never one that is refused, if there is another
-        quiet = min(
-            records, key=lambda k: (records[k].verdict != "", max(records[k].passed_s or 0, records[k].failed_s))
-        )
-        del records[quiet]
+        del records[min(records, key=lambda other: _worth(records[other]))]
     return evolve(standing, records={**records, key: record})
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import attrs
 import trio
 
+from pilot.ledger import IDENTITY
 from pilot.rpc import ChannelClosed, RpcFault
 from starter.places import owner_of
 from starter.private import PROXY, abandoned, private_dir_of, read_note
@@ -45,7 +46,7 @@ class Janitor:
             return
         new = private_dir_of(self.run_dir, starter_pid)
         for private_dir in self.left():
-            if new is not None and _account_of(private_dir) == uid and _lend(new / PROXY, private_dir):
+            if new is not None and _account_of(private_dir) == uid and _lend(new, private_dir):
                 self._wake.set()
 
     def left(self) -> list[Path]:
@@ -87,17 +88,23 @@ def _account_of(private_dir: Path) -> int | None:
         return None
 
 
-def _lend(proxy: Path, private_dir: Path) -> bool:
+def _lend(new: Path, private_dir: Path) -> bool:
     """Give a proxy's file a second name in the place of the ended one. It is not read here: the startd has no business
-    with what is in it. False: it is there already, or gone."""
-    place, new = private_dir / PROXY, private_dir / f"{PROXY}.lent"
+    with what is in it. The word whose it is goes first: what becomes of its calls is never held against, or to the
+    credit of, the one before. False: it is there already, or gone."""
     try:
-        if place.exists() and place.samefile(proxy):
+        if (private_dir / PROXY).exists() and (private_dir / PROXY).samefile(new / PROXY):
             return False
-        with contextlib.suppress(FileNotFoundError):
-            new.unlink()
-        os.link(proxy, new)
-        new.rename(place)
+        for name in (IDENTITY, PROXY):
+            _link(new / name, private_dir / name)
     except OSError:
         return False
     return True
+
+
+def _link(file: Path, place: Path) -> None:
+    lent = place.with_name(f"{place.name}.lent")
+    with contextlib.suppress(FileNotFoundError):
+        lent.unlink()
+    os.link(file, lent)
+    lent.rename(place)

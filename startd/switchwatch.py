@@ -2,7 +2,8 @@
 is down.
 
 While the site is down nobody but this asks it anything: one call on the pilot's own behalf, at growing intervals. Its
-pass makes the slots match again.
+pass makes the slots match again. The same call finds out whether a pilot whose own proxy had ended can vouch for the
+site again.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class SwitchWatch:
                 self._tell(shown[1])
                 shown = (self.refused(), self.down)
                 self.changed()
-            if self.down and self.ledger.clock() >= self._now.look_s:
+            if standing.asks_again(self._now, now_s=self.ledger.clock()):
                 await note_pilot(self.ledger, await self.ask(), random.random())
                 continue
             await trio.sleep(READ_EVERY_S)

@@ -109,7 +109,11 @@ async def _clean_up(settings: Settings, private_dir: Path) -> int:
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return EXIT_NORMAL  # another clean-up is at it
-    note = read_note(private_dir)
+    try:
+        note = read_note(private_dir)
+    except OSError as fault:
+        log.warning("%s: nobody knows what was left; see the execute directory", fault)
+        return EXIT_FAILURE
     if note is None:
         remove_private_dir(private_dir)
         return EXIT_NORMAL

@@ -5,6 +5,7 @@ Its name carries the starter's identity (pid and start tick), so that a startd c
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -43,17 +44,25 @@ def write_note(private_dir: Path, place: Place, audit_id: str) -> None:
         "path": str(place.path), "root": str(place.root), "device": place.device, "inode": place.inode,
         "audit_id": audit_id,
     }  # fmt: skip
-    (private_dir / NOTE).write_text(json.dumps(content), encoding="utf-8")
+    new = private_dir / f"{NOTE}.new"  # whole or not at all: the startd reads it, too
+    new.write_text(json.dumps(content), encoding="utf-8")
+    new.rename(private_dir / NOTE)
 
 
 def read_note(private_dir: Path) -> Note | None:
-    """None where a starter died before it had made a sandbox."""
+    """None where a starter died before it had made a sandbox.
+
+    Raises:
+        OSError: it cannot be read, or is damaged (the node went down).
+    """
     try:
         content = json.loads((private_dir / NOTE).read_text(encoding="utf-8"))
+        place = Place(Path(content["path"]), Path(content["root"]), content["device"], content["inode"])
+        return Note(place, content["audit_id"], (private_dir / PROXY).exists())
     except FileNotFoundError:
         return None
-    place = Place(Path(content["path"]), Path(content["root"]), content["device"], content["inode"])
-    return Note(place, content["audit_id"], (private_dir / PROXY).exists())
+    except (ValueError, LookupError, TypeError) as fault:
+        raise OSError(errno.EINVAL, f"{private_dir / NOTE} is damaged") from fault
 
 
 def private_dir_of(run_dir: Path, pid: int) -> Path | None:

@@ -174,6 +174,29 @@ def test_leases_come_go_and_never_double(tmp_path):
     assert "/CN=c" in caught.value.details
 
 
+def test_the_note_of_a_lease_that_is_over_goes_to_one_person_only(tmp_path, monkeypatch):
+    """Two with one lease's name find the old note; the other one is faster by a moment."""
+    (tmp_path / "pool1").touch()
+    note = tmp_path / ".pool1.dn"
+    note.write_text("%2fcn%3dgone\n/CN=gone\n")
+    real, faster = gridmapdir._take_away, []
+
+    def take_away(*words):
+        if not faster:
+            faster.append(True)
+            faster.append(leased(tmp_path, "/CN=AL"))
+        real(*words)
+
+    monkeypatch.setattr(gridmapdir, "_take_away", take_away)
+    with pytest.raises(gridmapdir.Refused) as caught:
+        leased(tmp_path, "/CN=al")
+    assert caught.value.code == DENIED
+    assert faster[1] == "pool1"
+    assert note.read_text().splitlines()[1] == "/CN=AL"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["%2fcn%3dal", ".pool1.dn", "pool1"]
+    assert leased(tmp_path, "/CN=AL") == "pool1"
+
+
 @pytest.mark.parametrize("spoil", ["third link", "a directory", "no account", "not a directory"])
 def test_a_spoilt_gridmapdir_is_the_sites_fault(tmp_path, spoil):
     (tmp_path / "pool1").touch()

@@ -6,6 +6,7 @@ import fcntl
 import json
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pilot import standing
-from pilot.inquiry import Patience, Whose, inquire, note_pilot
+from pilot.inquiry import Patience, Whose, ask_pilot, inquire, note_pilot
 from pilot.ledger import Ledger, identity_of, note_identity
 from pilot.standing import Go, Rules, Standing, Stop, Wait, Wish
-from pilot.switch import Broken, Denied, Exited, Misused, Outcome, Unavailable
+from pilot.switch import Broken, Denied, Exited, GlexecSwitch, Misused, Outcome, Unavailable
 
 RULES = Rules(retries=3, delay_s=5.0)
 USER, OTHER = "user", "other"
@@ -194,6 +195,26 @@ def test_many_credentials_do_not_fill_the_memory_and_refusals_stay_longest() -> 
         now = standing.passed(now, f"u{number}", identity="", now_s=float(number))
     assert len(now.records) == standing.MAX_CREDENTIALS
     assert now.records[USER].verdict == "refused"
+
+
+def test_a_pilot_whose_proxy_was_over_vouches_again_when_it_passes() -> None:
+    now = standing.pilot_failed(Standing(probe=True), words="", now_s=0.0, dice=0.0)
+    now = standing.pilot_unusable(now, now_s=0.0)
+    assert (now.probe, now.down, now.pilot_failures) == (False, "", 0)
+    assert not standing.asks_again(now, now_s=1.0)
+    now = standing.passed(now, OTHER, identity=OTHER, now_s=1.0)
+    assert not standing.asks_again(now, now_s=1.0), "another's pass says nothing about the pilot's proxy"
+    at_s = standing.LONGEST_LOOK_S
+    assert standing.asks_again(now, now_s=at_s)
+    for _ in range(3):  # a failure is no sign that the site is down
+        now = standing.pilot_failed(now, words="", now_s=at_s, dice=0.0)
+    assert now.down == ""
+    assert not standing.asks_again(now, now_s=at_s + 1)
+    now = standing.pilot_passed(now, now_s=at_s)
+    assert (now.probe, now.lost) == (True, False)
+    assert not standing.asks_again(now, now_s=1e9)
+    never = standing.pilot_unusable(Standing(probe=False), now_s=0.0)
+    assert not standing.asks_again(never, now_s=1e9), "a site that never mapped the pilot is not asked"
 
 
 # -- a site in virtual time ----
@@ -415,6 +436,20 @@ async def test_the_same_with_a_banned_user_among_them_holds_that_users_jobs_only
     assert {name for name, end in ends.items() if end == "held"} == {f"mallory{n}" for n in range(20)}
     assert len(ends) == 200
     assert site.number_of("mallory") <= 200
+
+
+async def test_a_tool_that_cannot_be_started_is_the_nodes_fault(
+    ledger: Ledger, autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    """No more processes, or the tool is gone: no user is set aside for it, and the node is back when it is."""
+    switch = GlexecSwitch(tmp_path / "glexec", None)
+    call = partial(ask_pilot, switch, 5.0)
+    answer = await inquire(call, call, Whose("u", "/CN=U"), RULES, Patience(ledger, 120.0))
+    assert isinstance(answer, Unavailable)
+    now = ledger.read()
+    assert standing.refused(now, now_s=ledger.clock()) == ()
+    assert "cannot start glexec" in now.down
+    assert now.probe
 
 
 async def test_what_no_retry_helps_is_not_retried_and_sets_the_user_aside(

@@ -74,7 +74,7 @@ async def test_orders_of_one_key_share_a_call_and_each_is_answered(
         nursery.cancel_scope.cancel()
     assert sorted(str(credential) for _, credential in switch.calls) == ["/alice", "/bob"]
     assert [report.failure for _, report in here.answers] == [
-        "misused: cannot start refusing: No such file or directory"
+        "unavailable: cannot start refusing: No such file or directory"
     ] * 4
     assert here.heard == 4
     assert all(at_s <= 4.0 for at_s, _ in switch.calls)  # two calls, two jitters

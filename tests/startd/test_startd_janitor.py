@@ -12,10 +12,11 @@ import pytest
 import trio
 import trio.testing
 
+from pilot.ledger import identity_of, note_identity
 from pilot.rpc import ChannelClosed
 from startd.janitor import Janitor
 from starter.places import Place
-from starter.private import PROXY, make_private_dir, own_identity, remove_private_dir, write_note
+from starter.private import NOTE, PROXY, make_private_dir, own_identity, remove_private_dir, write_note
 from starter.sandbox import make_place
 
 LOG = logging.LoggerAdapter(logging.getLogger("test"), {})
@@ -85,9 +86,11 @@ async def test_tried_with_growing_pauses_until_it_is_gone(
 async def test_a_new_proxy_at_the_same_account_is_tried_at_once_and_one_of_another_is_not(
     run_dir: Path, tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
-    leave(run_dir, tmp_path / "x", 999)
+    private = leave(run_dir, tmp_path / "x", 999)
+    note_identity(private / PROXY, "/CN=Alice", "/vo")
     mine = make_private_dir(run_dir, *own_identity())
     (mine / PROXY).write_bytes(b"proxy")
+    note_identity(mine / PROXY, "/CN=Bob", "/vo")
     tries = Tries()
     async with working(run_dir, tries) as janitor:
         await trio.sleep(5000)  # pauses are long by now
@@ -99,12 +102,31 @@ async def test_a_new_proxy_at_the_same_account_is_tried_at_once_and_one_of_anoth
         janitor.account_seen(os.getpid(), os.geteuid())
         await trio.testing.wait_all_tasks_blocked()
         assert [(name, proxy) for name, proxy, _ in tries.seen] == [("1-999", b"proxy")]
+        assert identity_of(private / PROXY) == ("/CN=Bob\n/vo\n", "/CN=Bob"), "its calls count as Bob's"
         (mine / PROXY).unlink()  # its own starter ends meanwhile
         janitor.account_seen(os.getpid(), os.geteuid())  # the same proxy again is no news
         await trio.testing.wait_all_tasks_blocked()
         assert len(tries.seen) == 1
         assert before > 5
         assert {proxy for _, proxy, _ in tries.seen} == {b"proxy"}
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"{}", b"\xff"])
+async def test_a_damaged_note_hurts_nobody_else(
+    run_dir: Path, tmp_path: Path, autojump_clock: trio.testing.MockClock, damage: bytes
+) -> None:
+    (leave(run_dir, tmp_path / "x", 998) / NOTE).write_bytes(damage)
+    leave(run_dir, tmp_path / "x", 999)
+    mine = make_private_dir(run_dir, *own_identity())
+    (mine / PROXY).write_bytes(b"proxy")
+    note_identity(mine / PROXY, "/CN=Bob", "")
+    tries = Tries()
+    async with working(run_dir, tries) as janitor:
+        await trio.sleep(5000)
+        tries.seen.clear()
+        janitor.account_seen(os.getpid(), os.geteuid())
+        await trio.testing.wait_all_tasks_blocked()
+        assert {(name, proxy) for name, proxy, _ in tries.seen} == {("1-998", b"ended"), ("1-999", b"proxy")}
 
 
 async def test_a_spawner_that_is_away_is_waited_for(
