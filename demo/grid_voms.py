@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -35,11 +35,13 @@ def voms_extension(
     lifetime_s: float = 12 * 3600.0,
     starts_s: float = -300.0,
     brings_server: bool = False,
+    others: Mapping[str, Iterable[str]] | None = None,
 ) -> tuple[x509.UnrecognizedExtension, bool]:
     """The extension (not critical) that states these FQANs for the holder's end-entity certificate.
 
     For the `extensions` of make_proxy. `server` signs it in place of a VOMS server; `brings_server`: its certificate is
-    in it, as real ones have it, with the extensions that the VOMS library insists on.
+    in it, as real ones have it, with the extensions that the VOMS library insists on. `others`: what it states of
+    further VOs, before its own.
     """
     entity = (holder.certificate, *holder.chain)[-1]
     algorithm = _ECDSA_SHA256 if isinstance(server.key, ec.EllipticCurvePrivateKey) else _RSA_SHA256
@@ -51,7 +53,7 @@ def voms_extension(
         algorithm,
         der.encode_int(secrets.randbits(63)),
         der.encode(der.SEQUENCE, _time(time.time() + starts_s), _time(time.time() + lifetime_s)),
-        der.encode(der.SEQUENCE, _attribute(vo, fqans)),
+        der.encode(der.SEQUENCE, *(_attribute(*one) for one in (others or {}).items()), _attribute(vo, fqans)),
         *([_extensions(server.certificate)] if brings_server else []),
     )
     signature = der.encode(0x03, b"\x00", _sign(server, info))

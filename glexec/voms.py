@@ -69,7 +69,10 @@ class Attributes:
 
     def _take_fqans(self, parts: "list[der.Node]") -> None:
         authority = parts[0].children()[0].body.decode("ascii")
-        self.vo = authority.partition("://")[0]
+        vo = authority.partition("://")[0]
+        if self.vo not in ("", vo):  # its server is believed for one VO
+            raise der.Bad("two VOs in one attribute certificate")
+        self.vo = vo
         if not self.vo or set(self.vo) - _NAME or self.vo.startswith("."):
             raise der.Bad("not the name of a VO")
         for entry in parts[1].children():

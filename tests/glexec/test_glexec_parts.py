@@ -50,7 +50,7 @@ class World(NamedTuple):
 def world(site) -> Iterator[World]:
     base = site.base / "parts"
     grid = make_grid(base)
-    people = {name: grid.user(name) for name in ("Alice", "Bob", "Banned", "Revoked", "Nobody")}
+    people = {name: grid.user(name) for name in ("Alice", "Bob", "Banned", "Barred", "Revoked", "Nobody")}
     people["Rsa"] = grid.user("Rsa", key="rsa")
     # Globus makes no proxies of certificates that were signed with EC keys.
     people["Classic"] = make_grid(base, name="Classic CA", key="rsa").user("Classic", key="rsa")
@@ -74,6 +74,8 @@ def world(site) -> Iterator[World]:
     (voms_dir / "demo").mkdir(parents=True)
     lines = f"{people['server'].identity}\n{grid_name(grid)}\n"
     (voms_dir / "demo/voms.example.org.lsc").write_text(lines)
+    ban = base / "always-banned"
+    ban.write_text(f'"{people["Barred"].identity}"\n')
     installed = {}
     for judge in ("lcmaps", "native"):
         installed[judge] = site.install(
@@ -82,6 +84,7 @@ def world(site) -> Iterator[World]:
             certificates_dir=grid.certificates_dir,
             voms_dir=voms_dir,
             decided_by=judge,
+            ban_dn=ban,
             grid_mapfile="".join(
                 f'"{one.identity}" {site.alice.name}\n' for name, one in people.items() if name != "Nobody"
             ),
@@ -136,6 +139,7 @@ class Case(NamedTuple):
     openssl: bool
     pilot: str  # empty: accepted; else the refusal's code
     native: int | None = None  # where it differs
+    limited: str = ""  # where the site's rule is another than to allow limited proxies
 
 
 def user(name: str, **more) -> Callable[[World], bytes]:
@@ -163,6 +167,11 @@ def with_junk(world: World) -> bytes:
     return b"some text before\n" + user("Alice")(world).replace(
         b"-----END CERTIFICATE-----\n", b"-----END CERTIFICATE-----\njunk\n"
     )
+
+
+def with_a_forged_attribute_certificate(world: World) -> bytes:
+    extension, critical = voms_extension(world.people["Rsa"], world.people["server"], [PILOT_FQAN], brings_server=True)
+    return make_proxy(world.people["Rsa"], extensions=[(flipped(extension), critical)]).pem
 
 
 def cut(world: World) -> bytes:
@@ -222,6 +231,12 @@ CASES = {
     "a damaged revocation list": Case(user("damaged"), 0, False, "crl", native=202),
     # LCMAPS looks at no signing policy, openssl knows none.
     "a name that its CA may not give": Case(user("narrow"), 0, True, "untrusted", native=203),
+    # The site's decisions: everybody else believes the chain.
+    "banned": Case(user("Barred"), 203, True, ""),
+    "limited, where the site forbids it": Case(user("Alice", kind="limited"), 203, True, "", limited="disallow"),
+    "full, where the site wants limited ones": Case(user("Alice"), 203, True, "", limited="require"),
+    # The pilot does not believe the attributes, and the proxy is still its owner's; openssl reads none.
+    "a forged attribute certificate": Case(with_a_forged_attribute_certificate, 203, True, "attributes"),
     "another's key": Case(with_another_key, 201, True, "no-key"),
     "no key": Case(without_key, 201, True, "no-key"),
     "no certificate of its owner": Case(without_owner, 203, False, "broken"),
@@ -239,9 +254,13 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_one_table_of_credentials(site, world, name):
+def test_one_table_of_credentials(site, world, policy, name):
     case = CASES[name]
     pem = case.make(world)
+    if case.limited:
+        text = world.installed["native"].lcmaps_db.read_text()
+        assert "allow-limited-proxy" in text
+        policy(text.replace("allow-limited-proxy", f"{case.limited}-limited-proxy"))
     file = lend(site, pem)
     try:
         found = {
@@ -277,10 +296,10 @@ def openssl_accepts(world: World, file: Path) -> bool:
 
 def pilots_word(world: World, pem: bytes) -> str:
     try:
-        credentials.verify(pem, world.certificates_dir, now=time.time())
+        found = credentials.verify(pem, world.certificates_dir, now=time.time(), voms_dir=world.voms_dir)
     except credentials.CredentialError as error:
         return error.code
-    return ""
+    return "attributes" if found.attributes_fault else ""
 
 
 @pytest.mark.parametrize("name", ["a proxy", "an RSA proxy", "a limited proxy", "a proxy's proxy"])
@@ -760,6 +779,18 @@ def stated(world: World, **more) -> bytes:
 def test_attributes_that_we_make_count_for_all(site, world, vo):
     assert codes(site, world, stated(world)) == {0}
     assert site.last("decision", installed=world.installed["native"])["account"] == site.bob.name
+
+
+def test_a_server_states_nothing_of_another_vo(site, world, vo):
+    """It is trusted for demo only, and puts both into one attribute certificate."""
+    groups = world.base / "groups"
+    groups.write_text(f'"/victim/Role=admin*" {site.bob.name}\n{groups.read_text()}')
+    accounts = world.base / "accounts"
+    accounts.write_text(f'"/victim/Role=admin*" {site.bob.name}\n')
+    pem = stated(world, others={"victim": ["/victim/Role=admin/Capability=NULL"]})
+    assert codes(site, world, pem) == {203}
+    found = credentials.verify(pem, world.certificates_dir, now=time.time(), voms_dir=world.voms_dir)
+    assert found.attributes is None
 
 
 def test_attributes_that_have_expired_give_no_fqans(site, world, request):
