@@ -24,6 +24,7 @@ from cedar.commands import Syscall
 from cedar.errors import PeerFault
 from starter import chirp
 from starter.chirp import Code, Refused, Request
+from starter.entries import StageFailed
 from starter.shadow import ShadowRefused
 
 # A job's processes that talk to us at one time; and strangers that have not shown the cookie yet.
@@ -34,6 +35,8 @@ WRONG_COOKIE_S = 1.0
 # A client that takes or gives nothing for so long, in the middle of an answer or of data, is gone.
 STALL_S = 120.0
 MAX_OPEN_FILES = 64
+# An answer begins with its length, so what is read lies here as a whole (DATA_BYTES at most) until it is taken.
+MAX_LONG_READS = 2
 CHUNK_BYTES = 256 * 1024
 # A stock shadow refuses to be asked for a longer name, and the wheel's client asks for 5,120 bytes.
 NAME_BYTES = 1024
@@ -60,13 +63,17 @@ class ChirpServer:
     job_ad: ClassAd = attrs.field(repr=False)
     log: logging.LoggerAdapter[logging.Logger]
     cookie: str = attrs.field(factory=lambda: secrets.token_hex(16), repr=False)
+    long_reads: trio.Semaphore = attrs.field(factory=lambda: trio.Semaphore(MAX_LONG_READS))
     _listener: trio.SocketListener | None = None
     _strangers: list[trio.CancelScope] = attrs.field(factory=list)
     _served: int = 0
 
     async def open(self) -> bytes:
-        """Begin to listen; gives the text of `.chirp.config`. OSError when the host gives no port."""
-        (self._listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        """Begin to listen; gives the text of `.chirp.config`. StageFailed when the host gives no port."""
+        try:
+            (self._listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        except OSError as fault:
+            raise StageFailed("chirp", f"no port for the job's chirp: {fault.strerror}") from fault
         port = self._listener.socket.getsockname()[1]
         return chirp.config_line(port, self.cookie)
 
@@ -162,7 +169,7 @@ class _Lines:
     async def answer(self, number: int, data: bytes = b"") -> None:
         await self.send(b"%d\n" % number + data)
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, data: bytes | bytearray) -> None:
         with trio.move_on_after(STALL_S) as patience:
             await self._stream.send_all(data)
         if patience.cancelled_caught:
@@ -306,6 +313,12 @@ class _Conversation:
             data = await self._piece(Syscall.SREAD, *arguments)
             await self.lines.answer(len(data), data)
             return
+        async with self.server.long_reads:
+            found = await self._found(request, length, arguments)
+            await self.lines.answer(len(found))
+            await self.lines.send(found)
+
+    async def _found(self, request: Request, length: int, arguments: list[Item]) -> bytearray:
         found = bytearray()
         while len(found) < length:
             wanted = arguments[1] = min(CHUNK_BYTES, length - len(found))
@@ -315,38 +328,47 @@ class _Conversation:
             found += data
             if len(data) < wanted:
                 break
-        await self.lines.answer(len(found), bytes(found))
+        return found
 
     async def _piece(self, call: Syscall, *arguments: Item) -> bytes:
         rval, reader = await self._call(call, *arguments)
         return _exactly(reader, rval, CHUNK_BYTES)
 
     async def _write(self, request: Request) -> None:
-        """The data follows the request, so it is taken before anything can be refused."""
+        """The data follows the request, so all of it is taken whatever is refused; in pieces, which go on at once."""
         try:
             length = chirp.checked_length(request.number(1))
         except Refused as refused:
             await self.lines.answer(refused.code)
             raise _Gone from refused  # what follows would be taken for requests
-        data = await self.lines.data(length)
-        arguments = self._arguments(request)
-        if request.name == "swrite":
-            if length > CHUNK_BYTES:
-                raise Refused(Code.TOO_BIG)
-            rval, _ = await self._call(Syscall.SWRITE, *arguments, data)
-            await self.lines.answer(rval)
-            return
-        done = 0
-        while done < length:
-            piece = data[done : done + CHUNK_BYTES]
-            arguments[1] = len(piece)
-            if request.name == "pwrite":
-                arguments[2] = request.number(2) + done
-            rval, _ = await self._call(chirp.WRITES[request.name], *arguments, piece)
-            done += min(rval, len(piece))
-            if rval < len(piece):
-                break
+        trouble = self._write_refused(request, length)
+        taken = done = 0
+        while taken < length:
+            piece = await self.lines.data(min(CHUNK_BYTES, length - taken))
+            if trouble is None and taken == done:  # nothing was written short so far
+                try:
+                    done += await self._written(request, done, piece)
+                except (Refused, ShadowRefused, PeerFault) as fault:
+                    trouble = fault
+            taken += len(piece)
+        if trouble is not None:
+            raise trouble
         await self.lines.answer(done)
+
+    def _write_refused(self, request: Request, length: int) -> Exception | None:
+        if request.name == "swrite" and length > CHUNK_BYTES:
+            return Refused(Code.TOO_BIG)
+        return None if request.number(0) in self.files else Refused(Code.BAD_FD)
+
+    async def _written(self, request: Request, done: int, piece: bytes) -> int:
+        """How much of one piece the submit side took."""
+        arguments = self._arguments(request)
+        if request.name != "swrite":
+            arguments[1] = len(piece)
+        if request.name == "pwrite":
+            arguments[2] = request.number(2) + done
+        rval, _ = await self._call(chirp.WRITES[request.name], *arguments, piece)
+        return min(rval, len(piece))
 
     async def _getfile(self, request: Request) -> None:
         """In pieces: neither end holds the whole file."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import tracemalloc
 import warnings
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ from hypothesis import strategies as st
 from starter import chirp, chirpserver
 from starter.chirp import Code, Delayed, Refused, parse, split_words
 from starter.chirpserver import ChirpServer
+from starter.entries import StageFailed
 from tests.starter.submitside import SubmitSide
 
 with warnings.catch_warnings():
@@ -283,6 +286,69 @@ async def test_more_connections_than_a_job_may_have(tmp_path: Path, monkeypatch)
             while await raw(port, cookie) != b"0\n":  # noqa: ASYNC110 - the server notices in its own time
                 await trio.sleep(0.01)
         await streams[1].aclose()
+
+
+async def test_a_host_without_a_port_is_told_of(tmp_path: Path, monkeypatch) -> None:
+    async def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(trio, "open_tcp_listeners", refuse)
+    with pytest.raises(StageFailed, match="no port"):
+        async with serving(tmp_path):
+            pass
+
+
+async def test_many_long_reads_and_writes_fill_no_memory(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(bytes(chirp.DATA_BYTES))
+    async with serving(tmp_path) as (server, (side, port)), contextlib.AsyncExitStack() as clients:
+        tracemalloc.start()
+        for number in range(chirpserver.MAX_CONNECTIONS):
+            stream = await clients.enter_async_context(await trio.open_tcp_stream("127.0.0.1", port))
+            reads = number % 2
+            await stream.send_all(
+                b"cookie " + server.cookie.encode() + (b"\nopen f r 0\n" if reads else b"\nopen g wc 420\n")
+            )
+            opened = b""
+            while opened.count(b"\n") < 3:  # 0, the number, its status
+                opened += await stream.receive_some()
+            request = b"read " if reads else b"write "
+            await stream.send_all(request + opened.split(b"\n")[1] + b" %d\n" % chirp.DATA_BYTES)
+            if not reads:
+                await stream.send_all(bytes(chirp.DATA_BYTES - 1))
+        with trio.fail_after(20):
+            while side.calls.count(chirp.Syscall.READ) < 16 * chirpserver.MAX_LONG_READS:  # noqa: ASYNC110 - in its own time
+                await trio.sleep(0.01)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert most < 6 * chirp.DATA_BYTES
+
+
+@pytest.mark.parametrize("refusal", ["bad number", "too much at once", "no shadow"])
+async def test_the_data_of_a_write_that_is_refused_is_no_request(tmp_path: Path, refusal: str) -> None:
+    (tmp_path / "f").touch()
+    async with serving(tmp_path) as (server, (side, port)):
+        with trio.fail_after(20):
+            stream = await trio.open_tcp_stream("127.0.0.1", port)
+            await stream.send_all(b"cookie " + server.cookie.encode() + b"\nopen f w 0\n")
+            opened = b""
+            while opened.count(b"\n") < 3:
+                opened += await stream.receive_some()
+            number = opened.split(b"\n")[1]
+            side.lost = refusal == "no shadow"
+            length = 300_000 if refusal == "too much at once" else 20
+            what = {"too much at once": b"swrite %s %d 0 1 1\n" % (number, length)}.get(
+                refusal, b"write %s 20\n" % number
+            )
+            if refusal == "bad number":
+                what = b"write 999 20\n"
+            await stream.send_all(what + b"unlink f\n".ljust(length, b"\n") + b"version\n")
+            answer = b""
+            while answer.count(b"\n") < 2:
+                answer += await stream.receive_some()
+            await stream.aclose()
+    assert answer.split(b"\n")[0] in (b"-12", b"-5", b"-17")
+    assert answer.split(b"\n")[1] == b"2"
+    assert (tmp_path / "f").exists()
 
 
 # -- words and rules ------------------------------------------------------------------------------------------------
