@@ -73,6 +73,7 @@ from starter.orphans import reap_orphans
 from starter.police import Police
 from starter.reconnect import take_up
 from starter.renewal import Renewals
+from starter.reporting import report
 from starter.shadow import ShadowRefused
 from starter.streams import Stream, StreamBroken
 from starter.tokens import Renewal
@@ -252,7 +253,7 @@ class Job:
                 return lambda: steps.clean(work)
             case Step.REPORT:
                 assert verdict is not None
-                return lambda: steps.report(work, verdict, self._life.ended, self._life.tell())
+                return lambda: report(work, verdict, self._life.ended, self._life.tell())
 
     # --- facts ---------------------------------------------------------------------------------------------------
 

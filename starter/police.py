@@ -103,9 +103,11 @@ class Police:
         filled_kb, left_kb, last_s = _filled_kb(self.work.place.root), bounds.disk_kb, trio.current_time()
         while True:
             await trio.sleep(min(interval_s, LONGEST_SLEEP_S))
+            if self.state() is not State.RUNNING:  # there may be no sandbox any more
+                continue
             since_s, grown_kb = trio.current_time() - last_s, _filled_kb(self.work.place.root) - filled_kb
             due = limits.disk_due(since_s=since_s, interval_s=interval_s, grown_kb=grown_kb, left_kb=left_kb)
-            if self.state() is not State.RUNNING or not due:
+            if not due:
                 continue
             filled_kb, last_s = filled_kb + grown_kb, trio.current_time()
             used_kb = await self._measure_disk()
@@ -128,12 +130,12 @@ class Police:
                         await far.send({"path": str(work.place.path)})
                         answer = await far.receive()
                     raise_if_failed(answer)
+                    used_kb, files = int_of(answer.get("kb")), int_of(answer.get("files"))
                 finally:
                     await far.end()
         except (StageFailed, NotShown) as fault:
             self.log.info("the sandbox was not measured: %s", fault)
             return None
-        used_kb, files = int_of(answer.get("kb")), int_of(answer.get("files"))
         if answer.get("whole") is not True:
             self.log.warning("the sandbox has more than the %d KB in %d entries that could be counted", used_kb, files)
         work.disk = (used_kb, files)

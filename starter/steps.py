@@ -5,7 +5,6 @@ A step may be cancelled at any moment; what it has made by then is in ``Work``, 
 
 from __future__ import annotations
 
-import datetime
 import errno
 import math
 import os
@@ -28,7 +27,7 @@ from pilot.rpc import RpcRefused
 from pilot.switch import Denied, Misused, Outcome, Unavailable
 from starter import ahead, checkpoint, furnish, launching, leftovers, orphans, tokens, updates
 from starter.checkpoint import checkpoint_names
-from starter.chirp import Delayed, as_ad
+from starter.chirp import Delayed
 from starter.chirpserver import ChirpServer
 from starter.credential import ProxyUnusable, check_proxy, fetch_proxy, same_as
 from starter.description import CHIRP_CONFIG_NAME, WRAPPER_FAILURE_NAME, Unrunnable, describe
@@ -37,10 +36,7 @@ from starter.events import (
     CredentialStored,
     Event,
     FamilyStopped,
-    JobEnded,
     JobKnown,
-    Reported,
-    ShadowLost,
     StagedIn,
     StagedOut,
     StepFailed,
@@ -49,6 +45,7 @@ from starter.fileplan import MB
 from starter.killsignal import soft_signal
 from starter.launch import Deadlines
 from starter.renewal import record
+from starter.reporting import now
 from starter.sandbox import (
     Changed,
     Inward,
@@ -62,7 +59,6 @@ from starter.sandbox import (
     stage_in,
     stage_out,
 )
-from starter.shadow import ShadowRefused
 from starter.streams import END_WITHIN_S
 from starter.transfer import (
     InputSink,
@@ -77,7 +73,7 @@ from starter.transfer import (
     wanted_names,
 )
 from starter.urls import plugins_of, tell_results
-from starter.verdict import Exited, Hold, Killed, Requeue, Verdict, hold_for_user_refused, is_final, job_exit_reason
+from starter.verdict import Exited, Hold, Requeue, Verdict, hold_for_user_refused, is_final
 from starter.work import PROCD_FAULTS, Work
 
 # Output is offered again after a transient failure, on the same stream of the far side.
@@ -92,8 +88,6 @@ END_KNOWN_WITHIN_S = 10.0
 BETWEEN_KILLS_S = 5.0
 # Within what the startd allows beyond KILLING_TIMEOUT (``startd.claims.END_MARGIN_S``), with time to report.
 ASKED_KILL_S = 45.0
-# After an error event the shadow closes; we wait this long so that the event is surely read.
-SHADOW_CLOSES_WITHIN_S = 10.0
 
 
 # --- ask ---------------------------------------------------------------------------------------------------------
@@ -404,11 +398,11 @@ async def send_sandbox(work: Work, verdict: Verdict) -> Event:
             await tell_results(work, "Output", uploads.judged if uploads is not None else ())
             failed = await _offer_output(work, outward, uploads, complete=complete, final=is_final(verdict))
             if note := left_out(outward.manifest, work.host):
-                await work.shadow.log_event(updates.note_event(note, work.host, _now()))
-            await _remove(work, outward)
+                await work.shadow.log_event(updates.note_event(note, work.host, now()))
+            emptied = await _emptied(work, outward)
     except StageFailed as fault:
         return StepFailed(_output_verdict(work, fault), sandbox=True)
-    left = _remove_place(work)
+    left = _remove_place(work) if emptied else (await clean(work)).left
     if failed is not None:
         return StepFailed(failed, sandbox=bool(left))
     return StagedOut(left)
@@ -524,7 +518,16 @@ def _output_verdict(work: Work, fault: StageFailed) -> Verdict:
     return _switch_verdict(work, fault.outcome, f"output of the job: {fault}")
 
 
-async def clean(work: Work) -> Event:
+async def _emptied(work: Work, outward: Outward) -> bool:
+    """What has become of the output is known by now: it is not offered again for a sandbox that cannot be emptied."""
+    try:
+        await _remove(work, outward)
+    except StageFailed:
+        return False
+    return True
+
+
+async def clean(work: Work) -> Cleaned:
     """The sandbox is removed without output; through the switch if something of the user's lies in it."""
     if not _sandbox_exists(work):
         return Cleaned(_remove_place(work))
@@ -559,41 +562,3 @@ def _remove_place(work: Work) -> str:
     except Left as left:
         return str(left)
     return ""
-
-
-def _now() -> str:
-    return datetime.datetime.now().isoformat(timespec="seconds")
-
-
-# --- report ------------------------------------------------------------------------------------------------------
-
-
-async def report(work: Work, verdict: Verdict, ended: JobEnded | None, story: str = "") -> Event:
-    """The shadow is told how it ended. A shadow that does not hear it changes nothing any more."""
-    try:
-        await _tell_usage(work, verdict, ended)
-        if isinstance(verdict, Hold | Requeue):
-            await work.shadow.log_event(updates.error_event(verdict, work.host, _now(), story))
-            with trio.move_on_after(SHADOW_CLOSES_WITHIN_S):
-                await work.shadow.wait_gone()
-        else:
-            update = updates.final(verdict, ended, work.usage, work.duration_s)
-            if work.chirp is not None:
-                updates.add_delayed(update, as_ad(work.chirp.delayed.pending()), work.shadow_version)
-            wait_status = ended.wait_status if ended else 0
-            if work.suspended:  # a stock shadow does not know a way from suspended to exited (wire reference 4.4)
-                await work.shadow.register_job_info(updates.resumed())
-            await work.shadow.job_exit(wait_status, job_exit_reason(verdict), update)
-    except (PeerFault, ShadowRefused) as fault:
-        return ShadowLost(str(fault))
-    return Reported()
-
-
-async def _tell_usage(work: Work, verdict: Verdict, ended: JobEnded | None) -> None:
-    """The last update of a job that has ended: also of one that is held, whose owner wants to know what it used."""
-    if work.stands_still and work.usage is not None:
-        # A shadow does not understand the end of a job that it knows as suspended (wire reference 4.4).
-        address = work.activation.startd_address
-        await work.shadow.register_job_info(updates.running(work.usage, suspended=False, address=address))
-    if ended is not None and not isinstance(verdict, Killed):
-        await work.shadow.register_job_info(updates.final(verdict, ended, work.usage, work.duration_s))

@@ -109,14 +109,14 @@ class Renewal:
     tokens: Tokens = attrs.field(repr=False)
 
     async def run(self, failed: Callable[[str], None]) -> None:
-        """Until cancelled, or the turn is refused because the job has ended. A look that fails is told, and made again
-        at the next time: what the job has may still be good."""
+        """Until cancelled. A look that fails is told, and made again at the next time: what the job has may still be
+        good. So it is, untold, where the job does not run just now: it may again, after its checkpoint."""
         while self.every_s > 0:
             await trio.sleep(self.every_s)
             try:
                 await self._look()
             except NotShown:
-                return
+                continue
             except RENEWAL_FAULTS as fault:
                 failed(str(fault))
 

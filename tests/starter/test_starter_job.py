@@ -155,8 +155,9 @@ async def test_the_outcome_of_a_step_that_was_overtaken_in_the_same_moment_is_no
     async def nothing(*_: Any) -> None:
         await trio.lowlevel.checkpoint()
 
-    for step in (fill_sandbox, clean, report):
+    for step in (fill_sandbox, clean):
         monkeypatch.setattr(steps, step.__name__, step)
+    monkeypatch.setattr("starter.job.report", report)
     work = cast(Work, SimpleNamespace(ahead=None, account=None, launched=None))
     job = Job(work, cast(Channel, SimpleNamespace(send=nothing)), LOG)
     job._renewals = cast(Any, SimpleNamespace(state_changed=lambda: None))

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
+import shutil
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import attrs
 import pytest
+import trio
+import trio.testing
 from classad2 import ClassAd
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +26,8 @@ from procd.groups import Group
 from procd.messages import Usage
 from procd.proc import ProcReader
 from starter.description import describe
+from starter.events import Event
+from starter.life import State
 from starter.limits import (
     Bounds,
     Measured,
@@ -32,8 +42,12 @@ from starter.limits import (
     time_left_s,
     time_up,
 )
-from starter.police import measured_of, oom_kills
+from starter.places import make_place
+from starter.police import Police, measured_of, oom_kills
 from starter.verdict import Hold, Requeue
+from starter.visits import Visits
+from starter.work import Work
+from tests.jobwrapper.farsides import hostile_context
 
 MB = 1024
 BOUNDS = Bounds(memory_kb=100 * MB, disk_kb=200 * MB, processes=50, job_s=600.0, execute_s=300.0)
@@ -287,3 +301,46 @@ def test_a_measurement_without_end_ends(tmp_path: Path) -> None:
         (tmp_path / str(name)).touch()
     fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     assert measure(fd, limit_s=-1.0)[2] is False
+
+
+# -- when there is nothing to look at, or nonsense comes back ----
+
+
+def police(tmp_path: Path, far: Any, state: Callable[[], State]) -> tuple[Police, list[Event]]:
+    told: list[Event] = []
+
+    async def post(event: Event) -> None:
+        told.append(event)
+
+    @contextlib.asynccontextmanager
+    async def turn(_what: str) -> AsyncIterator[Any]:
+        yield far
+
+    place = make_place(tmp_path)
+    place.path.mkdir()
+    work = SimpleNamespace(
+        bounds=Bounds(disk_kb=100), place=place, disk=None, named=Named("1.0", "slot1@h", 1, 100),
+        settings=SimpleNamespace(sailplane_disk_interval=1, sailplane_switch_deadline=20),
+    )  # fmt: skip
+    log = logging.LoggerAdapter(logging.getLogger("test"), {})
+    return Police(cast(Work, work), cast(Visits, SimpleNamespace(turn=turn)), state, post, log), told
+
+
+async def test_a_sandbox_that_is_gone_is_not_looked_at(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    """A report may wait for its shadow for days after the sandbox was removed."""
+    state = State.RUNNING
+    made, told = police(tmp_path, None, lambda: state)
+    with trio.move_on_after(100):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(made.watch_disk)
+            await trio.testing.wait_all_tasks_blocked()
+            state = State.REPORTING
+            shutil.rmtree(made.work.place.root)
+    assert told == []
+
+
+@pytest.mark.parametrize("answer", ["{'kb': 'many', 'files': 1}", "{'kb': 1}", "{'kb': 1 << 80, 'files': 1}", "[]"])
+async def test_a_measurement_that_is_none_is_left_for_later(tmp_path: Path, answer: str) -> None:
+    far = hostile_context(tmp_path / "far", f"hello(); receive(); send({answer})")
+    made, _ = police(tmp_path, far, lambda: State.RUNNING)
+    assert await made._measure_disk() is None

@@ -10,6 +10,7 @@ from typing import cast
 import attrs
 import pytest
 import trio
+from classad2 import ClassAd
 
 from pilot import standing
 from pilot.ledger import Ledger, note_identity
@@ -17,9 +18,12 @@ from pilot.settings import Settings
 from pilot.switch import Broken, Denied, Misused, Outcome, Unavailable
 from procd.messages import Stopped
 from starter import steps
-from starter.events import FamilyStopped
-from starter.verdict import Hold, Requeue
+from starter.description import describe
+from starter.events import FamilyStopped, StagedOut
+from starter.sandbox import make_place, stage_in
+from starter.verdict import Exited, Hold, Requeue
 from starter.work import Guests, Work
+from tests.jobwrapper.farsides import hostile_context, once, wrapper_context
 
 ALICE = "/DC=org/CN=Alice"
 
@@ -151,3 +155,34 @@ async def test_nothing_is_insisted_on_after_the_proxys_end(job: Place, autojump_
     job.work.ended.set()
     job.work.credential.usable_until = time.time() - 1  # type: ignore[union-attr, misc]
     assert await steps.stop(job.work, soft=False) == FamilyStopped((7,))
+
+
+# -- a sandbox that cannot be emptied ----
+
+
+@pytest.mark.parametrize(
+    "end", ["send({'left': 1, 'named': [['f', 'because']]})", "send({'left': 'x'})", "send([1])", "os._exit(1)"]
+)
+async def test_output_that_has_arrived_is_not_taken_back_for_a_sandbox_that_stays(
+    tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job would run a second time."""
+
+    async def nothing(*_: object, **__: object) -> None: ...
+
+    place = make_place(tmp_path)
+    async with stage_in(wrapper_context(), place, deadline_s=20) as inward:
+        await inward.file("f", 0o600, 1, once(b"x"))
+        await inward.finish()
+    speak = f"hello(); receive(); send({{'done': True}}); line.sendall(bytes(1024)); receive(); {end}"
+    far = hostile_context(tmp_path / "far", speak)
+    shadow = SimpleNamespace(wait_connected=nothing, register_job_info=nothing)
+    description = describe(ClassAd({"ClusterId": 1, "ProcId": 0, "Cmd": "x", "TransferOutput": ""}))
+    busy = work(
+        shadow=shadow, streams=[], description=description, place=place, context=lambda **_: far, ahead=None,
+        settings=attrs.evolve(Settings(), sailplane_left_overs="ignore"), switch=far.switch, since_ns=0, elsewhere=None,
+    )  # fmt: skip
+    monkeypatch.setattr(steps, "_offer_output", nothing)
+    fact = await steps.send_sandbox(busy, Exited(0))
+    assert isinstance(fact, StagedOut)
+    assert str(place.root) in fact.left

@@ -1,0 +1,54 @@
+"""The last step of an activation: the shadow is told how it ended."""
+
+from __future__ import annotations
+
+import datetime
+
+import trio
+
+from cedar.errors import PeerFault
+from starter import updates
+from starter.chirp import as_ad
+from starter.events import Event, JobEnded, Reported, ShadowLost
+from starter.shadow import ShadowRefused
+from starter.verdict import Hold, Killed, Requeue, Verdict, job_exit_reason
+from starter.work import Work
+
+# After an error event the shadow closes; we wait this long so that the event is surely read.
+SHADOW_CLOSES_WITHIN_S = 10.0
+
+
+def now() -> str:
+    """As events have it: this host's clock and zone."""
+    return datetime.datetime.now().isoformat(timespec="seconds")
+
+
+async def report(work: Work, verdict: Verdict, ended: JobEnded | None, story: str = "") -> Event:
+    """The shadow is told how it ended. A shadow that does not hear it changes nothing any more."""
+    try:
+        await _tell_usage(work, verdict, ended)
+        if isinstance(verdict, Hold | Requeue):
+            await work.shadow.log_event(updates.error_event(verdict, work.host, now(), story))
+            with trio.move_on_after(SHADOW_CLOSES_WITHIN_S):
+                await work.shadow.wait_gone()
+        else:
+            update = updates.final(verdict, ended, work.usage, work.duration_s)
+            if work.chirp is not None:
+                updates.add_delayed(update, as_ad(work.chirp.delayed.pending()), work.shadow_version)
+            wait_status = ended.wait_status if ended else 0
+            if work.suspended:  # a stock shadow does not know a way from suspended to exited (wire reference 4.4)
+                await work.shadow.register_job_info(updates.resumed())
+            await work.shadow.job_exit(wait_status, job_exit_reason(verdict), update)
+    except (PeerFault, ShadowRefused) as fault:
+        return ShadowLost(str(fault))
+    return Reported()
+
+
+async def _tell_usage(work: Work, verdict: Verdict, ended: JobEnded | None) -> None:
+    """The last update of a job that has ended: also of one that is held, whose owner wants to know what it used."""
+    if work.stands_still and work.usage is not None:
+        # A shadow does not understand the end of a job that it knows as suspended (wire reference 4.4).
+        address = work.activation.startd_address
+        await work.shadow.register_job_info(updates.running(work.usage, suspended=False, address=address))
+    if ended is not None and not isinstance(verdict, Killed):
+        await work.shadow.register_job_info(updates.final(verdict, ended, work.usage, work.duration_s))
