@@ -48,7 +48,9 @@ def namespaces():
     libc.unshare(0x30000000)  # of users and processes; refused in some places
 def bare():
     os.chdir("/"); os.closerange(0, 256)
-WAYS = (session, group, daemonise, name, deaf, undumpable, reaper, namespaces, bare)
+def sibling():  # clone(CLONE_PARENT): the child of whoever started this one, which may be the switch or the starter
+    if libc.syscall(dict(x86_64=56, aarch64=220).get(os.uname().machine, -1), 0x8000 | 17, 0, 0, 0, 0) > 0: os._exit(0)
+WAYS = (session, group, daemonise, name, deaf, undumpable, reaper, namespaces, bare, sibling)
 def stop():
     while True: os.kill(os.getpid(), signal.SIGSTOP)
 def rest():
