@@ -44,6 +44,7 @@ PAUSE_S, LONGEST_PAUSE_S = 0.001, 0.05
 LIBRARYS = {32, 33}
 DEAD = b"ZXx"
 STOPPED = b"Tt"
+HANGING = b"D"
 # Stopping comes to an end within a second, unless somebody wakes the stopped.
 STOP_S = 3.0
 # Enough for any family that is no bomb.
@@ -132,6 +133,27 @@ def read_process(pid: int) -> "Process | None":
         return None
     finally:
         os.close(fd)
+
+
+def is_held(pid: int, process: Process) -> bool:
+    """Whether a process is stopped, or will be before it does anything: it hangs in the kernel, where a vfork(2) waits
+    for its child for as long as that is stopped, and has the signal pending (proc(5), ShdPnd).
+    """
+    if process.state != HANGING:
+        return process.state in STOPPED
+    try:
+        fd = os.open("/proc/%d/status" % pid, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        for line in os.read(fd, 8192).splitlines():
+            if line.startswith(b"ShdPnd:"):
+                return bool(int(line.split()[1], 16) >> (_signal.SIGSTOP - 1) & 1)
+    except (OSError, ValueError, IndexError):
+        pass
+    finally:
+        os.close(fd)
+    return False
 
 
 def read_all() -> "dict[int, Process]":
@@ -267,7 +289,7 @@ class Family:
         pause_s = PAUSE_S
         while True:
             self.stop_all(end_s)
-            running = [pid for pid in self.reachable() if self.alive[pid].state not in STOPPED]
+            running = [pid for pid in self.reachable() if not is_held(pid, self.alive[pid])]
             if not running or monotonic() > end_s:
                 return
             # A stop takes effect at once, except where the machine is busy or a disk is slow.
@@ -393,7 +415,7 @@ class Family:
         if number == _signal.SIGKILL:
             left = sorted(self.alive)
         elif number == _signal.SIGSTOP:
-            left = sorted(pid for pid, process in self.alive.items() if process.state not in STOPPED)
+            left = sorted(pid for pid, process in self.alive.items() if not is_held(pid, process))
         return {
             "sent": self.sent,
             "denied": self.denied,

@@ -99,7 +99,7 @@ class _Waiting:
     def due_s(self) -> float:
         """When it is made, if there is a token."""
         wait_s = self.dice * min(self.width_s, self.latest_s - self.asked_s)
-        return min(self.asked_s + wait_s, self.hurried_s + URGENT_PART * wait_s, self.latest_s)
+        return min(self.asked_s + wait_s, self.hurried_s + URGENT_PART * wait_s)
 
     @property
     def rank(self) -> tuple[bool, float]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 from attrs import frozen
 
 from jobwrapper.send_signals import read_children
@@ -45,6 +46,16 @@ while True:
     else:
         time.sleep(0.002)
         os._exit(0)
+"""
+SLEEP = """
+import signal, sys
+sys.stdout.write("up\\n"); sys.stdout.flush()
+while True: signal.pause()
+"""
+VFORK = """
+import os, signal, sys
+sys.stdout.write("up\\n"); sys.stdout.flush()
+os.posix_spawn("/bin/true", ["true"], {{}}, file_actions=[(os.POSIX_SPAWN_OPEN, 0, {!r}, os.O_RDONLY, 0)])
 """
 
 
@@ -146,6 +157,26 @@ async def test_a_plain_signal_goes_to_the_targets_alone(started) -> None:
     assert told.sent == 1
     assert process.wait() == -signal.SIGTERM
     assert len(members(process.pid)) == 10
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGSTOP])
+async def test_a_signal_for_another_start_tick_is_not_delivered(started, number: int) -> None:
+    process = start(started, SLEEP)
+    told = await send(process, number, tick=1)
+    assert (told.sent, told.left_count) == (0, 0)
+    assert set(members(process.pid).values()) <= set("RS")
+    assert process.poll() is None
+
+
+async def test_who_waits_for_a_stopped_vfork_is_stopped(started, tmp_path: Path) -> None:
+    """As any posix_spawn(3) that is under way: it cannot stop before its child goes on, and does nothing meanwhile."""
+    os.mkfifo(tmp_path / "fifo")  # opened between vfork and exec, where nobody writes
+    process = start(started, VFORK.format(str(tmp_path / "fifo")))
+    wait_for(lambda: sorted(members(process.pid).values()) == ["D", "S"], "a vfork")
+    with trio.fail_after(8):
+        told = await send(process, signal.SIGSTOP)
+    assert told.left_count == 0
+    assert sorted(members(process.pid).values()) == ["D", "T"]
 
 
 async def test_another_start_tick_is_another_process(started) -> None:
