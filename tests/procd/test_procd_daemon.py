@@ -6,14 +6,21 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import trio
 
+from demo.accounts import Account
 from pilot.rpc import ChannelClosed
 from procd.client import ProcdClient
+from procd.facts import Facts
 from procd.messages import Usage
+from procd.server import Service
 from tests.procd import world
 
 
@@ -127,3 +134,39 @@ def test_wrong_usage_ends_at_once(arguments: list[str], tmp_path: Path) -> None:
     )
     assert done.returncode in (2, 100)
     assert done.stderr
+
+
+@pytest.mark.needs_root
+async def test_another_account_is_not_answered_whatever_the_sockets_mode(accounts: Mapping[str, Account]) -> None:
+    """The kernel tells who connects; the mode alone could be changed by mistake."""
+    program = (
+        "import socket, sys\nsock = socket.socket(socket.AF_UNIX); sock.connect(sys.argv[1]); sock.settimeout(3)\n"
+        "try: print('closed' if not sock.recv(100) else 'told')\nexcept TimeoutError: print('served')\n"
+    )
+    with tempfile.TemporaryDirectory(prefix="sptest-") as directory:
+        path = Path(directory) / "s"
+        os.chmod(directory, 0o755)
+        async with world.procd(path) as client:
+            os.chmod(path, 0o666)
+            alice = accounts["alice"].uid
+            said = await trio.run_process(
+                [world.PYTHON, "-IS", "-c", program, str(path)], capture_stdout=True, user=alice, group=alice, cwd="/"
+            )
+            assert said.stdout == b"closed\n"  # before it has said a word
+            assert await client.families() == ()
+
+
+def test_a_hidden_family_without_any_proof_of_its_end_is_refused() -> None:
+    """No list of children, no cgroup, no control socket: then nobody could tell that it is over."""
+
+    def can_be_proved(*, hidden: bool, children_files: bool, group: object = None, control: object = None) -> bool:
+        trackers = SimpleNamespace(group=lambda family: group, facts=Facts(children_files=children_files))
+        service = Service(*cast(Any, (None, None, None, trackers, None)), check_every_s=1)
+        family = SimpleNamespace(around=SimpleNamespace(hidden=hidden))
+        return service._can_be_proved(*cast(Any, (family, control)))
+
+    assert can_be_proved(hidden=False, children_files=False)
+    assert not can_be_proved(hidden=True, children_files=False)
+    assert can_be_proved(hidden=True, children_files=True)
+    assert can_be_proved(hidden=True, children_files=False, group=object())
+    assert can_be_proved(hidden=True, children_files=False, control=object())

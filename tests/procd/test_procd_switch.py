@@ -8,6 +8,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -48,6 +49,9 @@ class Site:
         path = self.directory / f"credential-{text}"
         path.write_text(str(text))
         return str(path)
+
+    def change(self, credential: str, text: object) -> None:
+        Path(credential).write_text(str(text))
 
     def settings(self, **more: str) -> Settings:
         return world.settings(
@@ -193,3 +197,38 @@ async def test_a_dead_starter_s_unseen_orphans_are_found_by_their_account(
             await world.until(lambda: job.alive() == [], "the family's end")
             assert other.alive() == [other.pid]
             assert (await client.stop("other", deadline_s=20)).empty
+
+
+async def test_a_dead_starters_family_is_tried_again_until_it_is_empty(
+    tmp_path: Path, site: Site, accounts: Mapping[str, Account], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A site that refuses for a while: nobody else would ever end this job."""
+    monkeypatch.setattr("procd.server.ABANDONED_STOP_S", 0.2)
+    monkeypatch.setattr("procd.server._BETWEEN_ATTEMPTS_S", 0.1)
+    uid = accounts["alice"].uid
+    credential = site.credential("")
+    with world.job(world.SLEEP, uid=uid) as job:
+        async with world.procd(tmp_path / "s", site.settings()) as client:
+            await world.register(client, job, credential=credential)
+            os.kill(job.starter_pid, signal.SIGKILL)
+            await world.until(lambda: len(site.calls) >= 3, "calls that are refused")
+            assert job.alive() == [job.pid]
+            site.change(credential, uid)
+            await world.until(lambda: job.alive() == [], "the family's end")
+
+
+async def test_whoever_kills_cannot_be_traced(tmp_path: Path, site: Site, accounts: Mapping[str, Account]) -> None:
+    """It has the job's account, and waits for the end of a grace: time enough to take it over."""
+    uid = accounts["alice"].uid
+    deaf = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: signal.pause()"
+    with world.job(deaf, uid=uid) as job:
+        async with world.procd(tmp_path / "s", site.settings()) as client, trio.open_nursery() as nursery:
+            await world.register(client, job, credential=site.credential(uid))
+            nursery.start_soon(partial(client.stop, "job", deadline_s=20, soft=signal.SIGTERM, grace_s=3.0))
+            wrapper = str(site.directory / "jobwrapper")
+            # Files of a process that cannot be traced are root's (proc(5)); its directory stays its own.
+            await world.until(
+                lambda: [os.stat(f"/proc/{pid}/environ").st_uid for pid in world.marked(wrapper)] == [0],
+                "a killer that nobody may trace",
+            )
+            assert [world.uid_of(pid) for pid in world.marked(wrapper)] == [uid]

@@ -20,6 +20,7 @@ from procd.births import MOST_ENDED, Births
 from procd.client import ProcdClient
 from procd.events import MAX_LOT, Connector, Event, Overrun, connector_works, parse
 from procd.families import Families
+from procd.groups import Group
 from procd.lookout import Lookout
 from procd.proc import ProcReader, ticks_now
 from procd.process import Process, ProcessId
@@ -270,6 +271,20 @@ async def test_a_fork_storm_loses_against_a_cgroup(tmp_path: Path, place: Delega
 
 
 @pytest.mark.needs_root
+async def test_a_cgroup_that_is_not_empty_is_no_end(
+    tmp_path: Path, place: Delegated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever scans say: the kernel knows."""
+    monkeypatch.setattr(Group, "populated", property(lambda group: True))
+    with world.job(held(world.SLEEP)) as job:
+        async with world.procd(tmp_path / "s", world.settings(SAILPLANE_CGROUP=str(place.path))) as client:
+            await let_run(client, job)
+            stopped = await client.stop("job", deadline_s=1)
+            assert (stopped.empty, stopped.survivors, job.alive()) == (False, (), [])
+            monkeypatch.undo()
+
+
+@pytest.mark.needs_root
 async def test_another_accounts_family_costs_no_call_with_a_cgroup(
     tmp_path: Path,
     place: Delegated,
@@ -372,6 +387,25 @@ async def test_what_is_no_descendant_is_reported_and_killed_only_at_a_dedicated_
                 assert (await client.usage("job")).strays == (0 if dedicated else 1)
                 assert (pid in world.marked("sptest-stray-")) != dedicated
                 assert f"no descendants, at its account {alice.uid}: {pid}" in caplog.text
+
+
+@pytest.mark.needs_root
+async def test_while_two_jobs_are_at_a_dedicated_account_neither_gets_the_strays(
+    tmp_path: Path,
+    site: Site,  # noqa: F811
+    accounts: Mapping[str, Account],
+) -> None:
+    alice = accounts["alice"]
+    given = site.settings(SAILPLANE_DEDICATED_ACCOUNTS=r"sptest.*-alice")
+    with world.job(world.SLEEP, uid=alice.uid) as job, world.job(world.SLEEP, uid=alice.uid) as other:
+        async with world.procd(tmp_path / "s", given) as client:
+            for name, each in (("job", job), ("other", other)):
+                await world.register(client, each, name, credential=site.credential(alice.uid))
+            with stray(alice) as pid:
+                stopped = await client.stop("job", deadline_s=10)
+                assert (stopped.empty, stopped.strays) == (True, (pid,))
+                assert world.marked("sptest-stray-") == [pid]
+            assert other.alive() == [other.pid]
 
 
 # --- cookies --------------------------------------------------------------------------------------------------------
