@@ -8,9 +8,11 @@ import shutil
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 
 from demo import accounts
 from pilot.farsignal import _is_stopped
@@ -173,6 +175,26 @@ async def test_without_one_it_is_tried_again_and_told(site: Site, program: str, 
             return
         assert stopped["survivors"]
         assert stopped["text"]
+
+
+@pytest.mark.slow
+async def test_a_killer_that_was_stopped_does_not_stay(site: Site) -> None:  # noqa: F811
+    """The kernel wakes it and hangs up on it when its front is killed; else it would be a stray for good."""
+    deaf = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: signal.pause()"
+    with stage(site, linger=False, program=deaf, arguments=()) as on:
+        async with trio.open_nursery() as nursery:
+            ask = partial(on.starter.ask, "stop", deadline_s=20, soft=int(signal.SIGTERM), grace_s=3.0)
+            nursery.start_soon(trio.to_thread.run_sync, ask)
+            await world.until(lambda: killers() != [], "a killer at work")
+            [killer] = killers()
+            os.kill(killer, signal.SIGSTOP)
+            await world.until(lambda: killer not in on.alive(), "the stopped killer's end")
+
+
+def killers() -> list[int]:
+    """Those that have spoken: files of what cannot be traced are root's (proc(5))."""
+    found = world.marked("__main__.py\0signal")
+    return [pid for pid in found if Path(f"/proc/{pid}/environ").stat().st_uid == 0 != world.uid_of(pid)]
 
 
 # --- what was found by these tests --------------------------------------------------------------------------

@@ -224,7 +224,7 @@ async def test_whoever_kills_cannot_be_traced(tmp_path: Path, site: Site, accoun
     with world.job(deaf, uid=uid) as job:
         async with world.procd(tmp_path / "s", site.settings()) as client, trio.open_nursery() as nursery:
             await world.register(client, job, credential=site.credential(uid))
-            nursery.start_soon(partial(client.stop, "job", deadline_s=20, soft=signal.SIGTERM, grace_s=3.0))
+            nursery.start_soon(partial(client.stop, "job", deadline_s=20, soft=signal.SIGTERM, grace_s=2.0))
             wrapper = str(site.directory / "jobwrapper")
             # Files of a process that cannot be traced are root's (proc(5)); its directory stays its own.
             await world.until(
