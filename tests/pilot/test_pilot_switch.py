@@ -476,21 +476,24 @@ def test_a_wrapper_that_cannot_be_compiled_is_no_failure(tmp_path: Path) -> None
 # ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrong", ["root", "the pilot's own"])
+@pytest.mark.parametrize("wrong", ["root", "root's group", "the pilot's own"])
 async def test_a_user_whom_the_site_maps_to_an_account_that_no_user_may_have_runs_nothing(
     tmp_path: Path, wrong: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The far side says hello from this test's own account; who the pilot is, is what differs."""
-    if wrong == "root":
+    become = ""
+    if wrong != "the pilot's own":
         if os.geteuid() != 0:
             pytest.skip("only root can be what root is")
+        if wrong == "root's group":
+            become = "setpriv --reuid=65534 --regid=0 --clear-groups"
         monkeypatch.setattr("pilot.farside.os.geteuid", lambda: 4711)
     ledger = Ledger.of(tmp_path)
     ledger.begin(probe=True)
     credential = tmp_path / "proxy.pem"
     note_identity(credential, "/CN=Alice", "")
     count = tmp_path / "count"
-    switch = scripted_glexec(tmp_path / "glexec", f'echo >> {count}; exec "$@"')
+    switch = scripted_glexec(tmp_path / "glexec", f'echo >> {count}; exec {become} "$@"')
     asking = Asking(
         switch=switch,
         settings=Settings(glexec_retries=2),
@@ -501,7 +504,7 @@ async def test_a_user_whom_the_site_maps_to_an_account_that_no_user_may_have_run
     for code, calls in (("misused", 1), ("unavailable", 1)):
         failed = await failure(asking)
         assert failed.code == code
-        assert ("root" if wrong == "root" else "pilot's own account") in failed.text
+        assert ("pilot's own account" if wrong == "the pilot's own" else "to root") in failed.text
         assert len(count.read_text().splitlines()) == calls
     assert refused(ledger.read(), now_s=ledger.clock()) == ("/CN=Alice",)
 

@@ -8,7 +8,7 @@ import os
 import stat
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -306,6 +306,19 @@ async def test_a_stranger_who_knows_only_the_session_gets_nowhere(job: Job, monk
         nursery.start_soon(job.renewals.serve, PassedCommand(Command.DELEGATE_GSI_CRED_STARTER, "", "", state), fd)
         await peer.stream._transport.send_all(b"\x01\x00\x00\x00\x13" + b"abc" * 8)  # a frame, not by the key
     assert job.on_disk() == before
+
+
+async def test_silent_connections_beyond_a_few_are_closed_at_once(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(renewal, "EXCHANGE_WITHIN_S", 60.0)
+    async with AsyncExitStack() as open_ones, trio.open_nursery() as nursery:
+        for _ in range(renewal.MAX_EXCHANGES):
+            fd, state, _peer = await open_ones.enter_async_context(connection())
+            nursery.start_soon(job.renewals.serve, PassedCommand(Command.DELEGATE_GSI_CRED_STARTER, "", "", state), fd)
+        await trio.testing.wait_all_tasks_blocked()
+        async with connection() as (fd, state, _peer):
+            with trio.fail_after(10):
+                await job.renewals.serve(PassedCommand(Command.DELEGATE_GSI_CRED_STARTER, "", "", state), fd)
+        nursery.cancel_scope.cancel()
 
 
 # --- asked for ----------------------------------------------------------------------------------------------------
