@@ -114,6 +114,8 @@ def _open_log(settings: conf.Settings) -> rootlog.Log:
 def _only_our_descriptors(call: Call, more: "set[int]") -> None:
     kept = {0, 1, 2, call.word, *more}
     if call.control is not None:
+        if call.control in more:  # the number was free, and is ours now
+            raise Failure(CLIENT, "GLEXEC_CONTROL_FD is not open")
         kept.add(call.control)
     payload.close_all_but(kept)
     try:

@@ -17,25 +17,28 @@ from typing import Any
 # One write of at most this size: a shorter one on a file opened for appending is not interleaved.
 MAX_LINE_BYTES = 16384
 _MAX_TEXT_CHARS = 1024
+# Where many fields are long, or consist of characters that take twelve bytes each.
+_SHORT_TEXT_CHARS = 64
 
 
-def _bounded(value: object) -> object:
-    if isinstance(value, str) and len(value) > _MAX_TEXT_CHARS:
-        return value[:_MAX_TEXT_CHARS] + "...(cut)"
+def _bounded(value: object, limit_chars: int) -> object:
+    if isinstance(value, str) and len(value) > limit_chars:
+        return value[:limit_chars] + "...(cut)"
     if isinstance(value, (list, tuple)):
-        return [_bounded(item) for item in value[:64]]
+        return [_bounded(item, limit_chars) for item in value[:limit_chars]]
     return value
 
 
 def line(event: str, audit_id: str, fields: Mapping[str, object], *, now: float) -> bytes:
     """One record with its line's end; `now` is Unix time. ValueError when it is too long."""
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
-    record: dict[str, object] = {"time": stamp, "event": event, "id": _bounded(audit_id)}
-    record.update((key, _bounded(value)) for key, value in fields.items())
-    data = json.dumps(record, ensure_ascii=True).encode("ascii") + b"\n"
-    if len(data) > MAX_LINE_BYTES:
-        raise ValueError(f"audit record of {len(data)} bytes, allowed are {MAX_LINE_BYTES}")
-    return data
+    for limit_chars in (_MAX_TEXT_CHARS, _SHORT_TEXT_CHARS):
+        record = {"time": stamp, "event": event, "id": _bounded(audit_id, limit_chars)}
+        record.update((key, _bounded(value, limit_chars)) for key, value in fields.items())
+        data = json.dumps(record, ensure_ascii=True).encode("ascii") + b"\n"
+        if len(data) <= MAX_LINE_BYTES:
+            return data
+    raise ValueError(f"audit record of {len(data)} bytes, allowed are {MAX_LINE_BYTES}")
 
 
 def append(path: Path, event: str, audit_id: str, **fields: object) -> None:

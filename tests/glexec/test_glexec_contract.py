@@ -43,7 +43,7 @@ def spare(site, linger, request):
         ({"GLEXEC_TARGET_PROXY": "/nowhere/at/all"}, b"GLEXEC_TARGET_PROXY: No such file"),
         ({"GLEXEC_TARGET_PROXY": "relative"}, b"not the absolute path"),
         ({"GLEXEC_MODE": "lcmaps_verify_account"}, b"GLEXEC_MODE"),
-        ({"GLEXEC_CONTROL_FD": "3"}, b"GLEXEC_CONTROL_FD is not open"),
+        *(({"GLEXEC_CONTROL_FD": str(fd)}, b"GLEXEC_CONTROL_FD is not open") for fd in range(3, 11)),
         ({"GLEXEC_CONTROL_FD": "x; id"}, b"GLEXEC_CONTROL_FD"),
         ({"GLEXEC_CONTROL_FD": "0"}, b"GLEXEC_CONTROL_FD"),
     ],

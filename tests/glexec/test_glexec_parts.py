@@ -222,6 +222,8 @@ CASES = {
     "not valid yet": Case(user("Alice", starts_s=3000), 201, False, "not-yet-valid"),
     "beyond the path length": Case(stacked(upper_path_length=0), 203, False, "not-allowed"),
     "a limited proxy turned full": Case(stacked(upper_kind="limited"), 203, True, "not-allowed"),
+    # It does not carry its owner's rights (RFC 3820, 3.8.2). LCMAPS does not care; the pilot never shows one.
+    "an independent proxy": Case(user("Alice", kind="independent"), 0, True, "not-allowed", native=203),
     "unknown CA": Case(user("foreign"), 203, False, "untrusted"),
     "revoked": Case(user("Revoked"), 203, False, "revoked"),
     # The site has to fetch the list: its fault, where we decide. LCMAPS tells no difference.

@@ -64,5 +64,9 @@ def test_audit_lines_are_bounded() -> None:
     line = audit.line("start", "a", {"command": ["x" * 5000] * 2}, now=0.25)
     assert len(line) < audit.MAX_LINE_BYTES
     assert json.loads(line)["time"] == "1970-01-01T00:00:00.250Z"
+    for hostile in (["x" * 5000] * 64, "\U0001f600" * 5000):  # the latter: twelve bytes a character
+        line = audit.line("start", "a", {"command": hostile, "user": hostile, "why": "mismatch"}, now=0.0)
+        assert len(line) <= audit.MAX_LINE_BYTES
+        assert json.loads(line)["why"] == "mismatch"
     with pytest.raises(ValueError, match="audit record"):
-        audit.line("start", "a", {"command": ["x" * 5000] * 64}, now=0.0)
+        audit.line("start", "a", {str(number): "x" * 5000 for number in range(300)}, now=0.0)
