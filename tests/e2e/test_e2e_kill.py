@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -56,6 +57,34 @@ def test_procd_is_replaced_and_nothing_is_killed(site: Jobs, phase: str) -> None
     site.kill(procd)
     check_done(site, job, again=False)
     site.until("another procd", lambda: site.pids_of("procd", "--lifeline-fd") not in ([], [procd]))
+
+
+def limit_processes(jobs: Jobs, pid: int, soft: str) -> None:
+    """As the pilot: root may lack the capability for a process of another account."""
+    pilot = jobs.site.accounts["pilot"]
+    command = ["/usr/bin/prlimit", f"--pid={pid}", f"--nproc={soft}:"]
+    subprocess.run(command, check=True, user=pilot.uid, group=pilot.gid, extra_groups=[], cwd="/")
+
+
+@pytest.mark.slow
+def test_a_pilot_that_is_given_no_processes_any_more_lives_on(site: Jobs) -> None:
+    """As in a job's fork bomb, where the batch system limits the whole pilot's: no job matches until it is over."""
+    startd = site.site.startd
+    assert startd is not None
+    mark = len(site.log("StarterLog"))
+    job = site.submit("alice", "sleep 45")
+    site.until("the job to be running", lambda: "-> running " in site.log("StarterLog")[mark:])
+    (procd,) = site.pids_of("procd", "--lifeline-fd")
+    for pid in (startd.pid, site.spawner()):
+        limit_processes(site, pid, "1")
+    mark = len(site.log("StartLog"))
+    site.kill(procd)  # its successor cannot be started
+    site.until("the limit to be seen", lambda: "no more threads" in site.log("StartLog")[mark:])
+    for pid in (startd.pid, site.spawner()):
+        limit_processes(site, pid, "4000")
+    site.until("another procd", lambda: site.pids_of("procd", "--lifeline-fd") not in ([], [procd]))
+    check_done(site, job, again=False)
+    site.done(site.submit("alice", "exit 0"))
 
 
 @pytest.mark.parametrize("phase", PHASES)

@@ -8,8 +8,8 @@ import shutil
 import signal
 import subprocess
 import time
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -177,18 +177,24 @@ async def test_without_one_it_is_tried_again_and_told(site: Site, program: str, 
         assert stopped["text"]
 
 
-@pytest.mark.slow
 async def test_a_killer_that_was_stopped_does_not_stay(site: Site) -> None:  # noqa: F811
-    """The kernel wakes it and hangs up on it when its front is killed; else it would be a stray for good."""
+    """Nor is it waited for: the next one is called at once. A stopped one would be a stray for good."""
     deaf = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: signal.pause()"
     with stage(site, linger=False, program=deaf, arguments=()) as on:
+        told: list[dict[str, Any]] = []
+
+        def ask() -> None:
+            told.append(on.starter.ask("stop", deadline_s=20, soft=int(signal.SIGTERM), grace_s=30.0))
+
+        begun_s = time.monotonic()
         async with trio.open_nursery() as nursery:
-            ask = partial(on.starter.ask, "stop", deadline_s=20, soft=int(signal.SIGTERM), grace_s=3.0)
             nursery.start_soon(trio.to_thread.run_sync, ask)
             await world.until(lambda: killers() != [], "a killer at work")
             [killer] = killers()
             os.kill(killer, signal.SIGSTOP)
             await world.until(lambda: killer not in on.alive(), "the stopped killer's end")
+        assert time.monotonic() - begun_s < 20
+        assert (told[0]["empty"], told[0]["switch_calls"]) == (True, 2)
 
 
 def killers() -> list[int]:

@@ -16,6 +16,8 @@ import pytest
 from demo.accounts import Account
 from procd.facts import Facts, lacks, sees_jobs
 from procd.probe import mount_options
+from procd.proc import parse_stat
+from procd.process import ProcessId
 from tests.procd import world
 from tests.procd.hosts import Delegated, delegated, hiding, reachable
 
@@ -163,3 +165,13 @@ def test_this_host_is_looked_at_in_no_time() -> None:
     )
     assert done.stdout.split()[0] in (b"whole", b"own", b"foreign", b"masked")
     assert Path("/proc/self").exists()
+
+
+@pytest.mark.parametrize("name", [b"sleep", b"x) Z 1 1 1", b")", b"a b\nc", b"((", b""])
+def test_no_name_of_a_process_changes_what_is_read(name: bytes) -> None:
+    """A process may call itself anything (proc(5)), as one that has ended."""
+    numbers = b" ".join(str(number).encode() for number in range(4, 53))
+    made = parse_stat(b"7 (" + name + b") S " + numbers + b"\n", 1000)
+    assert made is not None
+    assert (made.id, made.parent, made.state, made.threads) == (ProcessId(7, 22), 4, "S", 20)
+    assert (made.user_ticks, made.reaped_system_ticks, made.image_kb) == (14, 17, 0)
