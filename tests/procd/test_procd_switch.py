@@ -22,6 +22,7 @@ from pilot.settings import Settings
 from procd.messages import Stopped
 from procd.proc import ProcReader
 from tests.procd import world
+from tests.procd.test_procd_service import RootPart
 
 pytestmark = pytest.mark.needs_root
 
@@ -232,3 +233,19 @@ async def test_whoever_kills_cannot_be_traced(tmp_path: Path, site: Site, accoun
                 "a killer that nobody may trace",
             )
             assert [world.uid_of(pid) for pid in world.marked(wrapper)] == [uid]
+
+
+async def test_where_a_root_part_is_deaf_the_switch_is_called(
+    tmp_path: Path, site: Site, accounts: Mapping[str, Account], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("procd.signaller.CONTROL_PATIENCE_S", 0.1)
+    uid = accounts["alice"].uid
+    with world.job(world.SLEEP, uid=uid) as job:
+        far = RootPart(job, deaf=True)
+        async with world.procd(tmp_path / "s", site.settings()) as client:
+            given = {"control_fd": far.near.fileno(), "credential": site.credential(uid), "audit_id": "site#8"}
+            await world.register(client, job, **given)
+            stopped = await client.stop("job", deadline_s=20)
+            assert (stopped.empty, stopped.route, stopped.switch_calls) == (True, "control+switch", 1)
+        far.close()
+    assert site.calls == ["site#8"]
