@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -260,6 +261,23 @@ def test_no_bytes_break_the_attribute_reader(data):
     node = der.Node(der.SEQUENCE, data, b"\x30\x00" + data)
     with pytest.raises(chains.Untrusted):
         voms.Attributes(node)
+
+
+@pytest.mark.parametrize(
+    ("oid", "critical", "of_use"),
+    [
+        ("551d38", True, True),  # no revocation available
+        ("551d37", False, False),  # targets: for other hosts
+        ("551d37", True, False),
+        ("2a03", True, False),  # whatever it demands
+        ("2a03", False, True),
+    ],
+)
+def test_conditions_that_are_not_understood_make_attributes_useless(oid, critical, of_use):
+    attributes = object.__new__(voms.Attributes)
+    attributes.starts, attributes.ends = time.time() - 60, time.time() + 60
+    attributes.extensions = [(bytes.fromhex(oid), critical, b"")]
+    assert voms._is_of_use(attributes) == of_use
 
 
 def test_an_lsc_file_may_hold_several_chains():

@@ -783,6 +783,20 @@ def test_attributes_that_we_make_count_for_all(site, world, vo):
     assert site.last("decision", installed=world.installed["native"])["account"] == site.bob.name
 
 
+@pytest.mark.parametrize("by", ["fqan", "dn"])
+def test_a_server_of_the_right_names_by_an_unknown_ca_states_nothing(site, world, request, tmp_path, by):
+    """Names in an .lsc file are no secret: anybody makes a CA and a server that bear them."""
+    if by == "fqan":
+        request.getfixturevalue("vo")
+    server = make_grid(tmp_path).host("voms.example.org", key="rsa")
+    assert server.identity == world.people["server"].identity
+    extension = voms_extension(world.people["Rsa"], server, [PILOT_FQAN], brings_server=True)
+    pem = make_proxy(world.people["Rsa"], extensions=[extension]).pem
+    assert codes(site, world, pem) == {203}
+    found = credentials.verify(pem, world.certificates_dir, now=time.time(), voms_dir=world.voms_dir)
+    assert (found.attributes, bool(found.attributes_fault)) == (None, True)
+
+
 def test_a_server_states_nothing_of_another_vo(site, world, vo):
     """It is trusted for demo only, and puts both into one attribute certificate."""
     groups = world.base / "groups"
