@@ -75,6 +75,12 @@ class Credential:
         """Unix time at which a site may see less in it: its end, or that of its verified attributes."""
         return self.expires_at if self.attributes is None else min(self.expires_at, self.attributes.expires_at)
 
+    @property
+    def role(self) -> str:
+        """The primary FQAN as verified; empty where none is. What is merely stated is anybody's to choose, anew for each
+        job, so nothing that is to be bounded may go by it."""
+        return "" if self.attributes is None else primary(self.attributes.fqans)
+
     def is_of(self, identity: str) -> bool:
         """Whether this name, as a peer or a file states it, is the identity.
 

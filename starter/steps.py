@@ -140,7 +140,7 @@ async def fetch_credential(work: Work) -> Event:
     assert path is not None
     try:
         credentials.store_private(path, credential.pem, durable=False)
-        note_identity(path, credential.identity, credentials.primary(credential.fqans))
+        note_identity(path, credential.identity, credential.role)
     except OSError as fault:
         text = f"the job's proxy could not be stored on {work.host}: {fault.strerror}"
         return StepFailed(Requeue(HoldCode.CORRUPTED_CREDENTIAL, text), sandbox=False)

@@ -58,6 +58,7 @@ def test_what_the_real_tool_makes_is_believed(tmp_path: Path, key: KeyKind) -> N
     assert nobody.attributes is None
     assert "demo/voms.example.org.lsc" in nobody.attributes_fault
     assert nobody.fqans == FQANS
+    assert (found.role, nobody.role) == ("/demo/Role=pilot", "")
 
 
 def faked(grid: Grid, user: Certified, server: Certified, directory: Path) -> bytes:

@@ -27,10 +27,11 @@ from cedar.errors import PeerFault, Refused
 from demo.grid import Certified, Grid, make_grid, make_proxy
 from demo.grid_voms import voms_extension
 from pilot import audit, credentials
-from starter import renewal
+from pilot.ledger import identity_of
+from starter import renewal, steps
 from starter.credential import Keys, Trust, check_proxy
 from starter.description import describe
-from starter.events import Event, IdentityChanged
+from starter.events import CredentialStored, Event, IdentityChanged
 from starter.life import State
 from starter.messages import PassedCommand
 from starter.renewal import Kept, Renewals, Renewed, judge
@@ -333,6 +334,21 @@ class Asked:
     async def fetch_proxy(self, expiration: int, exchange: Callable[..., Any]) -> bytes:
         self.times += 1
         return cast(bytes, await exchange(partial(_signed, self.source)))
+
+
+async def test_a_role_that_a_user_merely_states_is_no_other_user_for_the_site(site: Site, job: Job) -> None:
+    """Else a banned one would have as many rows of calls as he can think of roles."""
+    keys = []
+    for extension in (
+        voms_extension(site.alice, site.alice, ["/demo/Role=a"]),  # signed by herself
+        voms_extension(site.alice, site.alice, ["/demo/Role=b"]),
+        voms_extension(site.alice, site.server, ["/demo/Role=pilot"]),
+    ):
+        job.work.shadow = Asked(make_proxy(site.alice, extensions=[extension]).pem)
+        assert isinstance(await steps.fetch_credential(cast(Work, job.work)), CredentialStored)
+        keys.append(identity_of(job.pilots_file))
+    mine = site.alice.identity
+    assert keys == [(f"{mine}\n\n", mine)] * 2 + [(f"{mine}\n/demo/Role=pilot\n", mine)]
 
 
 async def _signed(source: bytes, request: bytes) -> bytes:
