@@ -77,7 +77,7 @@ class Credential:
 
     @property
     def role(self) -> str:
-        """The primary FQAN as verified; empty where none is. What is merely stated is anybody's to choose, anew for each
+        """The primary FQAN as verified; empty where none is. What is merely stated is anybody's to choose anew for each
         job, so nothing that is to be bounded may go by it."""
         return "" if self.attributes is None else primary(self.attributes.fqans)
 

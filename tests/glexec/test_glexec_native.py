@@ -175,6 +175,25 @@ def test_leases_come_go_and_never_double(tmp_path):
     assert "/CN=c" in caught.value.details
 
 
+def test_two_persons_never_take_one_account_in_the_same_moment(tmp_path, monkeypatch):
+    """Each has found it free; the links tell."""
+    for name in ("pool1", "pool2"):
+        (tmp_path / name).touch()
+    real, others = os.link, []
+
+    def link(account, lease, **more):
+        if not others:
+            others.append(account)
+            real(tmp_path / account, tmp_path / gridmapdir.lease_name("/CN=other", []))
+        real(account, lease, **more)
+
+    monkeypatch.setattr(gridmapdir.os, "link", link)
+    mine = leased(tmp_path, "/CN=a")
+    assert mine not in others
+    assert [(tmp_path / name).stat().st_nlink for name in ("pool1", "pool2")] == [2, 2]
+    assert leased(tmp_path, "/CN=other") == others[0]
+
+
 def test_the_note_of_a_lease_that_is_over_goes_to_one_person_only(tmp_path, monkeypatch):
     """Two with one lease's name find the old note; the other one is faster by a moment."""
     (tmp_path / "pool1").touch()
