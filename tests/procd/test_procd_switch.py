@@ -249,3 +249,19 @@ async def test_where_a_root_part_is_deaf_the_switch_is_called(
             assert (stopped.empty, stopped.route, stopped.switch_calls) == (True, "control+switch", 1)
         far.close()
     assert site.calls == ["site#8"]
+
+
+@pytest.mark.parametrize("deaf", [True, False])
+async def test_a_soft_end_and_the_kill_after_it_are_one_call(
+    tmp_path: Path, site: Site, accounts: Mapping[str, Account], deaf: bool
+) -> None:
+    uid = accounts["alice"].uid
+    ignore = "import os, signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n" if deaf else "import os, signal\n"
+    with world.job(ignore + "os.fork()\nwhile True: signal.pause()", uid=uid) as job:
+        async with world.procd(tmp_path / "s", site.settings()) as client:
+            await world.register(client, job, credential=site.credential(uid))
+            await world.until(lambda: len(job.alive()) == 2, "two processes")
+            stopped = await client.stop("job", deadline_s=20, soft=signal.SIGTERM, grace_s=0.5)
+            assert (stopped.empty, stopped.switch_calls) == (True, 1)
+            assert job.alive() == []
+    assert len(site.calls) == 1
