@@ -105,6 +105,7 @@ def test_attributes_that_are_not_to_be_believed_leave_the_proxy_its_owners(tmp_p
         "not signed by": voms_extension(alice, impostor, FQANS),
         "Ask the site to add the VO": voms_extension(alice, unknown, FQANS),
         "does not say of which VO": voms_extension(alice, server, FQANS, vo="../demo"),
+        "groups of another VO": voms_extension(alice, server, ["/other/Role=pilot"]),
     }
     for words, extension in wrong.items():
         found = looked_at(grid, make_proxy(alice, extensions=[extension]), voms_dir)
