@@ -22,14 +22,17 @@ class FailedThere(AssertionError):
     """The piece failed at the other account; the text is its traceback."""
 
 
-def as_account(account: Account, act: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
-    """Run `act` under trio in a child that is `account` for good; its result, pickled."""
+def as_account(
+    account: Account, act: Callable[..., Awaitable[Any]], *arguments: Any, before: Callable[[], None] | None = None
+) -> Any:
+    """Run `act` under trio in a child that is `account` for good; its result, pickled. `before`: what the child does
+    first, as this account."""
     read, write = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pytest-timeout has a thread; the child does not use it
         pid = os.fork()
     if pid == 0:
-        _be(account, write, act, arguments)
+        _be(account, write, act, arguments, before)
     os.close(write)
     try:
         answer = _read(read)
@@ -43,8 +46,16 @@ def as_account(account: Account, act: Callable[..., Awaitable[Any]], *arguments:
     return value
 
 
-def _be(account: Account, write: int, act: Callable[..., Awaitable[Any]], arguments: tuple[Any, ...]) -> None:
+def _be(
+    account: Account,
+    write: int,
+    act: Callable[..., Awaitable[Any]],
+    arguments: tuple[Any, ...],
+    before: Callable[[], None] | None,
+) -> None:
     try:
+        if before is not None:
+            before()
         os.chdir("/")
         os.setgroups([])
         os.setresgid(account.gid, account.gid, account.gid)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -166,6 +168,34 @@ async def _ends(home: Path) -> list[Outcome]:
 def test_ends_are_exact(accounts: Mapping[str, Account], home: Path) -> None:
     codes: list[Outcome] = [Exited(0), Exited(7), Exited(203), Exited(255), Signalled(9), Signalled(15), Signalled(11)]
     assert as_account(accounts["pilot"], _ends, home) == [end for end in codes for _ in range(2)]
+
+
+def mask_proc() -> None:
+    """As containers do: a part of /proc is covered, and then the kernel lets nobody mount another one."""
+    if ctypes.CDLL(None).unshare(0x00020000):  # CLONE_NEWNS
+        raise OSError("no mount namespace")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "none", "/proc/irq"], check=True)
+
+
+async def _look_around(home: Path) -> tuple[Outcome, list[str]]:
+    script = f"id -u; id -un; echo $$; [ -e /proc/{os.getpid()} ] && echo hosts || echo own"
+    outcome, out, _ = await Words(home).run(script)
+    return outcome, out.split()
+
+
+@pytest.mark.needs_root
+@needs_userns
+@pytest.mark.parametrize("masked", [True, False])
+def test_where_proc_is_masked_the_pid_namespace_stays_and_the_hosts_proc_is_kept(
+    accounts: Mapping[str, Account], home: Path, masked: bool
+) -> None:
+    outcome, said = as_account(accounts["pilot"], _look_around, home, before=mask_proc if masked else None)
+    assert outcome == Exited(0)
+    uid, name, pid, proc = said
+    assert name == f"userns-{uid}"
+    assert int(pid) < 10
+    assert proc == ("hosts" if masked else "own")
 
 
 async def _not_there(home: Path) -> Outcome:

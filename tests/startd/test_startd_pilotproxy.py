@@ -63,7 +63,7 @@ async def test_myproxy_is_asked_before_the_end_and_not_all_the_time(
         assert (str(server), username, how["old_pem"]) == ("mp.example.org:7512", "pilot", proxy.read_bytes())
         if asked[0] == 1:
             raise myproxy.MyProxyError("refused", "not now")
-        return make_proxy(pilot, lifetime_s=20 * 3600).pem
+        return make_proxy(pilot, lifetime_s=(4 if asked[0] == 2 else 20) * 3600).pem
 
     server, username = parse_myproxy("pilot@mp.example.org")
     keeper = PilotProxy(proxy, grid.certificates_dir, LOG, server=server, username=username, fetch=fetch)
@@ -73,6 +73,9 @@ async def test_myproxy_is_asked_before_the_end_and_not_all_the_time(
     assert not await keeper.look()
     assert not await keeper.look()
     assert asked == [1]
+    await trio.sleep(ASK_AGAIN_S + 1)
+    assert not await keeper.look()  # what came lives shorter
+    assert ends_at(proxy) == pytest.approx(5 * 3600, abs=60)
     await trio.sleep(ASK_AGAIN_S + 1)
     assert await keeper.look()
     assert ends_at(proxy) == pytest.approx(20 * 3600, abs=60)

@@ -31,7 +31,7 @@ from pilot.ledger import identity_of
 from starter import renewal, steps
 from starter.credential import Keys, Trust, check_proxy
 from starter.description import describe
-from starter.events import CredentialStored, Event, IdentityChanged
+from starter.events import CredentialStored, Event, IdentityChanged, StepFailed
 from starter.life import State
 from starter.messages import PassedCommand
 from starter.renewal import Kept, Renewals, Renewed, judge
@@ -349,6 +349,22 @@ async def test_a_role_that_a_user_merely_states_is_no_other_user_for_the_site(si
         keys.append(identity_of(job.pilots_file))
     mine = site.alice.identity
     assert keys == [(f"{mine}\n\n", mine)] * 2 + [(f"{mine}\n/demo/Role=pilot\n", mine)]
+
+
+async def test_somebody_elses_proxy_holds_the_job_and_is_in_the_audit(site: Site, job: Job) -> None:
+    bob = site.grid.user("Bob Baker")
+    before = job.on_disk()
+    job.work.shadow = Asked(make_proxy(bob).pem)
+    failed = await steps.fetch_credential(cast(Work, job.work))
+    assert isinstance(failed, StepFailed)
+    assert isinstance(failed.verdict, Hold)
+    assert failed.verdict.code == 4
+    assert bob.identity in failed.verdict.text
+    assert site.alice.identity in failed.verdict.text
+    (record,) = audit.read(job.work.settings.log / "AuditLog")
+    assert record["event"] == "proxy-refused"
+    assert bob.identity in record["why"]
+    assert job.on_disk() == before
 
 
 async def _signed(source: bytes, request: bytes) -> bytes:
