@@ -246,8 +246,9 @@ SHOWN = 5
 
 
 def is_sent(name: str, job: Description) -> bool:
-    """What the starter or the credential put there never goes back."""
-    return name not in (*OWN_NAMES, job.proxy_name, f"{job.proxy_name}{PROXY_LEFT_OVER}")
+    """What the starter or the credential put there never goes back, nor what is below it: tokens."""
+    top = name.partition("/")[0]
+    return top not in (*OWN_NAMES, job.proxy_name, f"{job.proxy_name}{PROXY_LEFT_OVER}")
 
 
 @attrs.define
@@ -304,7 +305,7 @@ async def output_items(
     async for entry in outward.entries():
         progress.made()
         match entry:
-            case OutDirectory():
+            case OutDirectory() if is_sent(entry.name, job):
                 yield Directory(entry.name, entry.mode)
             case OutFile() if is_sent(entry.name, job):
                 yield File(entry.name, entry.mode, entry.size, progress.watched(entry.chunks))

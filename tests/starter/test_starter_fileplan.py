@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from starter.description import describe
 from starter.fileplan import MB, pairs, plan_files, scheme_of, shown
-from starter.transfer import wanted_names
+from starter.transfer import is_sent, wanted_names
 
 BASE = {"ClusterId": 1, "ProcId": 0, "User": "a@x", "Cmd": "/bin/x", "Out": "o", "Err": "e", "TransferOutput": "big"}
 
@@ -85,3 +85,17 @@ def test_remaps_are_read_as_written(given: dict[str, str]) -> None:
 def test_remaps_of_any_text_are_read(text: str) -> None:
     pairs(text, ";")
     shown(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "sent"),
+    [
+        ("out", True), ("d/.job.ad", True), (".job.adx", True), ("_condor_stdout", True), (".job.ad", False),
+        (".machine.ad", False), (".update.ad", False), (".chirp.config", False), (".job_wrapper_failure", False),
+        (".condor_creds", False), (".condor_creds/box.use", False), ("px.pem", False), ("px.pem.tmp", False),
+    ],
+)  # fmt: skip
+def test_what_the_starter_laid_into_the_sandbox_never_goes_back(name: str, sent: bool) -> None:
+    """Also where the job lists all of it: transfer_output_files = ."""
+    job = describe(ClassAd({"ClusterId": 1, "ProcId": 0, "Cmd": "x", "x509userproxy": "/tmp/px.pem"}))
+    assert is_sent(name, job) == sent
