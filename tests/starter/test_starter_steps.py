@@ -1,0 +1,102 @@
+"""Small decisions within steps: grace, limits, what a stream's refusal means, and which input is refused."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any, cast
+
+import attrs
+import pytest
+from classad2 import ClassAd
+
+from cedar.filetransfer import StoreFailed
+from pilot.settings import Settings
+from starter import steps, updates
+from starter.credential import Keys
+from starter.description import OWN_NAMES, describe
+from starter.events import StepFailed
+from starter.fileplan import MB
+from starter.sandbox import Inward
+from starter.transfer import MAX_PROXY_BYTES, InputSink, Progress
+from starter.verdict import Exited, Hold, Requeue
+from starter.work import Work
+from tests.jobwrapper.farsides import once
+
+
+def work(**facts: object) -> Work:
+    return cast(Work, SimpleNamespace(**facts))
+
+
+@pytest.mark.parametrize(
+    ("asked_s", "left_s", "grace_s"), [(-1.0, None, 600.0), (30.0, None, 30.0), (900.0, None, 600.0), (-1.0, 100, 50.0)]
+)
+def test_grace_is_agreed_on_and_leaves_half_of_the_proxy_for_the_rest(
+    asked_s: float, left_s: float | None, grace_s: float
+) -> None:
+    credential = None if left_s is None else SimpleNamespace(usable_until=time.time() + left_s)
+    busy = work(
+        description=SimpleNamespace(vacate_s=asked_s),
+        activation=SimpleNamespace(vacate_max_s=600.0),
+        credential=credential,
+    )
+    assert steps._grace_s(busy) == pytest.approx(grace_s, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("knob_mb", "own_mb", "most_mb"), [(-1, None, 100), (5, None, 5), (5, 7, 7), (-1, 500, 100), (0, None, 0)]
+)
+def test_input_is_never_more_than_the_slots_disk(knob_mb: int, own_mb: int | None, most_mb: int) -> None:
+    own = None if own_mb is None else own_mb * MB
+    busy = work(
+        settings=attrs.evolve(Settings(), max_transfer_input_mb=knob_mb),
+        description=SimpleNamespace(files=SimpleNamespace(max_input_bytes=own)),
+        activation=SimpleNamespace(disk_kb=100 * 1024),
+    )
+    assert steps._input_limits(busy).max_bytes == most_mb * MB
+
+
+async def test_a_stream_that_was_refused_holds_a_job_that_has_exited() -> None:
+    """Its output went nowhere, however well it ended."""
+
+    async def nothing() -> None: ...
+
+    over = SimpleNamespace(wait=nothing)
+    hold = Hold(9, 13, "refused")
+    busy = work(
+        shadow=SimpleNamespace(wait_connected=nothing),
+        streams=[
+            SimpleNamespace(over=over, broken=None),
+            SimpleNamespace(over=over, broken=SimpleNamespace(hold=hold)),
+        ],
+    )
+    assert await steps.send_sandbox(busy, Exited(0)) == StepFailed(hold, sandbox=True)
+
+
+def test_another_try_is_told_from_a_hold_by_its_subcode() -> None:
+    """A stock schedd would hold the job otherwise (wire reference 4.5)."""
+    assert updates.error_event(Requeue(6, "x"), "h", "t")["HoldReasonSubCode"] == -1000
+    assert updates.error_event(Hold(6, 2, "x"), "h", "t")["HoldReasonSubCode"] == 2
+
+
+class Nowhere:
+    """A far side that must not be given anything."""
+
+    async def file(self, *_: Any) -> None:
+        raise AssertionError("it was stored")
+
+
+def sink() -> InputSink:
+    job = describe(ClassAd({"ClusterId": 1, "ProcId": 0, "Cmd": "x", "x509userproxy": "/tmp/px.pem"}))
+    return InputSink(cast(Inward, Nowhere()), job, lambda _pem: None, Progress(60), Keys())
+
+
+@pytest.mark.parametrize("name", sorted(OWN_NAMES))
+async def test_input_may_not_take_a_name_of_the_starters(name: str) -> None:
+    with pytest.raises(StoreFailed, match="rename it"):
+        await sink().file(name, 0o644, 1, once(b"x"))
+
+
+async def test_a_proxy_that_is_none_fills_no_memory() -> None:
+    with pytest.raises(StoreFailed):
+        await sink().file("px.pem", 0o600, MAX_PROXY_BYTES + 1, once(b"x"))
