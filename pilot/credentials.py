@@ -24,6 +24,7 @@ from pilot.credentials_voms import stated_fqans
 from pilot.credentials_vomsdir import Attributes, verify_attributes
 
 __all__ = [
+    "MAX_PEM_BYTES",
     "Attributes",
     "Credential",
     "CredentialError",

@@ -11,9 +11,6 @@ from cedar.tokens import load_tokens
 from pilot import credentials
 from pilot.credentials import CredentialError
 
-# A proxy file with its chain is a few kilobytes; more than this is none.
-MAX_PROXY_BYTES = 1 << 20
-
 
 @attrs.define
 class OwnCredentials:
@@ -43,7 +40,7 @@ class OwnCredentials:
         try:
             found = os.stat(self.proxy)
             state = (found.st_ino, found.st_size, found.st_mtime_ns)
-            if state != self._seen and found.st_size <= MAX_PROXY_BYTES:
+            if state != self._seen and found.st_size <= credentials.MAX_PEM_BYTES:
                 self._proxy_ends_at = credentials.load(self.proxy.read_bytes()).expires_at
                 self._seen = state
         except (OSError, CredentialError):

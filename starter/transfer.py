@@ -28,7 +28,7 @@ from cedar.filetransfer import (
 )
 from cedar.sessions import Session
 from cedar.sinful import Sinful
-from pilot.credentials import CredentialError
+from pilot.credentials import MAX_PEM_BYTES, CredentialError
 from starter.credential import Keys, ProxyUnusable, receive_proxy
 from starter.description import NULL_DEVICE, OWN_NAMES, Description
 from starter.plugins import Judged, NoPlugin, Order, Plugins, Wish, judge
@@ -37,8 +37,6 @@ from starter.sandbox import Inward, Manifest, OutDirectory, OutFile, Outward
 # What a replacement that was killed leaves beside the proxy (jobwrapper.replace_proxy).
 PROXY_LEFT_OVER = ".tmp"
 T = TypeVar("T")
-# A proxy with its chain; the limit of pilot.credentials.
-MAX_PROXY_BYTES = 1 << 20
 
 
 @attrs.frozen
@@ -166,7 +164,7 @@ class InputSink:
         await self._store_proxy(name, pem)
 
     async def _copied_proxy(self, name: str, size: int, chunks: AsyncIterator[bytes]) -> None:
-        if size > MAX_PROXY_BYTES:
+        if size > MAX_PEM_BYTES:
             raise StoreFailed(HoldCode.UPLOAD_FILE_ERROR, errno.EFBIG, f"the proxy {name} has {size} bytes")
         await self._store_proxy(name, b"".join([chunk async for chunk in chunks]))
         self.proxy_copied = True
