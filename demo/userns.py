@@ -29,7 +29,8 @@ def look(copy: Path) -> Found:
         shutil.copytree(wrapper, copy, ignore=shutil.ignore_patterns("__pycache__"))
         runtime.open_up(copy)
         wrapper = copy
-    settings = attrs.evolve(Settings(), sailplane_wrapper_dir=wrapper)
+    # The site's own execute directory is not there yet; this one other accounts reach for certain.
+    settings = attrs.evolve(Settings(), sailplane_wrapper_dir=wrapper, execute=wrapper)
     try:
         with interrupts.held():
             trio.run(validate, settings, UsernsSwitch())

@@ -106,7 +106,7 @@ def test_another_account_is_told_that_nothing_is_isolated(open_dir: Path, accoun
 @pytest.mark.needs_userns
 def test_another_account_gives_each_job_a_sub_uid(open_dir: Path, accounts: Mapping[str, Account]) -> None:
     words = finish(start(open_dir, "--json", str(open_dir / "report.json"), account=accounts["alice"]))
-    assert "at a sub-uid of it" in words
+    assert "at a sub-uid of it" in words, words
     document = json.loads((open_dir / "report.json").read_text())
     assert document["ok"], words
     check_jobs(document, calls=None)

@@ -119,7 +119,7 @@ def test_a_killed_startd_leaves_nothing_and_its_job_runs_again(site: Jobs, phase
     check_done(site, job, again=True)
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", [PHASES[0], pytest.param(PHASES[1], marks=pytest.mark.slow)])
 def test_a_killed_pools_job_is_ended_and_runs_again_after_its_restart(site: Jobs, phase: str) -> None:
     job = caught(site, phase)
     pool = site.site.pool
