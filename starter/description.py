@@ -144,6 +144,8 @@ def _describe(ad: ClassAd) -> Description:
             " set should_transfer_files = YES"
         )
     proxy = get_str(ad, "x509userproxy", "")
+    if posixpath.basename(proxy) in (*OWN_NAMES, ".", ".."):
+        raise ValueError(f"x509userproxy is {proxy[:200]!a}, and no file of a sandbox can be called so")
     streamed = _streamed(ad)
     stdout = NULL_DEVICE if "stdout" in streamed else _stream_name(get_str(ad, "Out", NULL_DEVICE), STDOUT_NAME)
     stderr = NULL_DEVICE if "stderr" in streamed else _stream_name(get_str(ad, "Err", NULL_DEVICE), STDERR_NAME)

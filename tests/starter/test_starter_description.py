@@ -54,6 +54,8 @@ def test_outputs_listed_or_not() -> None:
         ({"KillSig": "SIGNONSENSE"}, "SIGNONSENSE"),
         ({"KillSig": 99}, "KillSig is 99"),
         ({"KillSig": 0}, "KillSig is 0"),
+        ({"x509userproxy": "/home/a/.job.ad"}, "x509userproxy is"),
+        ({"x509userproxy": "/home/a/.."}, "x509userproxy is"),
     ],
 )
 def test_what_cannot_be_is_refused_in_words(attributes: dict[str, object], words: str) -> None:

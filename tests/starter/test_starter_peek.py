@@ -23,9 +23,9 @@ from cedar.stream import CedarStream
 from starter.description import describe
 from starter.life import State
 from starter.messages import PassedCommand
-from starter.peek import MAX_BYTES
+from starter.peek import MAX_BYTES, STDOUT, Wanted, _rows
 from starter.places import Place
-from starter.sandbox import Context, make_place, stage_in
+from starter.sandbox import Context, StageFailed, make_place, stage_in
 from starter.visits import Visits
 from starter.work import Work
 from tests.jobwrapper.farsides import hostile_context, wrapper_context
@@ -272,3 +272,12 @@ async def test_a_far_side_that_lies(job: Job, tmp_path: Path, said: str) -> None
     liar = Job(job.place, context)
     answer = await liar.refused(Out=True, MaxTransferBytes=10)
     assert answer["Retry"] is False
+
+
+@pytest.mark.parametrize(
+    "found",
+    [[[0, 0, 11]], [[0, 0, -1]], [[0, -5, 1]], [[1, 0, 1]], [[0, 0]], [[0, 0, 1], [1, 0, 1]], [[0, 0, 1 << 80]]],
+)
+def test_rows_are_those_that_were_asked_for_and_no_more_bytes(found: list[list[int]]) -> None:
+    with pytest.raises(StageFailed):
+        _rows({"missing": [], "found": found}, [Wanted(STDOUT, "_condor_stdout", 0)], 10)

@@ -114,6 +114,16 @@ async def test_the_end_of_a_stream_whose_shadow_is_another_one_by_now_is_no_fail
     assert (made.broken, files.kept) == (None, {"out": b"all of it"})
 
 
+async def test_a_shadow_that_writes_nothing_is_not_asked_for_ever() -> None:
+    made = stream(Files(most=0))
+    end = await made.open(append=False)
+    os.write(end, b"x")
+    os.close(end)
+    with trio.fail_after(20), pytest.raises(StreamBroken) as broken:
+        await made.run()
+    assert broken.value.hold.subcode == errno.ENOSPC
+
+
 async def test_a_file_that_cannot_be_closed_holds_the_job() -> None:
     files = Files(refuse=Syscall.CLOSE)
     made = stream(files)
