@@ -169,6 +169,22 @@ def with_junk(world: World) -> bytes:
     )
 
 
+def with_a_twin(world: World) -> bytes:
+    """Another name for the same key, by the same CA: signed as it should be, and still not the proxy's issuer."""
+    mine, authority = world.people["Nobody"], world.grid.authority
+    subject = x509.Name([*world.grid.organisation.rdns, *world.people["Alice"].certificate.subject.rdns[-1:]])
+    builder = x509.CertificateBuilder(authority.certificate.subject, subject, mine.key.public_key(), 9)
+    builder = builder.not_valid_before(mine.certificate.not_valid_before_utc)
+    twin = builder.not_valid_after(mine.certificate.not_valid_after_utc).sign(authority.key, hashes.SHA256())
+    proxy = make_proxy(mine)
+    return (
+        proxy.certificate.public_bytes(Encoding.PEM)
+        + key_pem(proxy.key)
+        + twin.public_bytes(Encoding.PEM)
+        + authority.certificate.public_bytes(Encoding.PEM)
+    )
+
+
 def with_a_forged_attribute_certificate(world: World) -> bytes:
     extension, critical = voms_extension(world.people["Rsa"], world.people["server"], [PILOT_FQAN], brings_server=True)
     return make_proxy(world.people["Rsa"], extensions=[(flipped(extension), critical)]).pem
@@ -245,6 +261,7 @@ CASES = {
     "another's certificate before the own": Case(with_another_owner("proxy", "hers", "mine"), 201, True, "broken"),
     "another's certificate behind the own": Case(with_another_owner("proxy", "mine", "hers"), 201, True, "broken"),
     "another's certificate alone": Case(with_another_owner("proxy", "hers"), 201, False, "broken"),
+    "another certificate of the same key": Case(with_a_twin, 201, False, "broken"),
     "another's proxy between": Case(with_another_owner("proxy", "her proxy", "hers", "mine"), 201, True, "broken"),
     "another's certificate behind a CA of our own": Case(
         with_another_owner("proxy", "mine", "my CA", "hers"), 201, True, ""

@@ -26,6 +26,7 @@ from cedar.commands import Command
 from cedar.errors import PeerFault, Refused
 from demo.grid import Certified, Grid, make_grid, make_proxy
 from demo.grid_voms import voms_extension
+from jobwrapper import replace_proxy
 from pilot import audit, credentials
 from pilot.ledger import identity_of
 from starter import renewal, steps
@@ -320,6 +321,49 @@ async def test_silent_connections_beyond_a_few_are_closed_at_once(job: Job, monk
             with trio.fail_after(10):
                 await job.renewals.serve(PassedCommand(Command.DELEGATE_GSI_CRED_STARTER, "", "", state), fd)
         nursery.cancel_scope.cancel()
+
+
+class Elsewhere:
+    """A far side at an account to which the site maps the renewed proxy now, and which is not the sandbox's."""
+
+    hello = SimpleNamespace(uid=4711)
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+        self.ended = False
+
+    async def send(self, value: Any) -> None:
+        self.sent.append(value)
+
+    async def receive(self) -> dict[str, Any]:
+        return {"done": True}
+
+    async def end(self) -> None:
+        self.ended = True
+
+
+async def test_a_proxy_is_never_given_to_another_account_than_the_sandboxs(
+    site: Site, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far, before = Elsewhere(), job.in_sandbox()
+
+    async def opened(*_words: Any, **_more: Any) -> Elsewhere:
+        return far
+
+    monkeypatch.setattr(renewal, "open_call", opened)
+    async with job.kept_up_to_date():
+        assert await job.push(site.proxy(2)) == 1
+        await until(lambda: far.ended)
+    assert far.sent == []
+    assert job.in_sandbox() == before
+
+
+@pytest.mark.needs_root
+def test_a_wrapper_puts_no_proxy_into_anothers_directory(tmp_path: Path) -> None:
+    os.chown(tmp_path, 4711, 4711)
+    with pytest.raises(PermissionError, match="somebody else's"):
+        replace_proxy.replace(os.fsencode(tmp_path), b"proxy", b"secret")
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- asked for ----------------------------------------------------------------------------------------------------
