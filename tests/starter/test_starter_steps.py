@@ -11,6 +11,7 @@ import pytest
 from classad2 import ClassAd
 
 from cedar.filetransfer import StoreFailed
+from pilot.credentials import MAX_PEM_BYTES
 from pilot.settings import Settings
 from starter import steps, updates
 from starter.credential import Keys
@@ -18,7 +19,7 @@ from starter.description import OWN_NAMES, describe
 from starter.events import StepFailed
 from starter.fileplan import MB
 from starter.sandbox import Inward
-from starter.transfer import MAX_PROXY_BYTES, InputSink, Progress
+from starter.transfer import InputSink, Progress
 from starter.verdict import Exited, Hold, Requeue
 from starter.work import Work
 from tests.jobwrapper.farsides import once
@@ -99,4 +100,4 @@ async def test_input_may_not_take_a_name_of_the_starters(name: str) -> None:
 
 async def test_a_proxy_that_is_none_fills_no_memory() -> None:
     with pytest.raises(StoreFailed):
-        await sink().file("px.pem", 0o600, MAX_PROXY_BYTES + 1, once(b"x"))
+        await sink().file("px.pem", 0o600, MAX_PEM_BYTES + 1, once(b"x"))
