@@ -19,6 +19,7 @@ IS_PROXY = 0x0400  # EXFLAG_PROXY, openssl/x509v3.h
 _DRAFT = bytes.fromhex("060a2b060104019b5001815e")  # 1.3.6.1.4.1.3536.1.222, as it stands in GT3's proxies
 _LEGACY_PROXY = ("/CN=proxy", "/CN=limited proxy")  # before RFC 3820 (GT2)
 _NAME_BYTES = 4096
+_BEGIN, _IGNORED = b"-----BEGIN ", b"EC PARAMETERS-----"  # `openssl ecparam -genkey` writes the latter before a key
 # Where no mapping library has brought one along. 1.0.2 (EL7) lacks too much of what is asked for.
 _NAMES = ("libcrypto.so.3", "libcrypto.so.1.1", "libcrypto.so")
 
@@ -130,6 +131,9 @@ def read(pem: bytes) -> Credential:
             raise Failure(CLIENT, "the credential has expired")
         if crypto.X509_cmp_current_time(crypto.X509_get0_notBefore(certificate)) > 0:
             raise Failure(CLIENT, "the credential is not valid yet; is the clock right where it was made, and here?")
+    # All of it was read here: another reader, who goes on behind a damaged part, must not find more.
+    if pem.count(_BEGIN) - pem.count(_BEGIN + _IGNORED) != len(chain) + 1:
+        raise Failure(CLIENT, "the credential holds a damaged part, or more than certificates and one key")
     _require_one_chain(crypto, chain)
     return Credential(crypto, chain)
 

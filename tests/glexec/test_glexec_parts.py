@@ -169,6 +169,24 @@ def with_junk(world: World) -> bytes:
     )
 
 
+DAMAGED = {
+    "no base64": "-----BEGIN CERTIFICATE-----\n!!!!\n-----END CERTIFICATE-----\n",
+    "no DER": "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+    "no end": "-----BEGIN CERTIFICATE-----\nAAAA\n",
+    "another label": "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n",
+}
+
+
+def behind_a_damaged_part(kind: str) -> Callable[[World], bytes]:
+    """Nobody's chain is good as far as one reader comes; another one goes on, and finds Alice."""
+
+    def make(world: World) -> bytes:
+        hers = world.people["Alice"].certificate.public_bytes(Encoding.PEM)
+        return make_proxy(world.people["Nobody"]).pem + DAMAGED[kind].encode() + hers
+
+    return make
+
+
 def with_a_twin(world: World) -> bytes:
     """Another name for the same key, by the same CA: signed as it should be, and still not the proxy's issuer."""
     mine, authority = world.people["Nobody"], world.grid.authority
@@ -262,6 +280,10 @@ CASES = {
     "another's certificate behind the own": Case(with_another_owner("proxy", "mine", "hers"), 201, True, "broken"),
     "another's certificate alone": Case(with_another_owner("proxy", "hers"), 201, False, "broken"),
     "another certificate of the same key": Case(with_a_twin, 201, False, "broken"),
+    **{
+        f"another's certificate behind {kind}": Case(behind_a_damaged_part(kind), 201, True, "broken")
+        for kind in DAMAGED
+    },
     "another's proxy between": Case(with_another_owner("proxy", "her proxy", "hers", "mine"), 201, True, "broken"),
     "another's certificate behind a CA of our own": Case(
         with_another_owner("proxy", "mine", "my CA", "hers"), 201, True, ""
