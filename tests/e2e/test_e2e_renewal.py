@@ -128,6 +128,8 @@ def leave_behind(jobs: Jobs, role: str) -> Path:
     write_note(private, place, "left#9.9#1")
     certified = site.grid.user(jobs.user(role).dn.rpartition("/CN=")[2])
     (private / PROXY).write_bytes(make_proxy(certified, lifetime_s=-60).pem)
+    private.parent.chmod(0o700)
+    os.chown(private.parent, pilot.uid, pilot.gid)  # if no job has made it before
     for path in (*private.iterdir(), private):
         path.chmod(0o700 if path is private else 0o600)
         os.chown(path, pilot.uid, pilot.gid)
