@@ -36,10 +36,12 @@ from starter.private import NOTE, PROXY, make_private_dir, own_identity, read_no
 from starter.sandbox import Context, Left, Limits, Listed, StageFailed, make_place, remove_place, stage_out
 from starter.shadow import Shadow
 from starter.spawner import Spawner, ignore_terminal
-from starter.work import Work
+from starter.work import PROCD_FAULTS, Work
 
 # Wrong usage or settings, by the exit codes of the design.
 EXIT_USAGE = 100
+# A clean-up that comes too early for the job's end is tried again by the janitor.
+JOB_ENDS_WITHIN_S, JOB_LOOK_EVERY_S = 60.0, 0.5
 
 
 def warm_up() -> None:
@@ -109,6 +111,9 @@ async def _clean_up(settings: Settings, private_dir: Path) -> int:
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return EXIT_NORMAL  # another clean-up is at it
+    if not await _job_is_over(settings, private_dir.name):
+        log.info("the job is not ended yet; its proxy is needed for that")
+        return EXIT_FAILURE
     try:
         note = read_note(private_dir)
     except OSError as fault:
@@ -145,6 +150,20 @@ async def _clean_up(settings: Settings, private_dir: Path) -> int:
     remove_private_dir(private_dir)
     log.info("removed %s", note.place.root)
     return EXIT_NORMAL
+
+
+async def _job_is_over(settings: Settings, family: str) -> bool:
+    """Whether procd has ended the dead starter's family, and forgotten it; waits for it for a while. Without the proxy
+    that lies here procd could call no switch, and a sandbox is not taken away from under a job."""
+    with trio.move_on_after(JOB_ENDS_WITHIN_S):
+        try:
+            procd = await ProcdClient.connect(settings.sailplane_run_dir / "procd")
+            while any(each.family == family for each in await procd.families()):  # noqa: ASYNC110 - it tells nobody
+                await trio.sleep(JOB_LOOK_EVERY_S)
+        except PROCD_FAULTS:
+            return False
+        return True
+    return False
 
 
 def _has_ended(proxy: Path) -> bool:
