@@ -23,14 +23,20 @@ accepted_credentials "/DC=org/DC=sailplane-demo/*"
 authorized_retrievers "*"
 default_retrievers "*"
 authorized_renewers "{pilot}"
+authorized_renewers "FQAN:{fqan}"
 default_renewers "none"
 trusted_retrievers "{pilot}"
+trusted_retrievers "FQAN:{fqan}"
 default_trusted_retrievers "none"
 authorized_key_retrievers "none"
 max_proxy_lifetime 24
 allow_self_authorization 1
 """
 PEM = serialization.Encoding.PEM
+# Without it the server knows no FQANs.
+VOMS_PART = next(Path("/usr/lib").glob("*/libmyproxy_voms.so"), None)
+# With this one a client that the server trusts to state it may renew, and retrieve without a passphrase.
+FQAN = "/demo/Role=renewer/Capability=NULL"
 
 
 @attrs.define
@@ -55,19 +61,35 @@ class MyProxy:
         (files / "cert").write_bytes(user.certificate.public_bytes(PEM))
         write_private(files / "key", key_pem(user.key))
         command = ["myproxy-init", "-s", "localhost", "-p", str(self.port), "-l", username, *options]
-        environment = {
-            **self.environment(), "HOME": str(files), "X509_USER_CERT": str(files / "cert"),
-            "X509_USER_KEY": str(files / "key"),
-        }  # fmt: skip
         command += ["-S"] if passphrase else []
-        done = subprocess.run(
-            command, input=f"{passphrase}\n", env=environment, capture_output=True, text=True, timeout=60, check=False
-        )
-        assert done.returncode == 0, done.stderr + done.stdout
+        _run(
+            command, {
+                **self.environment(), "HOME": str(files), "X509_USER_CERT": str(files / "cert"),
+                "X509_USER_KEY": str(files / "key"),
+            }, f"{passphrase}\n",
+        )  # fmt: skip
+
+    def store_proxy(self, proxy: Certified, username: str, *options: str) -> None:
+        """myproxy-store: a proxy as it is, with what is in it."""
+        file = write_private(self.directory / f"proxy-{username}-{time.monotonic_ns()}", proxy.pem)
+        command = ["myproxy-store", "-s", "localhost", "-p", str(self.port), "-l", username, *options]
+        command += ["-c", str(file), "-y", str(file)]
+        _run(command, {**self.environment(), "HOME": str(self.directory), "X509_USER_PROXY": str(file)})
+
+    def trust(self, voms_server: Certified) -> None:
+        """What this server states of the VO demo is believed, from now on."""
+        lsc = self.voms_dir / "demo" / f"{voms_server.subject.rpartition('/CN=')[2]}.lsc"
+        lsc.parent.mkdir(parents=True, exist_ok=True)
+        lsc.write_text(f"{voms_server.subject}\n{self.grid.authority.subject}\n")
+
+    @property
+    def voms_dir(self) -> Path:
+        return self.directory / "vomsdir"
 
     def environment(self) -> dict[str, str]:
         return {
             "PATH": "/usr/sbin:/usr/bin:/bin", "X509_CERT_DIR": str(self.grid.certificates_dir),
+            "X509_VOMS_DIR": str(self.voms_dir),
             "MYPROXY_SERVER_DN": "/DC=org/DC=sailplane-demo/CN=localhost",
         }  # fmt: skip
 
@@ -81,7 +103,7 @@ def myproxy_server(grid: Grid, directory: Path, pilot: Certified) -> Iterator[My
     write_private(directory / "host.key", key_pem(host.key))
     (directory / "store").mkdir(mode=0o700)
     config = directory / "config"
-    config.write_text(_CONFIG.format(pilot="*/CN=" + pilot.subject.rpartition("/CN=")[2]))
+    config.write_text(_CONFIG.format(pilot="*/CN=" + pilot.subject.rpartition("/CN=")[2], fqan=FQAN))
     running = MyProxy(grid, directory, _free_port())
     environment = {
         **running.environment(), "X509_USER_CERT": str(directory / "host.cert"),
@@ -91,14 +113,20 @@ def myproxy_server(grid: Grid, directory: Path, pilot: Certified) -> Iterator[My
         "/usr/sbin/myproxy-server", "-l", "127.0.0.1", "-p", str(running.port), "-P", str(directory / "pid"),
         "-c", str(config), "-s", str(directory / "store"),
     ]  # fmt: skip
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
+    _run(command, environment)
     try:
         _wait_for(running.port, directory / "pid")
         yield running
     finally:
         with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):
             os.kill(int((directory / "pid").read_text()), 15)
+
+
+def _run(command: list[str], environment: dict[str, str], stdin: str = "") -> None:
+    done = subprocess.run(
+        command, input=stdin, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
 
 
 def _free_port() -> int:

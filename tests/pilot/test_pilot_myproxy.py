@@ -13,9 +13,10 @@ import attrs
 import pytest
 
 from demo.grid import Certified, KeyKind, make_grid, make_proxy
+from demo.grid_voms import voms_extension
 from pilot import credentials, myproxy
 from pilot.myproxy import Client, MyProxyError, Server
-from tests.pilot.myproxyserver import MISSING, MyProxy, myproxy_server
+from tests.pilot.myproxyserver import FQAN, MISSING, VOMS_PART, MyProxy, myproxy_server
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {' '.join(MISSING)} (package myproxy-server)")
 PASSPHRASE = "correct horse 7"
@@ -27,6 +28,14 @@ class Place:
     pilot: Certified
     alice: Certified
     bob: Certified
+    voms: Certified
+
+    def attributed(
+        self, who: Certified, fqan: str, *, by: Certified | None = None, lifetime_s: float = 12 * 3600.0
+    ) -> Certified:
+        """A proxy with an attribute certificate that lives 4 h; `by`: signed in the VOMS server's place."""
+        extension = voms_extension(who, by or self.voms, [fqan], brings_server=True, lifetime_s=4 * 3600)
+        return make_proxy(who, key="rsa", extensions=[extension], lifetime_s=lifetime_s)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +47,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         running.store(alice, "alice", passphrase=PASSPHRASE)
         running.store(alice, "alice", "-k", "RENEW", "-x", "-R", pilot.subject, "-c", "100")
         running.store(alice, "alice", "-k", "TRUST", "-x", "-Z", pilot.subject)
-        yield Place(running, pilot, alice, bob)
+        voms = grid.host("voms.example.org", key="rsa")
+        running.trust(voms)
+        yield Place(running, pilot, alice, bob, voms)
 
 
 def valid(place: Place, pem: bytes) -> credentials.Credential:
@@ -88,6 +99,44 @@ def test_renewal_shows_the_old_proxy(place: Place, key: KeyKind) -> None:
     assert refused(place, pilot, name="RENEW").code == "refused"
     stranger = place.myproxy.client(make_proxy(place.bob, key="rsa"))
     assert refused(place, stranger, name="RENEW", old_pem=old).code == "refused"
+
+
+@pytest.mark.skipif(VOMS_PART is None, reason="not installed: libmyproxy_voms.so (package libmyproxy-voms)")
+@pytest.mark.parametrize("option", ["-Z", "-R"])
+def test_a_policy_may_name_an_fqan_and_the_refusal_names_who_asked_and_as_what(place: Place, option: str) -> None:
+    server, name = place.myproxy.server, f"FQAN{option}"
+    old = make_proxy(place.alice, key="rsa").pem if option == "-R" else None
+    place.myproxy.store(place.alice, "alice", "-k", name, "-x", option, f"FQAN:{FQAN}")
+    member = place.myproxy.client(place.attributed(place.bob, FQAN))
+    valid(place, myproxy.logon(server, member, "alice", name=name, old_pem=old))
+    other = "/demo/Role=other/Capability=NULL"
+    for asks, fqan in (
+        (place.attributed(place.bob, other), other),
+        (place.attributed(place.bob, FQAN, by=place.bob), FQAN),  # he says so himself
+    ):
+        refusal = refused(place, place.myproxy.client(asks), name=name, old_pem=old)
+        assert refusal.code == "refused"
+        assert f"'alice' to {place.bob.identity} ({fqan}): " in refusal.text
+        assert "name this identity or FQAN as a retriever or renewer" in refusal.text
+
+
+def test_the_attributes_of_a_stored_proxy_come_with_the_renewed_one(place: Place) -> None:
+    """So a VOMS job is renewed as long as the stored attributes live, and no longer."""
+    fqan, pilot = "/demo/Role=NULL/Capability=NULL", place.myproxy.client(make_proxy(place.pilot, key="rsa"))
+    stored = place.attributed(place.alice, fqan)
+    place.myproxy.store_proxy(stored, "alice", "-k", "VOMS", "-x", "-R", place.pilot.subject)
+    old = place.attributed(place.alice, fqan, lifetime_s=600).pem
+
+    def verified(pem: bytes) -> credentials.Credential:
+        directory = place.myproxy.grid.certificates_dir
+        return credentials.verify(pem, directory, now=time.time(), voms_dir=place.myproxy.voms_dir)
+
+    new = verified(myproxy.logon(place.myproxy.server, pilot, "alice", name="VOMS", old_pem=old, lifetime_s=9 * 3600))
+    assert new.attributes is not None
+    assert new.attributes.fqans == (fqan,)
+    assert not credentials.change_of(verified(old), new)
+    assert new.usable_until == pytest.approx(time.time() + 4 * 3600, abs=400)
+    assert new.expires_at > new.usable_until + 3600
 
 
 def test_info_tells_what_is_stored(place: Place) -> None:
