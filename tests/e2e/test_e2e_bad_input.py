@@ -60,6 +60,7 @@ def test_a_user_whom_the_site_does_not_map_is_held_with_28_and_not_matched_here_
     jobs.until_nothing_is_left_of("bob")
     calls = len(jobs.calls(job))
     assert calls == 1 + int(STARTD_KNOBS["GLEXEC_RETRIES"]) + PAIRS
+    jobs.until("the slots to know", lambda: "do not match here for a while" in jobs.log("StartLog"))
     again = jobs.submit("bob", "exit 0", x509userproxy=str(path))
     jobs.done(jobs.submit("alice", "exit 0"))
     assert jobs.rows()[again]["state"] == "idle"
