@@ -69,7 +69,7 @@ def test_a_site_that_is_down_gives_the_job_back_matches_nobody_and_comes_back() 
         jobs.done(jobs.submit("alice", "exit 0"))
         (fates / "down").touch()
         waiting = jobs.submit("alice", "exit 0")
-        jobs.until("the startd to see it", lambda: "authorisation is down" in jobs.log("StartLog"))
+        jobs.until("the startd to see it", lambda: "no job matches until it is back" in jobs.log("StartLog"))
         asked = len((fates / "asked").read_text().splitlines())
         # The row of plain calls, and the pairs until the pilot's second failure; then only looks at growing intervals.
         assert asked <= 2 * (1 + 3 + PAIRS)
