@@ -5,9 +5,9 @@ ever, and never returns from a macro that refers to itself. A short-lived proces
 answer that the caller can put into words. This file is run as a program and imports nothing
 of ours; it decides nothing about the values.
 
-Standard input: JSON {"path": [...], "names": [...]}; standard output: JSON
-{"values": {name: text}, "present": [...], "attributes": {name: text}}. The environment has CONDOR_CONFIG and
-`_CONDOR_*`.
+Standard input: JSON {"path": [...], "names": [...], "families": [prefix, ...]}; standard output: JSON
+{"values": {name: text}, "present": [...], "attributes": {name: text}, "family": {name: text}}. The environment has
+CONDOR_CONFIG and `_CONDOR_*`.
 """
 
 import json
@@ -36,7 +36,9 @@ def main() -> None:
     # STARTD_ATTRS names settings that are no knobs.
     wanted = values.get("STARTD_ATTRS", "").replace(",", " ").split()
     attributes = {name: str(param.get(name, "")).strip() for name in wanted}
-    json.dump({"values": values, "present": present, "attributes": attributes}, sys.stdout)
+    families = tuple(request["families"])
+    family = {name: str(param.get(name, "")).strip() for name in present if name.startswith(families)}
+    json.dump({"values": values, "present": present, "attributes": attributes, "family": family}, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -490,11 +490,24 @@ class Settings:
 
     attributes: Mapping[str, str] = attrs.field(factory=dict)
     """The expressions of STARTD_ATTRS by name."""
+    family: Mapping[str, str] = attrs.field(factory=dict)
+    """The texts of all settings whose names begin with one of FAMILIES, by upper-case name."""
     source: Path | None = None
     warnings: tuple[str, ...] = ()
 
 
 KNOBS: Mapping[str, Knob] = knobs_of(Settings)
+
+# Settings whose names the administrator makes up, HTCondor's way: a part of the name is a slot type's number, the name
+# of a resource or of a cron job. Who uses them checks them (`Settings.family`).
+FAMILIES = (
+    "STARTD_CRON_",
+    "SLOT_TYPE_",
+    "NUM_SLOTS_TYPE_",
+    "MACHINE_RESOURCE_",
+    "ENVIRONMENT_FOR_",
+    "ENVIRONMENT_VALUE_FOR_",
+)
 
 
 def load(config: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
@@ -517,8 +530,14 @@ def load(config: Path | None = None, environ: Mapping[str, str] | None = None) -
         config = Path(environment["SAILPLANE_CONFIG"])
     glidein = Path(environment[GLIDEIN_SETTINGS]) if environment.get(GLIDEIN_SETTINGS) else None
     file = None if config is None else config.absolute()
-    values, present, attributes = read(KNOBS.values(), glidein, file, environment)
-    return from_values(values, source=config, warnings=_unknown(present), attributes=attributes)
+    texts = read(KNOBS.values(), FAMILIES, glidein, file, environment)
+    return from_values(
+        texts.values,
+        source=config,
+        warnings=_unknown(texts.present),
+        attributes=texts.attributes,
+        family=texts.family,
+    )
 
 
 def from_values(
@@ -527,6 +546,7 @@ def from_values(
     source: Path | None,
     warnings: tuple[str, ...] = (),
     attributes: Mapping[str, str] | None = None,
+    family: Mapping[str, str] | None = None,
 ) -> Settings:
     """The settings from the knobs' texts by knob name; a blank text stands for the default."""
     typed: dict[str, Any] = {"attributes": _expressions(attributes or {})}
@@ -534,7 +554,7 @@ def from_values(
         given = values.get(row.name, "")
         if given:
             typed[field] = row.value(given)
-    return Settings(**typed, source=source, warnings=warnings)
+    return Settings(**typed, family=family or {}, source=source, warnings=warnings)
 
 
 def _expressions(attributes: Mapping[str, str]) -> dict[str, str]:

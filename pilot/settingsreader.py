@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import attrs
+
 from pilot.knobs import Knob, SettingsError
 from pilot.paramreader import ALIAS
 
@@ -39,10 +41,31 @@ def _safe(path: Path) -> Path:
     return path
 
 
+@attrs.frozen
+class Texts:
+    """What a configuration says.
+
+    Attributes:
+        values: the text of each knob.
+        present: the names of everything that is set, in upper case.
+        attributes: the settings that STARTD_ATTRS names.
+        family: the settings whose names begin with one of the families' prefixes, by upper-case name.
+    """
+
+    values: dict[str, str]
+    present: list[str]
+    attributes: dict[str, str]
+    family: dict[str, str]
+
+
 def read(
-    rows: Iterable[Knob], glidein: Path | None, config: Path | None, environment: dict[str, str]
-) -> tuple[dict[str, str], list[str], dict[str, str]]:
-    """Texts of the knobs, the names of everything that is set, and the texts of STARTD_ATTRS. Raises SettingsError.
+    rows: Iterable[Knob],
+    families: Iterable[str],
+    glidein: Path | None,
+    config: Path | None,
+    environment: dict[str, str],
+) -> Texts:
+    """What the configuration says of these knobs and of these families of names. Raises SettingsError.
 
     glidein: a file that is read before `config`.
     """
@@ -50,7 +73,7 @@ def read(
     if config is not None and not os.access(config, os.R_OK):
         raise SettingsError("configuration file", str(config), "a file that this account can read")
     names = [row.name for row in rows]
-    request = json.dumps({"path": sys.path, "names": names})
+    request = json.dumps({"path": sys.path, "names": names, "families": list(families)})
     handle = os.memfd_create("sailplane-config")
     try:
         os.write(handle, _preamble(rows, glidein, config).encode())
@@ -72,12 +95,10 @@ def read(
     return _answer(config, done)
 
 
-def _answer(
-    config: Path | None, done: subprocess.CompletedProcess[str]
-) -> tuple[dict[str, str], list[str], dict[str, str]]:
+def _answer(config: Path | None, done: subprocess.CompletedProcess[str]) -> Texts:
     try:
         answer = json.loads(done.stdout)
     except ValueError:
         words = " ".join(done.stderr.split())[-400:]
         raise SettingsError("configuration file", str(config), f"HTCondor's configuration language ({words})") from None
-    return answer["values"], answer["present"], answer["attributes"]
+    return Texts(**answer)

@@ -146,3 +146,11 @@ def test_a_macro_that_refers_to_itself_is_reported(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("pilot.settingsreader.READ_DEADLINE_S", 0.5)
     with pytest.raises(SettingsError, match="refer to themselves"):
         load(config(tmp_path, "NUM_CPUS = $(A)\nA = $(B)\nB = $(A)\n"), {})
+
+
+def test_settings_whose_names_the_administrator_makes_up_are_read_by_family(tmp_path: Path) -> None:
+    file = config(tmp_path, "SIZE = 2\nslot_type_1 = cpus=$(SIZE)\nMachine_Resource_tape = a, b\nOTHER_TYPE_1 = x\n")
+    found = load(file, {}).family
+    assert found["SLOT_TYPE_1"] == "cpus=2"
+    assert found["MACHINE_RESOURCE_TAPE"] == "a, b"
+    assert "OTHER_TYPE_1" not in found
