@@ -7,6 +7,7 @@ in docs/claim-life.md.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
@@ -23,6 +24,7 @@ class State(Enum):
     IDLE = "idle"
     STARTING = "starting"
     BUSY = "busy"
+    SUSPENDED = "suspended"
     RETIRING = "retiring"
     VACATING = "vacating"
     CLOSING = "closing"
@@ -30,6 +32,31 @@ class State(Enum):
 
 
 How = Literal["graceful", "fast", "final-transfer"]
+
+
+class Cause(Enum):
+    """What a job is retired for. An order cannot be called off, nor can PREEMPT once it was true."""
+
+    ORDER = "order"
+    PREEMPT = "PREEMPT"
+    DRAIN = "drain"
+    WANTED = "wanted"
+
+
+@attrs.frozen
+class HoldWish:
+    """WANT_HOLD: the job goes on hold, with code 21 (StartdHeldJob), this subcode and these words."""
+
+    subcode: int
+    text: str
+
+
+@attrs.frozen
+class Ending:
+    """How policy wants a job ended whose retirement time is over."""
+
+    how: How = "graceful"
+    hold: HoldWish | None = None
 
 
 # --- requests: may be refused ------------------------------------------------------------------------------------
@@ -44,12 +71,12 @@ class Activate:
 
 @attrs.frozen
 class Suspend:
-    """The schedd wants the job stopped for a while."""
+    """The schedd wants the job stopped for a while; CONTINUE does not end that."""
 
 
 @attrs.frozen
 class Continue:
-    """The end of a suspension."""
+    """The end of the schedd's suspension; not of one by policy."""
 
 
 # --- facts: have a rule in every state ---------------------------------------------------------------------------
@@ -113,18 +140,37 @@ class Retire:
     limit_s: float
     reason: str
     vacate_code: int
+    cause: Cause = Cause.ORDER
 
 
 @attrs.frozen
 class RetireTimer:
-    """The time given to the job with ``serial`` is over."""
+    """The time given to the job with ``serial`` is over; it is ended as policy says by now."""
 
     serial: int
+    ending: Ending = Ending()
 
 
 @attrs.frozen
 class Unretire:
-    """What the claim was retired for is called off."""
+    """One thing that the claim was retired for is called off."""
+
+    cause: Cause = Cause.DRAIN
+
+
+@attrs.frozen
+class SuspendWanted:
+    """WANT_SUSPEND and SUSPEND are true."""
+
+
+@attrs.frozen
+class ContinueWanted:
+    """CONTINUE is true."""
+
+
+@attrs.frozen
+class KillWanted:
+    """KILL is true."""
 
 
 @attrs.frozen
@@ -136,12 +182,12 @@ class KillTimer:
 
 Event = (
     Activate | Suspend | Continue | StarterRuns | StarterNotStarted | StarterGone | Deactivated | Released
-    | LeaseOver | Shutdown | Retire | RetireTimer | Unretire | KillTimer
+    | LeaseOver | Shutdown | Retire | RetireTimer | Unretire | SuspendWanted | ContinueWanted | KillWanted | KillTimer
 )  # fmt: skip
 REQUESTS: tuple[type, ...] = (Activate, Suspend, Continue)
 FACTS: tuple[type, ...] = (
     StarterRuns, StarterNotStarted, StarterGone, Deactivated, Released, LeaseOver, Shutdown, Retire, RetireTimer,
-    Unretire, KillTimer,
+    Unretire, SuspendWanted, ContinueWanted, KillWanted, KillTimer,
 )  # fmt: skip
 
 
@@ -157,11 +203,12 @@ class StartStarter:
 
 @attrs.frozen
 class EndJob:
-    """Tell the starter to end the job."""
+    """Tell the starter to end the job, or to put it on hold."""
 
     how: How
     reason: str
     vacate_code: int
+    hold: HoldWish | None = None
 
 
 @attrs.frozen
@@ -231,7 +278,7 @@ class Entry:
 # Vacate codes of the wire reference (appendix A).
 _CODE_DEACTIVATED, _CODE_RELEASED = 1009, 1017
 # States with a starter, or with one on its way.
-WITH_STARTER = frozenset({State.STARTING, State.BUSY, State.RETIRING, State.VACATING, State.CLOSING})
+WITH_STARTER = frozenset({State.STARTING, State.BUSY, State.SUSPENDED, State.RETIRING, State.VACATING, State.CLOSING})
 
 
 @attrs.define
@@ -244,7 +291,16 @@ class Claim:
     """We end it, and its schedd has not been told."""
     serial: int = 0
     number: int = 0
+    now_s: float = 0.0
+    """When the present event came."""
+    causes: frozenset[Cause] = frozenset()
+    """What its job is retired for."""
     retired_for: tuple[str, int] = ("", 0)
+    retire_due_s: float = math.inf
+    by_command: bool = False
+    """Suspended by the schedd, and not to be continued by policy."""
+    ended: EndJob | None = None
+    """What the starter was told last."""
     story: deque[Entry] = attrs.field(factory=lambda: deque(maxlen=STORY_LENGTH))
 
     def handle(self, event: Event, *, now_s: float) -> tuple[Command, ...]:
@@ -255,13 +311,20 @@ class Claim:
         """
         found = RULES.get((self.state, type(event)))
         if found is None:
-            passing = self.state in (State.STARTING, State.BUSY, State.VACATING)
+            passing = self.state in (State.STARTING, State.BUSY, State.SUSPENDED, State.VACATING)
             raise WrongState(f"{type(event).__name__} while the claim is {self.state.value}", try_again=passing)
         self.number, rule = found
+        self.now_s = now_s
         state, commands = rule(self, event)
         self.state = state
         self.story.append(Entry(now_s, type(event).__name__, self.number, state.value))
         return commands
+
+    @property
+    def shown(self) -> str:
+        """The state, and whether a claim that we end is being killed."""
+        killed = self.state is State.CLOSING and self.ended is not None and self.ended.how == "fast"
+        return "killing" if killed else self.state.value
 
     def next_serial(self) -> int:
         """Timers armed before are stale from now on."""
@@ -288,6 +351,7 @@ def _runs(_claim: Claim, _event: Event) -> Outcome:
 
 def _to_idle(claim: Claim, event: Event) -> Outcome:
     claim.next_serial()
+    claim.by_command, claim.ended = False, None
     if isinstance(event, StarterGone) and event.broken:
         claim.broken = True
         return State.GONE, (TellSchedd(), Destroy(broken=True))
@@ -300,20 +364,21 @@ def _to_gone(claim: Claim, event: Event) -> Outcome:
     return State.GONE, (*told, Destroy(claim.broken))
 
 
-def _end_job(claim: Claim, how: How, reason: str, code: int) -> tuple[Command, ...]:
-    return EndJob(how, reason, code), ArmKill(claim.next_serial(), how)
+def _end_job(claim: Claim, how: How, reason: str, code: int, hold: HoldWish | None = None) -> tuple[Command, ...]:
+    claim.ended = EndJob(how, reason, code, hold)
+    return claim.ended, ArmKill(claim.next_serial(), how)
 
 
-def _end_claim(claim: Claim, how: How, reason: str, code: int) -> Outcome:
+def _end_claim(claim: Claim, how: How, reason: str, code: int, hold: HoldWish | None = None) -> Outcome:
     """We end it, and say so once the job is over: a schedd that is told before takes the shadow away, and with it the
     job's last output."""
     claim.ours = True
-    return State.CLOSING, _end_job(claim, how, reason, code)
+    return State.CLOSING, _end_job(claim, how, reason, code, hold)
 
 
 def _deactivate(claim: Claim, event: Event) -> Outcome:
     assert isinstance(event, Deactivated)
-    over = event.worklife_over or claim.state in (State.RETIRING, State.CLOSING)
+    over = event.worklife_over or bool(claim.causes) or claim.state is State.CLOSING
     state = State.CLOSING if over else State.VACATING
     return state, _end_job(claim, event.how, "the claim was deactivated by the submit side", _CODE_DEACTIVATED)
 
@@ -364,9 +429,16 @@ def _retire_idle(_claim: Claim, _event: Event) -> Outcome:
 
 
 def _retire(claim: Claim, event: Event) -> Outcome:
+    """Of several retirements the earliest end counts. A job that is suspended goes on: it is to get done."""
     assert isinstance(event, Retire)
-    claim.retired_for = event.reason, event.vacate_code
-    return State.RETIRING, (ArmRetire(claim.next_serial(), event.limit_s),)
+    claim.causes |= {event.cause}
+    resumed = (ContinueJob(),) if claim.state is State.SUSPENDED else ()
+    claim.by_command = False
+    due_s = claim.now_s + event.limit_s
+    if due_s > claim.retire_due_s:
+        return State.RETIRING, resumed
+    claim.retired_for, claim.retire_due_s = (event.reason, event.vacate_code), due_s
+    return State.RETIRING, (*resumed, ArmRetire(claim.next_serial(), event.limit_s))
 
 
 def _retire_vacating(claim: Claim, _event: Event) -> Outcome:
@@ -386,12 +458,18 @@ def _retirement_over(claim: Claim, event: Event) -> Outcome:
     if event.serial != claim.serial:
         return claim.state, ()
     reason, code = claim.retired_for
-    return _end_claim(claim, "graceful", reason, code)
+    return _end_claim(claim, event.ending.how, reason, code, event.ending.hold)
 
 
-def _unretire(claim: Claim, _event: Event) -> Outcome:
+def _unretire(claim: Claim, event: Event) -> Outcome:
+    """Nothing else may be left that it is retired for."""
+    assert isinstance(event, Unretire)
+    had, claim.causes = claim.causes, claim.causes - {event.cause}
+    if claim.causes or not had:
+        return claim.state, ()
+    claim.retire_due_s = math.inf
     claim.next_serial()
-    return State.BUSY, ()
+    return State.SUSPENDED if claim.state is State.SUSPENDED else State.BUSY, ()
 
 
 def _kill(claim: Claim, event: Event) -> Outcome:
@@ -402,42 +480,69 @@ def _kill(claim: Claim, event: Event) -> Outcome:
     return claim.state, (KillStarter(),)
 
 
-def _suspend(claim: Claim, _event: Event) -> Outcome:
-    return claim.state, (SuspendJob(),)
+def _kill_wanted(claim: Claim, _event: Event) -> Outcome:
+    """A job that we end softly is ended at once; what the submit side ends is not policy's."""
+    ended = claim.ended
+    if not claim.ours or ended is None or ended.how == "fast":
+        return claim.state, ()
+    return State.CLOSING, _end_job(claim, "fast", ended.reason, ended.vacate_code, ended.hold)
 
 
-def _continue(claim: Claim, _event: Event) -> Outcome:
-    return claim.state, (ContinueJob(),)
+def _suspend(claim: Claim, event: Event) -> Outcome:
+    claim.by_command = isinstance(event, Suspend)
+    return State.SUSPENDED, (SuspendJob(),)
+
+
+def _suspend_more(claim: Claim, _event: Event) -> Outcome:
+    """The schedd wants what policy has done already."""
+    claim.by_command = True
+    return State.SUSPENDED, ()
+
+
+def _continue(claim: Claim, event: Event) -> Outcome:
+    """The schedd ends what the schedd began, and policy what policy began."""
+    if claim.by_command is not isinstance(event, Continue):
+        return State.SUSPENDED, ()
+    claim.by_command = False
+    return State.RETIRING if claim.causes else State.BUSY, (ContinueJob(),)
+
+
+def _suspended_ended(claim: Claim, event: Event) -> Outcome:
+    return _retired(claim, event) if claim.causes else _to_idle(claim, event)
 
 
 S = State
-_GOES_ON = (S.STARTING, S.BUSY, S.VACATING)
+_RUNS = (S.BUSY, S.RETIRING)
+_WORKS = (S.STARTING, S.BUSY, S.SUSPENDED, S.RETIRING)
 _STARTER_ENDED = (StarterGone, StarterNotStarted)
 
 # The numbered rules, in the order of docs/claim-life.md.
 NUMBERED: tuple[tuple[tuple[State, ...], tuple[type, ...], Rule], ...] = (
     ((S.IDLE,), (Activate,), _activate),  # 1
     ((S.STARTING,), (StarterRuns,), _runs),  # 2
-    (_GOES_ON, _STARTER_ENDED, _to_idle),  # 3
+    ((S.STARTING, S.BUSY, S.VACATING), _STARTER_ENDED, _to_idle),  # 3
     ((S.CLOSING,), _STARTER_ENDED, _to_gone),  # 4
-    ((*_GOES_ON, S.RETIRING, S.CLOSING), (Deactivated,), _deactivate),  # 5
+    ((*_WORKS, S.VACATING, S.CLOSING), (Deactivated,), _deactivate),  # 5
     ((S.IDLE,), (Deactivated,), _deactivate_idle),  # 6
     ((S.IDLE,), (Released,), _release_idle),  # 7
-    ((*_GOES_ON, S.RETIRING, S.CLOSING), (Released,), _release),  # 8
+    ((*_WORKS, S.VACATING, S.CLOSING), (Released,), _release),  # 8
     ((S.IDLE,), (LeaseOver,), _lease_idle),  # 9
-    ((*_GOES_ON, S.RETIRING), (LeaseOver,), _lease),  # 10
+    ((*_WORKS, S.VACATING), (LeaseOver,), _lease),  # 10
     ((S.IDLE,), (Shutdown,), _shutdown_idle),  # 11
-    ((*_GOES_ON, S.RETIRING), (Shutdown,), _shutdown),  # 12
+    ((*_WORKS, S.VACATING), (Shutdown,), _shutdown),  # 12
     ((S.CLOSING,), (Shutdown,), _shutdown_again),  # 13
     ((S.VACATING, S.CLOSING), (KillTimer,), _kill),  # 14
-    ((S.BUSY, S.RETIRING), (Suspend,), _suspend),  # 15
-    ((S.BUSY, S.RETIRING), (Continue,), _continue),  # 16
+    (_RUNS, (Suspend, SuspendWanted), _suspend),  # 15
+    ((S.SUSPENDED,), (Continue, ContinueWanted), _continue),  # 16
     ((S.IDLE,), (Retire,), _retire_idle),  # 17
-    ((S.STARTING, S.BUSY, S.RETIRING), (Retire,), _retire),  # 18
+    (_WORKS, (Retire,), _retire),  # 18
     ((S.VACATING,), (Retire,), _retire_vacating),  # 19
     ((S.RETIRING,), _STARTER_ENDED, _retired),  # 20
-    ((S.RETIRING,), (RetireTimer,), _retirement_over),  # 21
-    ((S.RETIRING,), (Unretire,), _unretire),  # 22
+    ((S.RETIRING, S.SUSPENDED), (RetireTimer,), _retirement_over),  # 21
+    ((S.RETIRING, S.SUSPENDED), (Unretire,), _unretire),  # 22
+    ((S.SUSPENDED,), (Suspend,), _suspend_more),  # 23
+    ((S.SUSPENDED,), _STARTER_ENDED, _suspended_ended),  # 24
+    ((S.CLOSING,), (KillWanted,), _kill_wanted),  # 25
 )
 
 

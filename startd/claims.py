@@ -53,6 +53,8 @@ class Claims:
     account_seen: Callable[[int, int], None] = lambda starter_pid, uid: None
     # MaxJobRetirementTime of a claim's present job
     retirement_s: Callable[[Held], float] = lambda held: 0.0
+    # how policy wants a claim's job ended whose retirement time is over
+    ending: Callable[[Held], life.Ending] = lambda held: life.Ending()
     # told of each activation that is over: its slot, its seconds, its starter's last words if there were any
     job_ended: Callable[[Held, float, to_starter.Ended | None], None] = lambda held, seconds, words: None
     # why no new job is taken; empty while jobs are
@@ -135,6 +137,8 @@ class Claims:
         match command:
             case life.StartStarter(ticket=ticket):
                 self.nursery.start_soon(self._start_starter, held, ticket)
+            case life.EndJob(how=how, hold=life.HoldWish(subcode=subcode, text=text)):
+                self.tell(held, to_starter.HoldJob(how != "fast", subcode, text))
             case life.EndJob(how=how, reason=reason, vacate_code=code):
                 self.tell(held, to_starter.Deactivate(how, reason, code))
             case life.SuspendJob():
@@ -181,10 +185,10 @@ class Claims:
 
     async def _arm_retirement(self, held: Held, serial: int, limit_s: float) -> None:
         with trio.move_on_after(limit_s):
-            while held.life.serial == serial and held.life.state is life.State.RETIRING:
+            while held.life.serial == serial and held.life.state in (life.State.RETIRING, life.State.SUSPENDED):
                 await held.changed.wait()
             return
-        self.handle(held, life.RetireTimer(serial))
+        self.handle(held, life.RetireTimer(serial, self.ending(held)))
 
     def take_no_more(self, reason: str) -> None:
         """No new job from now on; claims that have none are given back, jobs that run go on."""
@@ -201,7 +205,7 @@ class Claims:
 
     def unretire_all(self) -> None:
         """Jobs that were given their retirement time go on; the slot takes jobs again."""
-        self.handle_all(life.Unretire())
+        self.handle_all(life.Unretire(life.Cause.DRAIN))
         self.changed()
 
     def retirement_left_s(self, held: Held) -> float:

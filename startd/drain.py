@@ -9,7 +9,7 @@ import attrs
 from classad2 import ClassAd
 
 from cedar.classads import get_int, get_str
-from startd.claim import Event, Retire, Shutdown
+from startd.claim import Cause, Event, Retire, Shutdown
 
 # Vacate codes of the wire reference (appendix A).
 CODE_VACATED, CODE_DRAINING = 1010, 1014
@@ -85,11 +85,12 @@ def _text_of_check(ad: ClassAd) -> str:
 
 def event(how_fast: HowFast, reason: str, retirement_left_s: float, code: int = CODE_DRAINING) -> Event:
     """What each claim is told. ``retirement_left_s``: what its job may still have, if it is given that at all."""
+    cause = Cause.DRAIN if code == CODE_DRAINING else Cause.ORDER
     match how_fast:
         case HowFast.GRACEFUL:
-            return Retire(retirement_left_s, reason, code)
+            return Retire(retirement_left_s, reason, code, cause)
         case HowFast.QUICK:
-            return Retire(0.0, reason, code)
+            return Retire(0.0, reason, code, cause)
         case HowFast.FAST:
             return Shutdown(fast=True, reason=reason, vacate_code=code)
 

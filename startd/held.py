@@ -101,7 +101,7 @@ class Held:
             dynamic_id=self.dynamic_id,
             resources=self.resources,
             claim=self.claim_id,
-            state=self.life.state.value,
+            state=self.life.shown,
             entered_at=self.entered_at,
             user=self.requester.user,
             job_id=self.job_id,

@@ -16,9 +16,10 @@ from cedar.commands import condor_version_text
 from startd.resources import Resources
 
 # condor_status knows these words; the claim's own states are finer.
-_ACTIVITY = {
-    "idle": "Idle", "starting": "Busy", "busy": "Busy", "retiring": "Retiring", "vacating": "Vacating",
-    "closing": "Killing", "gone": "Idle",
+_SHOWN = {
+    "idle": ("Claimed", "Idle"), "starting": ("Claimed", "Busy"), "busy": ("Claimed", "Busy"),
+    "suspended": ("Claimed", "Suspended"), "retiring": ("Claimed", "Retiring"), "vacating": ("Claimed", "Busy"),
+    "closing": ("Preempting", "Vacating"), "killing": ("Preempting", "Killing"), "gone": ("Claimed", "Idle"),
 }  # fmt: skip
 # What ``$$(CondorScratchDir)`` becomes; the starter replaces it.
 _SCRATCH_MARKER = "#CoNdOrScRaTcHdIr#"
@@ -226,8 +227,7 @@ def _activity(ad: ClassAd, slot: SlotState) -> None:
     if slot.draining and not claimed:
         ad["State"], ad["Activity"] = "Drained", "Retiring" if slot.children else "Idle"
     else:
-        ad["State"] = "Claimed" if claimed else "Unclaimed"
-        ad["Activity"] = _ACTIVITY[slot.state] if claimed else "Idle"
+        ad["State"], ad["Activity"] = _SHOWN[slot.state] if claimed else ("Unclaimed", "Idle")
     ad["EnteredCurrentState"] = ad["EnteredCurrentActivity"] = slot.entered_at
     if slot.drain_request:
         ad["Draining"] = True

@@ -134,7 +134,7 @@ class DeactivateAsked:
 
 @attrs.frozen
 class LimitExceeded:
-    """The job went over a limit: of its own (wall clock), or of the slot's (memory, disk, processes).
+    """The job went over a limit: of its own (wall clock), or of the slot's (memory, disk, processes, WANT_HOLD).
 
     ``soft``: it has its signal and its grace; what exhausts the node is stopped hard.
     """

@@ -16,6 +16,7 @@ from contextlib import suppress
 import trio
 
 from cedar.commands import Command as Wire
+from cedar.commands import HoldCode
 from cedar.errors import PeerFault
 from pilot.rpc import Channel, ChannelClosed, RpcFault, RpcRefused
 from pilot.switch import Exited as SwitchExited
@@ -60,6 +61,7 @@ from starter.messages import (
     ContinueJob,
     Deactivate,
     Ended,
+    HoldJob,
     JobUpdate,
     LeftBehind,
     LeftElsewhere,
@@ -452,6 +454,8 @@ def _asked(message: object) -> Event:
     match message:
         case Deactivate(how=how, reason=reason, vacate_code=code):
             return DeactivateAsked(reason, code, soft=how != "fast", output=how == "final-transfer")
+        case HoldJob(soft=soft, subcode=subcode, reason=reason):
+            return LimitExceeded(Hold(HoldCode.STARTD_HELD_JOB, subcode, reason), soft=soft)
         case SuspendJob():
             return SuspendAsked()
         case ContinueJob():

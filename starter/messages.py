@@ -111,6 +111,18 @@ class Deactivate:
 
 
 @attrs.frozen
+class HoldJob:
+    """startd -> starter: the node's policy (WANT_HOLD) puts the job on hold, with code 21 and this subcode.
+
+    ``soft``: the job has its signal and its grace.
+    """
+
+    soft: bool
+    subcode: int
+    reason: str
+
+
+@attrs.frozen
 class SuspendJob:
     """startd -> starter: stop every process of the job until ContinueJob."""
 
@@ -194,6 +206,6 @@ class Ended:
 
 SPAWNER = Protocol(StartStarter, CleanUp, SpawnerReady, StarterStarted, StarterFailed, StarterEnded)
 STARTER = Protocol(
-    Deactivate, SuspendJob, ContinueJob, PassedCommand, RenewalAnnounced, Progress, JobUpdate,
+    Deactivate, HoldJob, SuspendJob, ContinueJob, PassedCommand, RenewalAnnounced, Progress, JobUpdate,
     SlotBroken, LeftBehind, LeftElsewhere, Ended,
 )  # fmt: skip

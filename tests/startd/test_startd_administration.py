@@ -17,7 +17,7 @@ from cedar.errors import PeerFault, Refused
 from pilot.settings import load
 from startd import drain
 from startd.administration import LEVEL
-from startd.claim import Activate, Retire, Shutdown, StarterRuns, State
+from startd.claim import Activate, Cause, Retire, Shutdown, StarterRuns, State
 from startd.drain import CannotDrain, HowFast, Refusal, Then, parse
 from startd.held import Held
 from startd.reconfigure import CHANGEABLE, merge
@@ -189,8 +189,8 @@ def test_numbers_that_stand_for_nothing_are_refused() -> None:
 
 
 def test_how_fast_says_what_a_claim_is_told() -> None:
-    assert drain.event(HowFast.GRACEFUL, "r", 60.0) == Retire(60.0, "r", drain.CODE_DRAINING)
-    assert drain.event(HowFast.QUICK, "r", 60.0) == Retire(0.0, "r", drain.CODE_DRAINING)
+    assert drain.event(HowFast.GRACEFUL, "r", 60.0) == Retire(60.0, "r", drain.CODE_DRAINING, Cause.DRAIN)
+    assert drain.event(HowFast.QUICK, "r", 60.0) == Retire(0.0, "r", drain.CODE_DRAINING, Cause.DRAIN)
     assert drain.event(HowFast.FAST, "r", 60.0) == Shutdown(True, "r", drain.CODE_DRAINING)
 
 

@@ -18,16 +18,21 @@ from startd.claim import (
     Activate,
     ArmKill,
     ArmRetire,
+    Cause,
     Claim,
     Command,
     Continue,
     ContinueJob,
+    ContinueWanted,
     Deactivated,
     Destroy,
+    Ending,
     EndJob,
     Event,
+    HoldWish,
     KillStarter,
     KillTimer,
+    KillWanted,
     LeaseOver,
     Released,
     Retire,
@@ -40,6 +45,7 @@ from startd.claim import (
     State,
     Suspend,
     SuspendJob,
+    SuspendWanted,
     TellSchedd,
     Unretire,
     WrongState,
@@ -49,6 +55,8 @@ SAMPLES: list[Event] = [
     Activate(1), Suspend(), Continue(), StarterRuns(7), StarterNotStarted("no"), StarterGone(0, False),
     StarterGone(0, True), Deactivated("graceful", False), Deactivated("fast", True), Released(), LeaseOver("x"),
     Shutdown(False), Shutdown(True), Retire(10.0, "drain", 1013), RetireTimer(1), Unretire(), KillTimer(1),
+    Retire(5.0, "drain", 1014, Cause.DRAIN), Retire(5.0, "wanted", 1018, Cause.WANTED), Unretire(Cause.WANTED),
+    RetireTimer(2, Ending("fast", HoldWish(7, "too big"))), SuspendWanted(), ContinueWanted(), KillWanted(),
 ]  # fmt: skip
 
 
@@ -132,8 +140,10 @@ def test_a_timer_of_an_activation_that_is_over_does_nothing() -> None:
 
 
 def test_suspend_and_continue_reach_a_busy_starter_only() -> None:
-    _, commands = walk(*BUSY, Suspend(), Continue())
+    claim, commands = walk(*BUSY, Suspend(), Continue())
     assert commands[1:] == [SuspendJob(), ContinueJob()]
+    with pytest.raises(WrongState):
+        claim.handle(Continue(), now_s=0.0)
     with pytest.raises(WrongState):
         Claim().handle(Suspend(), now_s=0.0)
 
@@ -155,9 +165,73 @@ def test_a_retiring_claim_takes_no_further_job() -> None:
 
 
 def test_a_retirement_that_was_called_off_ends_no_job() -> None:
-    claim, commands = walk(*BUSY, Retire(60.0, "x", 1013), Unretire(), RetireTimer(1))
+    claim, commands = walk(*BUSY, Retire(60.0, "x", 1014, Cause.DRAIN), Unretire(), RetireTimer(1))
     assert claim.state is State.BUSY
     assert not any(isinstance(c, EndJob) for c in commands)
+
+
+@pytest.mark.parametrize("cause", [Cause.ORDER, Cause.PREEMPT])
+def test_an_order_and_preempt_are_not_called_off(cause: Cause) -> None:
+    claim, _ = walk(*BUSY, Retire(60.0, "x", 1011, cause), Unretire(Cause.DRAIN), Unretire(Cause.WANTED))
+    assert claim.state is State.RETIRING
+
+
+def test_a_job_goes_on_when_the_last_cause_is_called_off() -> None:
+    asked = Retire(60.0, "x", 1014, Cause.DRAIN), Retire(90.0, "y", 1018, Cause.WANTED)
+    claim, _ = walk(*BUSY, *asked, Unretire(Cause.DRAIN))
+    assert claim.state is State.RETIRING
+    claim.handle(Unretire(Cause.WANTED), now_s=1.0)
+    assert claim.state is State.BUSY
+
+
+def test_of_several_retirements_the_earliest_end_counts() -> None:
+    claim, commands = walk(*BUSY, Retire(60.0, "first", 1014), Retire(90.0, "later", 1018), Retire(5.0, "sooner", 1011))
+    assert [c.limit_s for c in commands if isinstance(c, ArmRetire)] == [60.0, 5.0]
+    assert claim.handle(RetireTimer(1), now_s=60.0) == (), "the timer of the first is stale"
+    assert claim.handle(RetireTimer(2), now_s=5.0)[0] == EndJob("graceful", "sooner", 1011)
+
+
+def test_policy_says_how_a_retired_job_ends() -> None:
+    claim, _ = walk(*BUSY, Retire(0.0, "PREEMPT is true", 1011, Cause.PREEMPT))
+    hold = HoldWish(7, "too big")
+    told = claim.handle(RetireTimer(1, Ending("graceful", hold)), now_s=0.0)
+    assert told[0] == EndJob("graceful", "PREEMPT is true", 1011, hold)
+    assert claim.shown == "closing"
+    told = claim.handle(KillWanted(), now_s=1.0)
+    assert told[0] == EndJob("fast", "PREEMPT is true", 1011, hold), "still on hold"
+    assert claim.shown == "killing"
+    assert claim.handle(KillWanted(), now_s=2.0) == ()
+
+
+def test_kill_is_not_for_what_the_submit_side_ends() -> None:
+    claim, _ = walk(*BUSY, Deactivated("final-transfer", worklife_over=True))
+    assert claim.state is State.CLOSING
+    assert claim.handle(KillWanted(), now_s=1.0) == ()
+
+
+def test_policy_does_not_end_the_schedds_suspension_nor_the_schedd_policys() -> None:
+    claim, _ = walk(*BUSY, Suspend(), ContinueWanted())
+    assert claim.state is State.SUSPENDED
+    claim.handle(Continue(), now_s=0.0)
+    claim.handle(SuspendWanted(), now_s=0.0)
+    assert claim.handle(Continue(), now_s=0.0) == ()
+    assert claim.handle(ContinueWanted(), now_s=0.0) == (ContinueJob(),)
+    assert claim.state is State.BUSY
+
+
+def test_a_suspended_job_that_is_retired_goes_on_to_get_done() -> None:
+    claim, commands = walk(*BUSY, Suspend(), Retire(60.0, "x", 1013))
+    assert (claim.state, commands[-2:]) == (State.RETIRING, [ContinueJob(), ArmRetire(1, 60.0)])
+    claim.handle(SuspendWanted(), now_s=1.0)
+    assert claim.state is State.SUSPENDED
+    assert claim.handle(RetireTimer(1), now_s=60.0)[0] == EndJob("graceful", "x", 1013)
+
+
+def test_a_suspended_job_that_ends_leaves_its_claim() -> None:
+    claim, _ = walk(*BUSY, Suspend(), StarterGone(0, False), Activate(2), StarterRuns(8))
+    assert claim.state is State.BUSY
+    assert claim.handle(SuspendWanted(), now_s=0.0) == (SuspendJob(),)
+    assert claim.handle(ContinueWanted(), now_s=0.0) == (ContinueJob(),), "the schedd's suspension was the last job's"
 
 
 def test_an_idle_claim_retires_at_once() -> None:
@@ -192,6 +266,41 @@ def test_a_claim_is_destroyed_at_most_once_and_only_without_a_starter(events: li
         if any(isinstance(c, Destroy) for c in commands):
             assert not running
     assert destroyed == (claim.state is State.GONE)
+
+
+@given(st.lists(st.sampled_from(SAMPLES), max_size=50))
+def test_a_claim_knows_whether_its_job_is_suspended(events: list[Event]) -> None:
+    claim, suspended = Claim(), False
+    for event in [*BUSY, *events]:
+        try:
+            commands = claim.handle(event, now_s=0.0)
+        except WrongState:
+            continue
+        for command in commands:
+            match command:
+                case SuspendJob():
+                    assert not suspended
+                    suspended = True
+                case ContinueJob():
+                    assert suspended
+                    suspended = False
+        if claim.state not in (State.SUSPENDED, State.BUSY, State.RETIRING):  # the job is over, or about to be
+            suspended = False
+        assert suspended == (claim.state is State.SUSPENDED)
+
+
+@given(st.lists(st.sampled_from(SAMPLES), max_size=50))
+def test_a_retired_claim_takes_no_job(events: list[Event]) -> None:
+    claim = Claim()
+    for event in [*BUSY, *events]:
+        had = claim.causes
+        try:
+            claim.handle(event, now_s=0.0)
+        except WrongState:
+            continue
+        assert not (had and isinstance(event, Activate))
+        if claim.causes:
+            assert claim.state in (State.RETIRING, State.SUSPENDED, State.CLOSING, State.GONE)
 
 
 ROW = re.compile(r"^\| (\d+) \| ([^|]+) \| ([^|]+) \|")

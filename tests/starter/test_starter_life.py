@@ -45,7 +45,9 @@ from starter.events import (
     Suspend,
     SuspendAsked,
 )
+from starter.job import _asked
 from starter.life import NUMBERED, RULES, BrokenRule, Life, State
+from starter.messages import HoldJob
 from starter.verdict import Abandoned, Exited, Hold, Killed, Requeue
 
 HOLD = Hold(28, 0, "refused")
@@ -354,3 +356,9 @@ def test_the_page_lists_the_table() -> None:
         for number, (states, events, _) in enumerate(NUMBERED, start=1)
     ]
     assert told == table
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_want_hold_holds_the_job_with_its_words_and_subcode(soft: bool) -> None:
+    event = _asked(HoldJob(soft, 7, "uses more memory than it asked for"))
+    assert event == LimitExceeded(Hold(21, 7, "uses more memory than it asked for"), soft=soft)
