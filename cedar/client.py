@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import trio
@@ -16,6 +17,7 @@ from cedar.security import HANDSHAKE_DEADLINE_S, MAX_HANDSHAKE_BYTES, METHOD_BIT
 from cedar.sessions import Session
 from cedar.sinful import Sinful
 from cedar.stream import CedarStream
+from cedar.tls import ClientTls
 
 # The shared port's name for the process that listens itself: no other process takes over.
 _SHARED_PORT_SELF = "self"
@@ -38,6 +40,10 @@ class Negotiate:
     methods: tuple[str, ...] = field(default=("TOKEN", "FS"))
     authentication: str = "REQUIRED"
     trust_domain: str | None = None
+    # For SSL, and for SCITOKENS without our certificate; the second gives the token. Each may raise MethodFailed.
+    tls: ClientTls | None = None
+    anonymous_tls: ClientTls | None = None
+    scitoken: Callable[[], str] | None = None
 
     @methods.validator
     def _known(self, attribute: object, value: tuple[str, ...]) -> None:
@@ -89,7 +95,7 @@ async def _connect(
     stream = await _dial(address)
     try:
         await _pass_shared_port(stream, address, subsystem)
-        stream.session = await handshake.run(stream, _handshake(opening, security))
+        stream.session = await handshake.run(stream, _handshake(address, opening, security))
         stream.lift_limit()
     except BaseException:  # cancelled too: nobody else would close it
         await trio.aclose_forcefully(stream)
@@ -124,7 +130,7 @@ async def _pass_shared_port(stream: CedarStream, address: Sinful, own_name: str)
         stream.reset_digests()
 
 
-def _handshake(opening: security_client.Opening, security: Resume | Negotiate) -> Handshake[Session]:
+def _handshake(address: Sinful, opening: security_client.Opening, security: Resume | Negotiate) -> Handshake[Session]:
     match security:
         case Resume(session, want_response):
             yield from security_client.resume(opening, session, want_response=want_response)
@@ -135,6 +141,10 @@ def _handshake(opening: security_client.Opening, security: Resume | Negotiate) -
                 security.authentication,
                 tokens.load_tokens(security.tokens_dir) if security.tokens_dir is not None else (),
                 security.trust_domain,
+                security.tls.context if security.tls else None,
+                security.anonymous_tls.context if security.anonymous_tls else None,
+                address.params.get("alias") or address.host,
+                security.scitoken,
             )
             return (
                 yield from security_client.negotiate(opening, wishes, now_s=trio.current_time(), now_unix_s=time.time())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ssl
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 from classad2 import ClassAd
 
-from cedar import security_fs, security_token
+from cedar import security_fs, security_ssl, security_token
 from cedar.classads import get_bool, get_str
 from cedar.commands import Command, condor_version_text
 from cedar.crypto import KeyPair
@@ -20,6 +21,7 @@ from cedar.security import (
     TOOL_SESSION_DURATION_S,
     Get,
     Handshake,
+    MethodFailed,
     Put,
     UseKey,
     fresh_nonce,
@@ -29,9 +31,10 @@ from cedar.security import (
     words,
 )
 from cedar.sessions import Session
-from cedar.tokens import Token, choose
+from cedar.tokens import Token, choose, why_none
 
 MAX_COMMANDS_CHARS = 65_536
+_NOT_OFFERED = "the server does not offer it"
 
 
 @frozen
@@ -51,12 +54,20 @@ class Opening:
 
 @frozen
 class Wishes:
-    """How a new session may come about."""
+    """How a new session may come about.
+
+    tls makes a context for SSL, and anonymous_tls one for SCITOKENS, which shows no certificate; server_host is whose
+    certificate the server must have; scitoken gives the token. The three may raise MethodFailed.
+    """
 
     methods: tuple[str, ...]
     authentication: str
     tokens: Sequence[Token]
     trust_domain: str | None = None
+    tls: Callable[[], ssl.SSLContext] | None = None
+    anonymous_tls: Callable[[], ssl.SSLContext] | None = None
+    server_host: str = ""
+    scitoken: Callable[[], str] | None = field(default=None, repr=False)
 
 
 def negotiate(opening: Opening, wishes: Wishes, *, now_s: float, now_unix_s: float) -> Handshake[Session]:
@@ -129,62 +140,92 @@ def _check_answer(answer: ClassAd, wishes: Wishes) -> bool:
 def _authenticate(answer: ClassAd, wishes: Wishes, now_unix_s: float) -> Handshake[str]:
     """The method that succeeded; "" when none did and none had to."""
     offered = words(get_str(answer, "AuthMethodsList", get_str(answer, "AuthMethods", "")).upper())
-    issuer, key_ids = get_str(answer, "TrustDomain", ""), words(get_str(answer, "IssuerKeys", ""))
-    token = choose(wishes.tokens, issuer, key_ids, now_unix_s=now_unix_s)
-    left = [name for name in wishes.methods if name in offered and (name != "TOKEN" or token is not None)]
-    tried: list[str] = []
+    proofs, failures = _proofs(answer, offered, wishes, now_unix_s)
     while True:
-        yield Put((sum(METHOD_BITS[name] for name in left),))
-        chosen = yield from _chosen(tried, issuer)
+        yield Put((sum(METHOD_BITS[name] for name in proofs),))
+        chosen = yield from _chosen(failures)
         if chosen == 0:
             break
-        name = next((name for name in left if METHOD_BITS[name] == chosen), None)
+        name = next((name for name in proofs if METHOD_BITS[name] == chosen), None)
         if name is None:
             raise PeerFault("handshake", "the server chose a method that was not offered")
-        if (yield from _prove(name, token)):
-            yield from _expect_no_old_key(name)
-            return name
-        left.remove(name)
-        tried.append(name)
+        try:
+            yield from proofs.pop(name)
+        except MethodFailed as failed:
+            failures[name] = str(failed)
+            continue
+        yield from _expect_no_old_key(name, failures)
+        return name
     if wishes.authentication != "REQUIRED" and not get_bool(answer, "AuthRequired", True):
         return ""
-    raise _no_method(tried, offered, issuer)
+    raise _no_method(failures, offered)
 
 
-def _chosen(tried: list[str], issuer: str) -> Handshake[int]:
+def _proofs(
+    answer: ClassAd, offered: list[str], wishes: Wishes, now_unix_s: float
+) -> tuple[dict[str, Handshake[None]], dict[str, str]]:
+    """What there is to prove oneself by, in our order, and why the other methods cannot be tried."""
+    proofs: dict[str, Handshake[None]] = {}
+    failures: dict[str, str] = {}
+    for name in wishes.methods:
+        if name not in offered:
+            failures[name] = _NOT_OFFERED
+            continue
+        try:
+            proofs[name] = _proof(name, answer, wishes, now_unix_s)
+        except MethodFailed as failed:
+            failures[name] = str(failed)
+    return proofs, failures
+
+
+def _proof(name: str, answer: ClassAd, wishes: Wishes, now_unix_s: float) -> Handshake[None]:
+    match name:
+        case "TOKEN":
+            return security_token.prove(_token(answer, wishes, now_unix_s))
+        case "SSL" if wishes.tls is not None:
+            return security_ssl.prove(wishes.tls, wishes.server_host)
+        case "SCITOKENS" if wishes.anonymous_tls is not None and wishes.scitoken is not None:
+            return security_ssl.prove(wishes.anonymous_tls, wishes.server_host, wishes.scitoken())
+        case "FS":
+            return security_fs.prove()
+    raise MethodFailed("it is not set up")
+
+
+def _token(answer: ClassAd, wishes: Wishes, now_unix_s: float) -> Token:
+    issuer, key_ids = get_str(answer, "TrustDomain", ""), words(get_str(answer, "IssuerKeys", ""))
+    token = choose(wishes.tokens, issuer, key_ids, now_unix_s=now_unix_s)
+    if token is None:
+        raise MethodFailed(why_none(wishes.tokens, issuer, key_ids, now_unix_s=now_unix_s))
+    return token
+
+
+def _chosen(failures: dict[str, str]) -> Handshake[int]:
     try:
         bit: int = (yield Get()).int()
     except PeerFault as fault:  # some servers close instead of saying 0
-        if fault.code == "closed" and tried:
-            raise _no_method(tried, [], issuer) from fault
+        if fault.code == "closed" and failures:
+            raise _no_method(failures, []) from fault
         raise
     return bit
 
 
-def _no_method(tried: list[str], offered: list[str], issuer: str) -> Refused:
-    if tried:
-        code = "TOKEN" if "TOKEN" in tried else tried[0]
-        return Refused(code, f"the server did not accept {', '.join(tried)}")
-    if "TOKEN" in offered:
-        return Refused("TOKEN", f"no token for the trust domain {issuer or '(none)'}")
-    known = ", ".join(offered) or "none"
-    return Refused("METHODS", f"no common authentication method; the server offers {known}")
+def _no_method(failures: dict[str, str], offered: list[str]) -> Refused:
+    """Every method with its reason. The code is a method that could have been, or METHODS."""
+    possible = [name for name, reason in failures.items() if reason != _NOT_OFFERED]
+    code = "TOKEN" if "TOKEN" in possible else next(iter(possible), "METHODS")
+    told = [f"{name}: {reason}" for name, reason in failures.items()] or ["none is set"]
+    if code == "METHODS":
+        told.append(f"the server offers {', '.join(offered)[:200] or 'none'}")
+    return Refused(code, f"no authentication method succeeded: {'; '.join(told)}")
 
 
-def _prove(name: str, token: Token | None) -> Handshake[bool]:
-    if name == "TOKEN":
-        assert token is not None
-        return (yield from security_token.prove(token))
-    return (yield from security_fs.prove())
-
-
-def _expect_no_old_key(name: str) -> Handshake[None]:
+def _expect_no_old_key(name: str, failures: dict[str, str]) -> Handshake[None]:
     """The server's word after a method. When the last step failed it closes, or is silent."""
     try:
         has_key = (yield Get()).int()
     except PeerFault as fault:
         if fault.code in ("closed", "timeout"):
-            raise Refused(name, f"the server did not accept {name}") from fault
+            raise _no_method(failures | {name: "the server did not accept it, without a word"}, []) from fault
         raise
     if has_key != 0:
         raise PeerFault("handshake", "the server wants the old key exchange")

@@ -12,6 +12,7 @@ from cedar.security import (
     Get,
     Handshake,
     MakeDirectory,
+    MethodFailed,
     PeerEndpoint,
     ProposeDirectory,
     Put,
@@ -28,8 +29,8 @@ _SOCK = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _OK, _ERROR = 0, -1
 
 
-def prove() -> Handshake[bool]:
-    """Client's part. False when the server did not take it."""
+def prove() -> Handshake[None]:
+    """Client's part. Raises MethodFailed when the server did not take it."""
     path = (yield Get()).string()
     endpoint = yield PeerEndpoint()
     extension = _extension(*endpoint) if path.endswith("_") else ""
@@ -38,7 +39,12 @@ def prove() -> Handshake[bool]:
     made = may and (yield MakeDirectory(path))
     try:
         yield Put((_OK if made else _ERROR, *([extension] if extension else ())))
-        return (yield Get()).int() == _OK and bool(made)
+        if (yield Get()).int() != _OK or not made:
+            raise MethodFailed(
+                "the server does not see the directory that we made: it runs on another machine"
+                if made
+                else f"the server named {path[:100]}, which cannot or must not be made"
+            )
     finally:
         if made:
             yield RemoveDirectory(path)

@@ -6,12 +6,13 @@ Decides who the client is and what it may call; changes nothing but the table of
 from __future__ import annotations
 
 import secrets
+import ssl
 from collections.abc import Callable, Mapping
 
 from attrs import field, frozen
 from classad2 import ClassAd
 
-from cedar import security_fs, security_token, tokens
+from cedar import security_fs, security_ssl, security_token, tokens
 from cedar.classads import get_bool, get_int, get_str
 from cedar.codec import Reader
 from cedar.commands import Command, condor_version_text
@@ -25,6 +26,7 @@ from cedar.security import (
     TOOL_SESSION_DURATION_S,
     Get,
     Handshake,
+    MethodFailed,
     Put,
     UseKey,
     feature,
@@ -38,23 +40,49 @@ from cedar.security import (
 from cedar.sessions import ANONYMOUS, MAX_SID_CHARS, Session, SessionTable, implied
 
 _META_COMMANDS = (Command.AUTHENTICATE, Command.SEC_QUERY)
+# Whoever is known to a method, and to nobody here, is of this domain.
+_UNMAPPED = "@unmapped"
+
+
+@frozen
+class Caller:
+    """Who asks: name@domain, by which method, from which address; levels that a token is limited to, or None."""
+
+    identity: str
+    method: str
+    scopes: tuple[str, ...] | None
+    host: str
+
+
+@frozen
+class SslSide:
+    """How a server does SSL: its context (may raise MethodFailed); whose a verified chain is (DER, the leaf first)."""
+
+    context: Callable[[], ssl.SSLContext]
+    identity: Callable[[tuple[bytes, ...]], str]
+    require_certificate: bool = False
 
 
 @frozen
 class Side:
-    """What a server knows when a connection arrives."""
+    """What a server knows when a connection arrives.
+
+    authorise decides about every level; at anonymous_levels somebody without a name may ask, too.
+    """
 
     levels: Mapping[int, str]  # of the commands served
     sessions: SessionTable
     methods: tuple[str, ...]
     trust_domain: str
-    authorise: Callable[[str, tuple[str, ...] | None, str], bool]
+    authorise: Callable[[Caller, str], bool]
     anonymous_levels: frozenset[str]
     admit: Callable[[int, Session], bool]  # a word of the command's owner, asked when a session is resumed
     version: str
     now_s: float
     now_unix_s: float
     signing_keys: Mapping[str, bytes] = field(factory=dict, repr=False)
+    ssl: SslSide | None = None
+    host: str = ""  # the client's address
 
 
 @frozen
@@ -69,16 +97,6 @@ class Accepted:
     session: Session
     fresh: bool = False
     only_asked: bool = False
-
-
-@frozen
-class _Client:
-    identity: str
-    method: str
-    scopes: tuple[str, ...] | None
-
-
-_NOBODY = _Client(ANONYMOUS, "", None)
 
 
 def accept(first: Reader, side: Side) -> Handshake[Accepted]:
@@ -156,17 +174,22 @@ def _negotiate(request: ClassAd, command: int, side: Side) -> Handshake[Accepted
     keys = KeyPair()
     key = keys.session_key(get_str(request, "ECDHPublicKey"))
     yield Put((_answer(terms, keys, side),))
-    client = _NOBODY
+    caller = _nobody(side)
     if terms.authenticate:
-        client = yield from _authenticate(terms, side)
+        caller = yield from _authenticate(terms, side)
     yield UseKey(key)
-    session = _new_session(client, command, key, terms, side)
-    allowed = command in (session.commands or ())
-    yield Put((_verdict(session, allowed, client, side),))
+    session = _new_session(caller, command, key, terms, side)
+    allowed = command in (session.commands or ()) and side.admit(command, session)
+    yield Put((_verdict(session, allowed, caller, side),))
     if not allowed:
-        raise Refused("DENIED", f"{client.identity} may not call command {command}")
+        level = side.levels[command]
+        raise Refused("DENIED", f"{caller.identity} may not call command {command}, which takes {level}")
     side.sessions.add(session)
     return Accepted(command, session, fresh=True)
+
+
+def _nobody(side: Side) -> Caller:
+    return Caller(ANONYMOUS, "", None, side.host)
 
 
 def _agree(request: ClassAd, level: str, side: Side) -> _Terms:
@@ -175,7 +198,7 @@ def _agree(request: ClassAd, level: str, side: Side) -> _Terms:
     client = feature(request, "AuthenticationNew" if "AuthenticationNew" in request else "Authentication")
     authenticate, required = reconcile(client, own), "REQUIRED" in (client, own)
     listed = words(get_str(request, "AuthMethods", "").upper())
-    methods = tuple(name for name in side.methods if name in listed)
+    methods = tuple(name for name in side.methods if name in listed and name in _METHODS)
     if authenticate and not methods:
         if required:
             known = ", ".join(listed)[:200]
@@ -223,10 +246,10 @@ def _answer(terms: _Terms, keys: KeyPair, side: Side) -> ClassAd:
     )
 
 
-def _authenticate(terms: _Terms, side: Side) -> Handshake[_Client]:
+def _authenticate(terms: _Terms, side: Side) -> Handshake[Caller]:
     """The method loop. Raises Refused when nothing is left and somebody must be known."""
     left = list(terms.methods)
-    reason = Refused("METHODS", "the client has no method left")
+    failures: list[str] = []
     while True:
         mask = (yield Get()).int()
         name = next((name for name in left if METHOD_BITS[name] & mask), None)
@@ -234,57 +257,59 @@ def _authenticate(terms: _Terms, side: Side) -> Handshake[_Client]:
         if name is None:
             break
         try:
-            client = yield from (_token(side) if name == "TOKEN" else _fs(side))
-        except _TryNext as failed:
-            reason = failed.reason
+            caller = yield from _METHODS[name](side)
+        except MethodFailed as failed:
+            failures.append(f"{name}: {failed}")
             left.remove(name)
             continue
         yield Put((0,))  # no key of the old kind follows
-        return client
+        return caller
     if terms.required:
-        raise reason
-    return _NOBODY
+        code = failures[-1].partition(":")[0] if failures else "METHODS"
+        raise Refused(code, "; ".join(failures) or "the client has no method left")
+    return _nobody(side)
 
 
-class _TryNext(Exception):
-    """A method failed in a way that both ends know; the client may try another one."""
-
-    def __init__(self, reason: Refused) -> None:
-        super().__init__()
-        self.reason = reason
-
-
-def _token(side: Side) -> Handshake[_Client]:
+def _token(side: Side) -> Handshake[Caller]:
     opening = security_token.read_opening((yield Get()))
     if opening is None:  # no token, but it waits for our message all the same
         yield from security_token.refuse()
-        raise _TryNext(Refused("TOKEN", "the client gave up"))
+        raise MethodFailed("the client gave up")
     try:
         verified = tokens.verify(opening.init, side.signing_keys, side.trust_domain, now_unix_s=side.now_unix_s)
         if opening.a != verified.subject:
             raise Refused("TOKEN", "the client names another subject than its token")
     except Refused as refused:
         yield from security_token.refuse()
-        raise _TryNext(refused) from None
+        raise MethodFailed(refused.text) from None
     if not (yield from security_token.challenge(opening, verified.signature)):
-        raise _TryNext(Refused("TOKEN", "the token is not signed by our key"))
-    return _Client(verified.identity, "TOKEN", verified.scopes)
+        raise MethodFailed("the token is not signed by our key")
+    return Caller(verified.identity, "TOKEN", verified.scopes, side.host)
 
 
-def _fs(side: Side) -> Handshake[_Client]:
+def _fs(side: Side) -> Handshake[Caller]:
     account = yield from security_fs.check()
     if account is None:
-        raise _TryNext(Refused("FS", "the client did not make the directory"))
-    return _Client(f"{account}@{side.trust_domain}", "FS", None)
+        raise MethodFailed("the client did not make the directory")
+    return Caller(f"{account}@{side.trust_domain}", "FS", None, side.host)
 
 
-def _new_session(client: _Client, command: int, key: bytes, terms: _Terms, side: Side) -> Session:
-    granted = {level for level in set(side.levels.values()) if _grants(client, level, side)}
+def _ssl(side: Side) -> Handshake[Caller]:
+    assert side.ssl is not None  # else it is not offered
+    chain = yield from security_ssl.check(side.ssl.context, require_certificate=side.ssl.require_certificate)
+    return Caller(side.ssl.identity(chain) if chain else ANONYMOUS, "SSL", None, side.host)
+
+
+_METHODS: Mapping[str, Callable[[Side], Handshake[Caller]]] = {"TOKEN": _token, "FS": _fs, "SSL": _ssl}
+
+
+def _new_session(caller: Caller, command: int, key: bytes, terms: _Terms, side: Side) -> Session:
+    granted = {level for level in set(side.levels.values()) if _grants(caller, level, side)}
     return Session(
         sid=f"{side.trust_domain}:{secrets.token_hex(12)}",
         key=key,
-        identity=client.identity,
-        method=client.method,
+        identity=caller.identity,
+        method=caller.method,
         commands=frozenset(number for number, level in side.levels.items() if level in granted),
         level=side.levels[command],
         expires_s=side.now_s + terms.duration_s + SESSION_SLACK_S,
@@ -293,23 +318,21 @@ def _new_session(client: _Client, command: int, key: bytes, terms: _Terms, side:
     )
 
 
-def _grants(client: _Client, level: str, side: Side) -> bool:
-    if level in side.anonymous_levels:
-        return True
-    if client is _NOBODY:
+def _grants(caller: Caller, level: str, side: Side) -> bool:
+    if caller.identity.endswith(_UNMAPPED) and level not in side.anonymous_levels:
         return False
-    if client.scopes is not None and not any(level in implied(scope) for scope in client.scopes):
-        return False
-    return side.authorise(client.identity, client.scopes, level)
+    if caller.scopes is not None and not any(level in implied(scope) for scope in caller.scopes):
+        return level in side.anonymous_levels and side.authorise(_nobody(side), level)
+    return side.authorise(caller, level)
 
 
-def _verdict(session: Session, allowed: bool, client: _Client, side: Side) -> ClassAd:
+def _verdict(session: Session, allowed: bool, caller: Caller, side: Side) -> ClassAd:
     return make_ad(
         [
             ("ReturnCode", "AUTHORIZED" if allowed else "DENIED"),
             ("Sid", session.sid),
-            ("User", client.identity),
-            ("TriedAuthentication", client is not _NOBODY),
+            ("User", caller.identity),
+            ("TriedAuthentication", caller.method != ""),
             ("ValidCommands", ",".join(map(str, sorted(session.commands or ())))),
             ("RemoteVersion", condor_version_text(side.version)),
         ]

@@ -13,7 +13,7 @@ from attrs import frozen
 from cedar import crypto
 from cedar.codec import Item, Reader
 from cedar.errors import PeerFault, Refused
-from cedar.security import Get, Handshake, Put
+from cedar.security import Get, Handshake, MethodFailed, Put
 from cedar.tokens import Token
 
 _NONCE_BYTES = 256
@@ -74,17 +74,23 @@ def shared_key_b(signature: bytes, init: str) -> bytes:
 # --- client ---
 
 
-def prove(token: Token) -> Handshake[bool]:
-    """Client's part. False when the server did not accept the token, or does not know its key."""
+def prove(token: Token) -> Handshake[None]:
+    """Client's part. Raises MethodFailed when the server did not accept the token, or does not know its key."""
     a = token.claims.subject or token.claims.token_id or ""
     ra = os.urandom(_NONCE_BYTES)
     yield Put((_OK, len(a.encode()), a, token.init, _NONCE_BYTES, ra))
     exchange = _read_challenge((yield Get()), a, ra, shared_key(token.signature, token.init))
     if exchange is None:
         yield Put((_ERROR, 0, "", 0, 0))
-        return False
+        raise MethodFailed(
+            f"the server does not accept the token of {_shown(a)} (issuer {_shown(token.claims.issuer)},"
+            f" key {_shown(token.claims.key_id)}), or has not the key that signed it"
+        )
     yield Put((_OK, len(a.encode()), a, _NONCE_BYTES, exchange.rb, _MAC_BYTES, exchange.client_proof()))
-    return True
+
+
+def _shown(text: str | None) -> str:
+    return (text or "nobody")[:80]
 
 
 def _read_challenge(reader: Reader, a: str, ra: bytes, ka: bytes) -> Exchange | None:

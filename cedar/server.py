@@ -15,6 +15,7 @@ from cedar import handshake, security_server, tokens
 from cedar.commands import VERSION
 from cedar.errors import PeerFault, Refused
 from cedar.security import HANDSHAKE_DEADLINE_S, MAX_HANDSHAKE_BYTES
+from cedar.security_server import Caller, SslSide
 from cedar.sessions import ANONYMOUS, Session, SessionTable
 from cedar.stream import CedarStream
 
@@ -58,19 +59,25 @@ class Served:
     admit: Callable[[Session], bool] = _admit_all
 
 
-def _nobody(identity: str, scopes: tuple[str, ...] | None, level: str) -> bool:
-    return False
+def _readers(caller: Caller, level: str) -> bool:
+    return level == "READ"
 
 
 @frozen
 class ServerPolicy:
-    """Who may negotiate a new session, and for what."""
+    """Who may negotiate a new session, and for what.
+
+    methods in our order of preference; ssl is needed for SSL. authorise decides about every level; at anonymous_levels
+    somebody without a name may ask, too.
+    """
 
     signing_keys_dir: Path | None = None
     trust_domain: str = "localhost"
     methods: tuple[str, ...] = ("TOKEN",)
-    authorise: Callable[[str, tuple[str, ...] | None, str], bool] = _nobody
+    authorise: Callable[[Caller, str], bool] = _readers
     anonymous_levels: frozenset[str] = field(default=frozenset({"READ"}), converter=frozenset)
+    pool_key_file: Path | None = None  # the signing key named POOL, when it is elsewhere
+    ssl: SslSide | None = None
 
 
 def _ignore(peer: str, error: Exception) -> None:
@@ -174,7 +181,7 @@ class Server:
             try:
                 first = await stream.get()  # waiting for it costs nothing, so it takes nobody's turn
                 async with self._handshakes:
-                    accepted = await handshake.run(stream, security_server.accept(first, self._side()))
+                    accepted = await handshake.run(stream, security_server.accept(first, self._side(stream)))
             finally:
                 self._strangers.pop(scope, None)
         if scope.cancelled_caught:
@@ -196,9 +203,8 @@ class Server:
 
         return permits
 
-    def _side(self) -> security_server.Side:
+    def _side(self, stream: CedarStream) -> security_server.Side:
         policy, table = self._policy, self._table
-        keys_dir = policy.signing_keys_dir
         return security_server.Side(
             levels={command: served.level for command, served in table.items()},
             sessions=self._sessions,
@@ -210,5 +216,7 @@ class Server:
             version=self._version,
             now_s=trio.current_time(),
             now_unix_s=time.time(),
-            signing_keys=tokens.load_signing_keys(keys_dir) if keys_dir is not None else {},
+            signing_keys=tokens.load_signing_keys(policy.signing_keys_dir, policy.pool_key_file),
+            ssl=policy.ssl,
+            host=stream.endpoints()[1][0],
         )

@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import stat
+import time
 from collections.abc import Iterable, Mapping
 from itertools import cycle
 from pathlib import Path
@@ -36,6 +37,8 @@ _KEY_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _SCRAMBLE = b"\xde\xad\xbe\xef"
 _SCOPE_PREFIX = "condor:/"
 _SIGNING_KEY_BYTES = 64
+# 9999-12-31: what can be written as a date.
+_LAST_DATE = 253_402_300_799
 
 
 @frozen
@@ -90,9 +93,13 @@ def load_tokens(directory: Path) -> list[Token]:
     return tokens
 
 
-def load_signing_keys(directory: Path) -> dict[str, bytes]:
-    """The signing keys of a directory by name, as their files' bytes."""
-    return {name: data for name, data in _files(directory) if data and _KEY_NAME.fullmatch(name)}
+def load_signing_keys(directory: Path | None, pool_key_file: Path | None = None) -> dict[str, bytes]:
+    """The signing keys of a directory by name, as their files' bytes; POOL's own may be a file elsewhere."""
+    found = _files(directory) if directory is not None else ()
+    keys = {name: data for name, data in found if data and _KEY_NAME.fullmatch(name)}
+    if pool_key_file is not None and (data := _read(pool_key_file)):
+        keys[POOL_KEY] = data
+    return keys
 
 
 def _files(directory: Path) -> Iterable[tuple[str, bytes]]:
@@ -211,6 +218,25 @@ def choose(tokens: Iterable[Token], issuer: str, key_ids: Iterable[str], *, now_
         if fresh and claims.issuer == issuer and claims.key_id in known:
             return token
     return None
+
+
+def why_none(tokens: Iterable[Token], issuer: str, key_ids: Iterable[str], *, now_unix_s: float) -> str:
+    """Why none of the tokens is one for this server, by the one that comes nearest."""
+    known = frozenset(key_ids)
+    held = list(tokens)
+    if not held:
+        return "we hold no token"
+    ours = [token for token in held if token.claims.issuer == issuer]
+    if not ours:
+        names = ", ".join(sorted({token.claims.issuer or "nobody" for token in held}))
+        return f"no token for the trust domain {issuer or '(none)'}; we hold tokens of {names[:200]}"
+    signed = [token for token in ours if token.claims.key_id in known]
+    if not signed:
+        names = ", ".join(sorted({token.claims.key_id for token in ours}))
+        return f"our tokens are signed by the key {names[:200]}, and the server has {', '.join(sorted(known))[:200]}"
+    last = max(signed, key=lambda token: token.claims.expires_at or math.inf)
+    ended = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(max(0, min(last.claims.expires_at or 0, _LAST_DATE))))
+    return f"the token of {(last.claims.subject or 'nobody')[:80]} expired at {ended}"
 
 
 # --- keys ---

@@ -17,6 +17,7 @@ import trio
 
 from cedar.commands import VERSION, Command, condor_version_text
 from cedar.filetransfer import TransferLimits
+from cedar.security_server import Caller
 from cedar.server import Served, Server, ServerPolicy
 from cedar.sessions import SessionTable
 from cedar.sinful import Sinful
@@ -180,8 +181,9 @@ def _policy(config: settings.Settings, places: Places) -> ServerPolicy:
     """Tokens only. Who has one of ours as condor@TRUST_DOMAIN may do what its scope says, never more than advertise."""
     allowed = f"condor@{config.trust_domain}"
 
-    def authorise(identity: str, scopes: tuple[str, ...] | None, level: str) -> bool:
-        return identity == allowed and level == "ADVERTISE_STARTD" and (scopes is None or level in scopes)
+    def authorise(caller: Caller, level: str) -> bool:
+        advertises = level == "ADVERTISE_STARTD" and (caller.scopes is None or level in caller.scopes)
+        return level == "READ" or (caller.identity == allowed and advertises)
 
     return ServerPolicy(
         signing_keys_dir=places.keys,

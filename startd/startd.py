@@ -17,6 +17,7 @@ import trio
 from classad2 import ClassAd
 
 from cedar.classads import evaluate, parse_expression
+from cedar.security_server import Caller
 from cedar.server import Server, ServerPolicy
 from cedar.sessions import SessionTable
 from cedar.sinful import Sinful
@@ -407,10 +408,10 @@ class Startd:
         self._claims.look_again()
         self._changed()
 
-    def _authorise(self, identity: str, _scopes: tuple[str, ...] | None, level: str) -> bool:
+    def _authorise(self, caller: Caller, level: str) -> bool:
         """Everybody may look. The pilot's own account on this machine may command its startd, too."""
         own = f"{pwd.getpwuid(os.geteuid()).pw_name}@{self.settings.trust_domain}"
-        return level == "READ" or (identity == own and level in ("WRITE", LEVEL))
+        return level == "READ" or (caller.identity == own and level in ("WRITE", LEVEL))
 
     def _report_refusal(self, peer: str, error: Exception) -> None:
         """Somebody at the port was refused, or broke off: said while that is not a flood."""

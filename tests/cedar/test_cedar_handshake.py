@@ -19,6 +19,7 @@ from cedar.client import Negotiate, Resume, connect
 from cedar.commands import Command
 from cedar.errors import PeerFault, Refused
 from cedar.security import MAX_HANDSHAKE_BYTES
+from cedar.security_server import Caller
 from cedar.server import Request, Served, Server, ServerPolicy
 from cedar.sessions import Session, SessionTable
 from cedar.sinful import Sinful
@@ -54,8 +55,8 @@ async def echo(request: Request) -> None:
     await request.stream.put(1, reader.string())
 
 
-def authorise(identity: str, scopes: tuple[str, ...] | None, level: str) -> bool:
-    return identity == f"condor@{DOMAIN}"
+def authorise(caller: Caller, level: str) -> bool:
+    return level == "READ" or caller.identity == f"condor@{DOMAIN}"
 
 
 @asynccontextmanager

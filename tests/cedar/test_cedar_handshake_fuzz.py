@@ -14,7 +14,7 @@ from cedar.classads import set_str
 from cedar.codec import Item, Reader, encode
 from cedar.crypto import KeyPair
 from cedar.errors import PeerFault, Refused
-from cedar.security import Get, Handshake, PeerEndpoint, ProposeDirectory, Put
+from cedar.security import Get, Handshake, MethodFailed, PeerEndpoint, ProposeDirectory, Put
 from cedar.sessions import Session, SessionTable
 
 KEY = tokens.new_signing_key()
@@ -139,7 +139,7 @@ def play(handshake: Handshake[Any], script: Sequence[Sequence[Item]]) -> bool:
             action = handshake.send(answer)
     except StopIteration as end:
         return end.value is not False
-    except (PeerFault, Refused):
+    except (PeerFault, Refused, MethodFailed):
         return False
     finally:
         handshake.close()
@@ -151,7 +151,7 @@ def side(sessions: SessionTable) -> security_server.Side:
         sessions=sessions,
         methods=("TOKEN", "FS"),
         trust_domain="d",
-        authorise=lambda identity, scopes, level: True,
+        authorise=lambda caller, level: True,
         anonymous_levels=frozenset({"READ"}),
         admit=lambda command, session: True,
         version="24.0.1",

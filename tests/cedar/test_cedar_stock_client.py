@@ -95,7 +95,7 @@ async def pool(tmp_path: Path, **policy: Any) -> AsyncIterator[Pool]:
         int(Command.QUERY_STARTD_ADS): Served("READ", handle),
         int(Command.QUERY_SCHEDD_ADS): Served("DAEMON", handle),
     }
-    rules = ServerPolicy(keys, DOMAIN, ("TOKEN",), lambda identity, scopes, level: True, **policy)
+    rules = ServerPolicy(keys, DOMAIN, ("TOKEN",), lambda caller, level: True, **policy)
     server = Server(table, here.sessions, rules, report=lambda peer, error: here.faults.append(error))
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")

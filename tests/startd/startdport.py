@@ -103,7 +103,7 @@ async def port(*, own_account: bool = False) -> AsyncIterator[Port]:
             claims=claims, procd_socket="/nowhere", slot_ads=lambda: [pslot_ad()], pslot_ad=pslot_ad,
             dslot_ad=dslot_ad, log=LOG,
         )  # fmt: skip
-        policy = ServerPolicy(None, "x", ("FS",), lambda identity, scopes, level: level == "READ" or own_account)
+        policy = ServerPolicy(None, "x", ("FS",), lambda caller, level: level == "READ" or own_account)
         ended: list[tuple[str, bool]] = []
         reconfigured: list[None] = []
         administration = Administration(
