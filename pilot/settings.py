@@ -149,6 +149,23 @@ class Settings:
         "Further settings that become attributes of the slots' ads, each a ClassAd expression (text in quotes).",
         unset="none",
     )
+    startd_cron_joblist: str = knob(
+        "",
+        text(r"[A-Za-z0-9_, -]*", "names of letters, digits, - and _"),
+        "Programs that the startd runs beside the jobs, and whose answers stand in the slots' ads; each is described by"
+        " STARTD_CRON_<NAME>_EXECUTABLE, _MODE, _PERIOD and others: see cron.md.",
+        unset="none",
+    )
+    startd_cron_max_job_load: float = knob(
+        "0.1",
+        number(0, 1000),
+        "How much such programs may load the machine at once, by their _JOB_LOAD (0.01); more wait for their turn.",
+    )
+    startd_cron_autopublish: str = knob(
+        "if_changed",
+        choice("never", "always", "if_changed"),
+        "Whether such an answer goes to the collector at once, or with the next update.",
+    )
     update_interval: float = knob("300", seconds(1), "Time between two updates of the ads at the collector.")
     alive_interval: float = knob("300", seconds(1), "Time between two signs of life of a claim, as the pool states it.")
     max_claim_alives_missed: int = knob("6", integer(1, 1000), "Signs of life that may be missing before a claim ends.")

@@ -109,7 +109,7 @@ def _start(settings: Settings, config: Path | None, ready: Callable[[], None]) -
         way = open_way(settings.execute)
         try:
             return trio.run(_run, settings, None if config is None else config.absolute(), log, ready)
-        except (CannotStart, NotReady, Unusable, ValueError):
+        except (CannotStart, NotReady, SettingsError, Unusable, ValueError):
             raise
         except Exception:  # whatever nobody expected: said once, with all that is known, and the end
             log.exception("unexpected; the startd ends")

@@ -9,7 +9,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -103,7 +103,7 @@ class Spawner:
         finally:
             with trio.CancelScope(shield=True):
                 await channel.aclose()
-                await _reap(process)
+                await reap(process)
             self._tell_of_end(request.ticket, told, process)
 
     def _tell_of_end(self, ticket: int, told: list[object], process: subprocess.Popen[bytes]) -> None:
@@ -132,7 +132,7 @@ class Spawner:
             self._channel = None
             with trio.CancelScope(shield=True):  # it ends by itself when it sees its channel closed
                 await channel.aclose()
-                await _reap(process)
+                await reap(process)
 
     async def _wait_ready(self, channel: Channel, process: subprocess.Popen[bytes]) -> None:
         """Until it can fork; one that takes longer than READY_WITHIN_S is killed."""
@@ -168,7 +168,7 @@ async def run_procd(
             await _ended(process)
         finally:
             os.close(lifeline)
-            await _reap(process)
+            await reap(process)
 
     await keep_running("procd", once, log, task_status)
 
@@ -239,6 +239,22 @@ def _start(command: list[str], config: Path | None, fds: list[int]) -> subproces
     return process
 
 
+def start_program(
+    argv: Sequence[str], environment: Mapping[str, str], directory: str | None
+) -> subprocess.Popen[bytes]:
+    """A program that is not ours, in a process group of its own, with pipes for what it prints. ``reap`` it.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    process = subprocess.Popen(
+        argv, env=environment, cwd=directory, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        process_group=0, bufsize=0,
+    )  # fmt: skip
+    _owned.add(process.pid)
+    return process
+
+
 async def _ended(process: subprocess.Popen[bytes]) -> None:
     """Until the process has ended; by its pidfd, without a thread."""
     if process.poll() is not None:
@@ -250,7 +266,7 @@ async def _ended(process: subprocess.Popen[bytes]) -> None:
         os.close(pidfd)
 
 
-async def _reap(process: subprocess.Popen[bytes]) -> None:
+async def reap(process: subprocess.Popen[bytes]) -> None:
     """Wait for a process whose lifeline is closed; also when cancelled."""
     with trio.CancelScope(shield=True):
         await _ended(process)

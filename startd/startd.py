@@ -28,11 +28,12 @@ from pilot.settings import Settings, SettingsError, load
 from pilot.switch import Switch, may_reap, own_children
 from pilot.threads import in_thread
 from startd import claim as life
-from startd import lifetime, plugins
+from startd import cronjobs, lifetime, plugins
 from startd.administration import CAPABILITY, LEVEL, Administration
 from startd.advertise import Advertiser, collector_addresses
 from startd.claims import CODE_SHUTDOWN, Claims
 from startd.commands import Commands
+from startd.cron import Cron
 from startd.health import Health, Look
 from startd.healthlook import LOOK_EVERY_S, LOOK_WITHIN_S, look_at
 from startd.held import Held, Slots
@@ -45,7 +46,7 @@ from startd.processes import Spawner, degradations, owned_pids, run_procd
 from startd.proxykeys import ProxyKeys
 from startd.reconfigure import merge
 from startd.report import Job, Report, outcome_of
-from startd.slotads import Machine, private_ad, public_ad
+from startd.slotads import Machine, SlotState, private_ad, public_ad
 from startd.switchwatch import SwitchWatch
 from starter import messages
 from starter.updates import one_line
@@ -83,6 +84,7 @@ class Startd:
         validation: Validation,
         log: logging.LoggerAdapter[logging.Logger],
     ) -> None:
+        """Raises SettingsError: programs of STARTD_CRON_JOBLIST that cannot be run as described."""
         self._validation = validation
         self.settings, self.config, self.switch, self.log = settings, config, switch, log
         self._procd_socket = settings.sailplane_run_dir / "procd"
@@ -94,6 +96,14 @@ class Startd:
         self._reports_minute = self._reports = 0
         self._administration: Administration
         self._health = Health(settings.sailplane_min_free_disk >> 10, settings.sailplane_black_hole_jobs)
+        self._cron = Cron(
+            cronjobs.parse(settings),
+            settings.startd_cron_max_job_load,
+            settings.startd_cron_autopublish,
+            ad=self._pslot_ad,
+            changed=self._changed,
+            log=log,
+        )
         self._own_credentials = OwnCredentials(settings.sailplane_pilot_proxy, settings.sec_token_directory)
 
     async def run(self, ready: Callable[[], None]) -> int:
@@ -241,6 +251,7 @@ class Startd:
         nursery.start_soon(self._claims.watch_leases)
         nursery.start_soon(self._watch_health)
         nursery.start_soon(self._switch_watch.run)
+        nursery.start_soon(self._cron.run)
         await nursery.start(self._server.serve, listeners)
         for advertiser in self._advertisers:
             nursery.start_soon(advertiser.run)
@@ -452,7 +463,7 @@ class Startd:
             entered_at=self._entered_at,
         )
         state = attrs.evolve(state, left_behind=self._janitor.waiting, only_user=self._only_user())
-        return public_ad(self._machine, state, now=int(time.time()), sequence=self._sequence)
+        return self._public_ad(state)
 
     def _dslot_ad(self, held: Held) -> ClassAd:
         state = attrs.evolve(
@@ -461,7 +472,12 @@ class Startd:
             switch_down=self._switch_watch.down,
             only_user=self._only_user(),
         )
-        return public_ad(self._machine, state, now=int(time.time()), sequence=self._sequence)
+        return self._public_ad(state)
+
+    def _public_ad(self, state: SlotState) -> ClassAd:
+        ad = public_ad(self._machine, state, now=int(time.time()), sequence=self._sequence)
+        self._cron.published.merge_into(ad)
+        return ad
 
     def _only_user(self) -> str:
         """Without a switch all jobs share an account: one user's, unless the settings say that others may."""

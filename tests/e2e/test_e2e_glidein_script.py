@@ -72,7 +72,7 @@ def runtime(site: Site) -> Path:
     return program.parent.parent
 
 
-def glidein(jobs: Jobs, name: str, lines: dict[str, object]) -> Glidein:
+def glidein(jobs: Jobs, name: str, lines: dict[str, object], **knobs: object) -> Glidein:
     site, pilot = jobs.site, jobs.site.layout.pilot
     assert site.installed is not None
     collector = site.layout.collector_address.read_text().splitlines()[0]
@@ -82,7 +82,7 @@ def glidein(jobs: Jobs, name: str, lines: dict[str, object]) -> Glidein:
     values["SEC_TOKEN_DIRECTORY"] = pilot / "tokens.d"
     work = pilot / name
     settings = pilot / f"{name}.conf"
-    settings.write_text(layout.text(values))
+    settings.write_text(layout.text(values | knobs))
     own(site, settings, 0o644)
     keys: dict[str, object] = {
         "SAILPLANE_RUNTIME": runtime(site), "SAILPLANE_CONFIG": settings, "GLIDEIN_Collector": collector,
@@ -111,7 +111,14 @@ def test_a_pilot_that_finds_no_job_ends_well_and_reports(jobs: Jobs) -> None:
 
 
 def test_a_batch_systems_warning_ends_the_pilot_in_order(jobs: Jobs) -> None:
-    run = glidein(jobs, "warned", {"GLIDEIN_Max_Walltime": 3600})
+    check = jobs.site.layout.pilot / "check_node"
+    check.write_text("#!/bin/sh\necho IS_HEALTHY = true\n")
+    own(jobs.site, check, 0o755)
+    run = glidein(
+        jobs, "warned", {"GLIDEIN_Max_Walltime": 3600},
+        START="NODE_IS_HEALTHY =?= true", STARTD_CRON_JOBLIST="CHECK", STARTD_CRON_CHECK_EXECUTABLE=check,
+        STARTD_CRON_CHECK_PERIOD="1m", STARTD_CRON_CHECK_PREFIX="NODE_",
+    )  # fmt: skip
     first = jobs.submit("alice", "echo $_CONDOR_SLOT done")
     assert jobs.done(first)["exit_code"] == 0
     second = jobs.submit("alice", "sleep 600")

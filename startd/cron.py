@@ -1,0 +1,204 @@
+"""Runs the programs of STARTD_CRON_JOBLIST and keeps what they say for the slots' ads. Acting code.
+
+They run at the pilot's uid, with the startd's environment: they are the pilot's own, as the startd's settings are. Each
+is the leader of a process group of its own, which ends with the startd.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from typing import IO
+
+import attrs
+import trio
+from classad2 import ClassAd
+
+from cedar.classads import evaluate, parse_expression
+from startd.cronjobs import LINE_BYTES, CronJob, Output, Published, Record, first_pause_s
+from startd.processes import reap, start_program
+from starter.updates import one_line
+
+# As stock: after a TERM, so long until the KILL.
+KILL_AFTER_S = 1.0
+# What was printed before the end is still read, for so long.
+READ_ON_S = 1.0
+# What a program may print in one run; it is ended when it prints more.
+OUTPUT_BYTES = 4 << 20
+# Of what it says as errors in one run, so many lines go into the log, and so much of each.
+MAX_ERRORS, ERROR_BYTES = 20, 400
+# A program whose condition does not hold, or for which there is no room, is looked at again after this.
+LOOK_AGAIN_S = 1.0
+INTERFACE = {"STARTD_CRON_INTERFACE_VERSION": "1", "STARTD_CRON_NAME": "STARTD_CRON"}
+
+
+@attrs.define
+class Cron:
+    """``ad`` gives the startd's ad, for conditions; ``changed`` is called when something new was said."""
+
+    jobs: tuple[CronJob, ...]
+    max_load: float
+    autopublish: str
+    ad: Callable[[], ClassAd]
+    changed: Callable[[], None]
+    log: logging.LoggerAdapter[logging.Logger]
+    published: Published = attrs.field(factory=Published)
+    _load: float = 0.0
+
+    async def run(self) -> None:
+        """Until cancelled; then what still runs is killed."""
+        async with trio.open_nursery() as nursery:
+            for job in self.jobs:
+                match job.mode:
+                    case "periodic":
+                        nursery.start_soon(self._periodic, job)
+                    case "waitforexit":
+                        nursery.start_soon(self._again_and_again, job)
+                    case "oneshot":
+                        nursery.start_soon(self._once, job)
+                    case "ondemand":
+                        self.log.info("cron %s: runs on demand only, and nobody demands it here", job.name)
+
+    async def _periodic(self, job: CronJob) -> None:
+        """At every turn of its clock; a run that takes longer is ended, or goes on and takes the next turn's place."""
+        turn_s = trio.current_time()
+        while True:
+            turn_s += job.period_s
+            with trio.move_on_at(turn_s if job.kill else float("inf")) as turn:
+                await self._once(job)
+            if turn.cancelled_caught:
+                self.log.warning("cron %s: still ran after %g s, and was ended", job.name, job.period_s)
+            while turn_s < trio.current_time():
+                turn_s += job.period_s
+            await trio.sleep_until(turn_s)
+
+    async def _again_and_again(self, job: CronJob) -> None:
+        failures = 0
+        while True:
+            failures = 0 if await self._once(job) else failures + 1
+            await trio.sleep(first_pause_s(job, failures))
+
+    async def _once(self, job: CronJob) -> bool:
+        """One run, when it may; whether it ended well."""
+        await self._its_turn(job)
+        self._load += job.load
+        try:
+            return await self._run(job)
+        except OSError as fault:
+            self.log.warning("cron %s: %s: %s", job.name, job.executable, fault.strerror or fault)
+            return False
+        finally:
+            self._load = max(0.0, self._load - job.load)
+
+    async def _its_turn(self, job: CronJob) -> None:
+        """Until its condition holds and there is room for its load."""
+        while True:
+            room = not self._load or self._load + job.load <= self.max_load
+            if room and (not job.condition or self._holds(job.condition)):
+                return
+            await trio.sleep(LOOK_AGAIN_S)
+
+    def _holds(self, condition: str) -> bool:
+        ad = self.ad()
+        ad["SailplaneCronCondition"] = parse_expression(condition)
+        return evaluate(ad, "SailplaneCronCondition") is True
+
+    async def _run(self, job: CronJob) -> bool:
+        environment = {**os.environ, **INTERFACE, **dict(job.env)}
+        environment.pop("CONDOR_CONFIG", None)  # ours points to nothing
+        process, output = (
+            start_program((job.executable, *job.args), environment, job.cwd),
+            Output(job, int(time.time())),
+        )
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._log_errors, job, process)
+                with trio.CancelScope() as reading:
+                    nursery.start_soon(_see_end, process, reading)
+                    async for line in _lines(process.stdout):
+                        self._publish(job, output.line(line))
+                await _ended(process)
+                nursery.cancel_scope.deadline = trio.current_time() + READ_ON_S
+        finally:
+            await _end(process)
+        self._publish(job, output.ended())
+        for why in output.refused:
+            self.log.warning("cron %s: %s; left out", job.name, one_line(why))
+        if process.returncode > 0:
+            self.log.warning("cron %s: %s ended with exit status %d", job.name, job.executable, process.returncode)
+        elif process.returncode < 0:
+            self.log.warning("cron %s: %s ended by signal %d", job.name, job.executable, -process.returncode)
+        return process.returncode == 0
+
+    def _publish(self, job: CronJob, record: Record | None) -> None:
+        if record is None:
+            return
+        news = self.published.put(job, record)
+        if record.update or self.autopublish == "always" or (news and self.autopublish == "if_changed"):
+            self.changed()
+
+    async def _log_errors(self, job: CronJob, process: subprocess.Popen[bytes]) -> None:
+        count = 0
+        async for line in _lines(process.stderr):
+            count += 1
+            if count <= MAX_ERRORS:
+                self.log.info("cron %s says: %s", job.name, one_line(line[:ERROR_BYTES].decode("utf-8", "replace")))
+
+
+async def _lines(pipe: IO[bytes] | None) -> AsyncIterator[bytes]:
+    """Without their ends; the pipe is closed afterwards. A longer line than LINE_BYTES is cut there, and the output
+    after OUTPUT_BYTES: the program then gets SIGPIPE."""
+    assert pipe is not None
+    rest, total, cut = b"", 0, False
+    stream = trio.lowlevel.FdStream(os.dup(pipe.fileno()))
+    pipe.close()
+    async with stream:
+        while total <= OUTPUT_BYTES and (piece := await stream.receive_some(LINE_BYTES)):
+            total += len(piece)
+            *whole, rest = (rest + piece).split(b"\n")
+            for line in whole:
+                yield b"" if cut else line
+                cut = False
+            if len(rest) > LINE_BYTES:
+                yield rest  # too long to be taken; what follows of it is nothing
+                rest, cut = b"", True
+        if rest and not cut:
+            yield rest
+
+
+async def _see_end(process: subprocess.Popen[bytes], reading: trio.CancelScope) -> None:
+    """What a program left behind in its group ends with it. What else of it holds the pipe open is not waited for."""
+    await _ended(process)
+    _signal(process, signal.SIGKILL)
+    reading.deadline = trio.current_time() + READ_ON_S
+
+
+async def _end(process: subprocess.Popen[bytes]) -> None:
+    """Whatever of it still runs: a TERM, and a KILL when that does not help. Also when cancelled. Until it is reaped no
+    other group can have its number."""
+    with trio.CancelScope(shield=True):
+        _signal(process, signal.SIGTERM)
+        with trio.move_on_after(KILL_AFTER_S):
+            await _ended(process)
+        _signal(process, signal.SIGKILL)
+        await reap(process)
+
+
+async def _ended(process: subprocess.Popen[bytes]) -> None:
+    """Until it has ended; it is not reaped."""
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        await trio.lowlevel.wait_readable(pidfd)
+    finally:
+        os.close(pidfd)
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """To its group, which may outlive it."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
