@@ -14,8 +14,9 @@ from pathlib import Path
 
 from bench.figures import Figure
 from demo.site import Site
-from tests.interop.stockjobs import TERMINATED, StockJobs
+from tests.interop.stockjobs import StockJobs
 from tests.interop.stockpool import STOCK_STARTD, VARIABLE, open_pool, why_not
+from tests.userlog import TERMINATED
 
 ROUNDS, JOBS_A_ROUND = 3, 6
 SIDES = {"ours": "@sailplane", "stock": f"@{STOCK_STARTD}"}

@@ -31,6 +31,8 @@ MAX_FILES = 1000
 MAX_PIECE_BYTES = 4 * 1024 * 1024
 MAX_TOKEN_BYTES = 64 * 1024
 _STATUS_BYTES = 1024
+# Attributes that a job sets to be told with the next update begin so: the default of CHIRP_DELAYED_UPDATE_PREFIX.
+DELAYED_PREFIX = "chirp"
 _TOKEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 Reply = tuple[Any, ...]
@@ -115,8 +117,17 @@ class RemoteIO:
             return 0, found[0] if found else "UNDEFINED"
         return 0, str(self.ad.lookup(name))  # another spelling of its name
 
+    def learn(self, update: Any) -> None:
+        """What the job has set to be told with an update; what it may not set is left out."""
+        for name in update:
+            if name.lower().startswith(DELAYED_PREFIX):
+                self._put(name, str(update.lookup(name)))
+
     def _set(self, asked: Reader) -> Reply:
         expression, name = asked.string(), asked.string()
+        return self._put(name, expression)
+
+    def _put(self, name: str, expression: str) -> Reply:
         if name.lower() in POOL_ONLY or name.lower().startswith("_condor") or classads.is_private(name):
             return -1, errno.EACCES
         if name not in self.ad and len(self.ad) >= MAX_ATTRIBUTES:

@@ -322,6 +322,7 @@ class Shadow:
         promise = whole_of(ad, "_condor_JOBINFO_MAXINTERVAL")
         if promise > 0:
             self._promise_s = float(PROMISE_FACTOR * promise)
+        self._remote.learn(ad)
         pid = whole_of(ad, "JobPid")
         if 0 < pid < 2**31 and pid != self._pid:
             self._pid = pid
@@ -346,6 +347,7 @@ class Shadow:
         status, reason = reader.int(), reader.int()
         if not 0 <= status <= 0xFFFF:
             raise PeerFault("codec", "job_exit with what is no wait status")
+        self._remote.learn(reader.ad())
         # The starter has our acknowledgement of the output a little before we have entered it.
         with trio.move_on_after(OUTPUT_ENTRY_S):
             await self._transfer.received()

@@ -48,15 +48,6 @@ def test_a_core_is_told_and_brought_home_where_sudo_leaves_cores_on(jobs: Jobs) 
     assert any(name.startswith("core") for name in files) is allowed
 
 
-def test_a_program_that_is_not_there_holds_the_job_with_the_errno(jobs: Jobs) -> None:
-    (job,) = jobs.submit_many("alice", [""], executable="/no/such/program", transfer_executable="False")
-    row = jobs.wait_for(job, "held")
-    assert (row["hold_code"], row["hold_subcode"]) == (6, 2)
-    assert "/no/such/program" in row["reason"]
-    assert "No such file" in row["reason"]
-    jobs.until_nothing_is_left_of("alice")
-
-
 def test_a_program_that_is_no_program_holds_the_job(jobs: Jobs) -> None:
     jobs.site.put(jobs.user("bob"), "noise", b"\x00\x01\x02 no program\n", mode=0o755)
     (job,) = jobs.submit_many("bob", [""], executable="noise")

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import sqlite3
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,11 +96,6 @@ def test_limits_niceness_umask_and_descriptors(jobs: Jobs) -> None:
     assert int(words[6], 16) & ~(3 << 31) == 0  # 32 and 33 are the C library's, and nobody can change them
 
 
-def test_output_and_errors_in_one_file_are_in_order(jobs: Jobs) -> None:
-    text = jobs.output("alice", "echo 1; echo 2 >&2; echo 3", error="out")
-    assert text.split() == ["1", "2", "3"]
-
-
 def test_a_stream_may_go_to_a_directory_that_is_not_there_yet(jobs: Jobs) -> None:
     job = jobs.submit("alice", "echo out; echo err >&2", output="logs/deep/out", error="logs/err")
     jobs.done(job)
@@ -129,44 +123,6 @@ def test_words_are_filled_in_from_the_slot(jobs: Jobs) -> None:
     more = {"arguments": "$$(Cpus) $$(CondorScratchDir)/x $$(Nothing:else)", "environment": '"W=$$(CondorScratchDir)"'}
     cpus, path, default, word, here = jobs.output("alice", "echo $1 $2 $3 $W $PWD", **more).split()
     assert (cpus, path, default, word) == ("1", f"{here}/x", "else", here)
-
-
-def test_commands_before_and_after_a_job_run_at_its_account(jobs: Jobs) -> None:
-    site, user = jobs.site, jobs.user("alice")
-    site.put(user, "pre.sh", b"#!/bin/sh\nid -u > pre; echo $WORD $1 >> pre\n", mode=0o755)
-    site.put(user, "post.sh", b"#!/bin/sh\nid -u > post; echo $_CONDOR_MAINJOB_EXIT_CODE >> post\n", mode=0o755)
-    job = jobs.submit(
-        "alice", "cat pre; exit 9", transfer_input_files="pre.sh, post.sh",
-        **{"+PreCmd": '"pre.sh"', "+PreArguments": "\"'a b'\"", "+PreEnvironment": '"WORD=x"', "+PostCmd": '"post.sh"'},
-    )  # fmt: skip
-    assert jobs.done(job)["exit_code"] == 9
-    fetched = jobs.fetch("alice", job)
-    uid = str(jobs.site.accounts["alice"].uid)
-    assert fetched["out"].decode().split() == [uid, "x", "a", "b"]
-    assert fetched["post"].decode().split() == [uid, "9"]
-    assert len(jobs.calls(job)) == 3
-
-
-@pytest.mark.parametrize(("which", "code"), [("Pre", 43), pytest.param("Post", 44, marks=pytest.mark.slow)])
-def test_a_command_around_a_job_that_fails_holds_it(jobs: Jobs, which: str, code: int) -> None:
-    more = {f"+{which}Cmd": '"/bin/false"', f"+Success{which}ExitCode": "0"}
-    job = jobs.submit("alice", "exit 0", **more)
-    row = jobs.wait_for(job, "held", "completed")
-    assert (row["hold_code"], row["hold_subcode"]) == (code, 1)
-    assert f"+{which}Cmd" in row["reason"]
-    assert "exit code 1" in row["reason"]
-    jobs.remove("alice", job)
-    jobs.until_nothing_is_left_of("alice")
-
-
-@pytest.mark.slow
-def test_a_deferred_job_waits_for_its_time_without_another_call(jobs: Jobs) -> None:
-    at = int(time.time()) + 3
-    job = jobs.submit("alice", "date +%s", deferral_time=str(at), deferral_window="60", deferral_prep_time="60")
-    jobs.done(job)
-    began = int(jobs.fetch("alice", job)["out"])
-    assert at <= began < at + 30
-    assert len(jobs.calls(job)) == 3
 
 
 def test_a_container_is_refused_with_a_reason_where_one_comes_all_the_same(jobs: Jobs) -> None:
@@ -292,15 +248,6 @@ def test_tokens_are_the_jobs_alone_and_are_renewed_while_it_runs(jobs: Jobs) -> 
     assert len(jobs.calls(job)) == 4  # the three, and one for the renewal
     for log in ("StarterLog", "StartLog"):
         assert "s3cret" not in jobs.log(log)
-
-
-def test_a_missing_token_holds_the_job(jobs: Jobs) -> None:
-    job = jobs.submit("alice", "exit 0", **{"+OAuthServicesNeeded": '"nowhere"'})
-    row = jobs.wait_for(job, "held", "completed")
-    assert row["hold_code"] == 4
-    assert "nowhere" in row["reason"]
-    jobs.remove("alice", job)
-    jobs.until_nothing_is_left_of("alice")
 
 
 # -- the site's wrapper ---------------------------------------------------------------------------------------------

@@ -45,42 +45,6 @@ def test_directories_paths_and_modes_go_in_and_out(lingering: Jobs) -> None:
     assert back == {name: digest(data) for name, data in given.items() if name != "lone"}
 
 
-@pytest.mark.slow
-def test_a_directory_or_what_is_in_it(lingering: Jobs) -> None:
-    script = "mkdir -p d/e; echo 1 >d/e/f; echo 2 >g"
-    plain = lingering.submit("bob", script, transfer_output_files="d/e,g", transfer_output_remaps='"g=renamed"')
-    inside = lingering.submit("bob", script, transfer_output_files="d/e/")
-    lingering.done(plain), lingering.done(inside)
-    assert {"e/f", "renamed"} <= set(lingering.fetch("bob", plain))
-    assert "f" in lingering.fetch("bob", inside)
-
-
-@pytest.mark.parametrize(("code", "names"), [(0, {"out", "err", "big"}), (3, {"out", "err"})])
-def test_on_success(lingering: Jobs, code: int, names: set[str]) -> None:
-    job = lingering.submit(
-        "alice",
-        f"echo x >big; exit {code}",
-        when_to_transfer_output="ON_SUCCESS",
-        transfer_output_files="big",
-        **{"+JobSuccessExitCode": "0"},
-    )
-    assert lingering.done(job)["exit_code"] == code
-    assert set(lingering.fetch("alice", job)) == names
-
-
-@pytest.mark.parametrize(
-    ("limit", "code"), [({"max_transfer_input_mb": "1"}, 32), ({"max_transfer_output_mb": "1"}, 33)]
-)
-def test_what_is_too_much_is_held(lingering: Jobs, limit: dict[str, str], code: int) -> None:
-    jobs, user = lingering, lingering.user("bob")
-    jobs.site.put(user, f"two{code}", bytes(2 << 20))
-    job = jobs.submit("bob", f"cp two{code} more", transfer_input_files=f"two{code}", **limit)
-    row = jobs.wait_for(job, "held", "completed")
-    assert (row["hold_code"], "1048576" in row["reason"]) == (code, True), row
-    jobs.remove("bob", job)
-    jobs.until_nothing_is_left_of("bob")
-
-
 def test_what_cannot_be_sent_is_told_or_left_out(lingering: Jobs) -> None:
     script = "mkdir d; mkfifo d/p pipe; ln -s / d/root; ln -s /etc/shadow d/shadow 2>&1; echo x >d/x"
     job = lingering.submit("alice", script, transfer_output_files="pipe")

@@ -58,3 +58,7 @@ EVENTS_OF = {
     "lost its input": "stock tries the transfer twice",
     "does not make its output": "the shadow may hold the job before it has written the transfer's end",
 }
+# By kind of job: attributes of its ad that may differ, and why.
+AD_OF: dict[str, dict[str, str]] = {}
+# By kind of job: why stock's own execution point does not do what the list says.
+LIST_OF: dict[str, str] = {}

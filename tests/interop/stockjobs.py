@@ -14,16 +14,12 @@ import attrs
 from demo.grid import Certified, make_proxy, write_private
 from demo.site import Site, User
 from tests.interop.stockpool import StockPool
+from tests.userlog import ABORTED, HELD, TERMINATED
 
 T = TypeVar("T")
 # On a busy machine; conditions are looked at all the time, so this is not how long it takes.
 PATIENCE_S = 60.0
 _EVENT = re.compile(r"(\d{3}) \((\d+)\.(\d+)\.\d+\) \S+ \S+ (.*)")
-# Numbers of the user log's events.
-SUBMITTED, EXECUTING, EVICTED, TERMINATED, ABORTED, SUSPENDED, UNSUSPENDED, HELD, RELEASED = (
-    0, 1, 4, 5, 9, 10, 11, 12, 13,
-)  # fmt: skip
-DISCONNECTED, RECONNECTED, RECONNECT_FAILED, TRANSFER = 22, 23, 24, 40
 IDLE, RUNNING, REMOVED, COMPLETED, ON_HOLD = 1, 2, 3, 4, 5
 DEFAULTS = {
     "should_transfer_files": "YES",

@@ -8,7 +8,8 @@ import pytest
 
 from demo.daemons import switched
 from tests.interop.conftest import STARTD_KNOBS
-from tests.interop.stockjobs import EVICTED, EXECUTING, IDLE, StockJobs
+from tests.interop.stockjobs import IDLE, StockJobs
+from tests.userlog import EVICTED, EXECUTING
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(300)]
 

@@ -11,16 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.interop.conftest import restart_startd
-from tests.interop.stockjobs import (
-    EVICTED,
-    EXECUTING,
-    HELD,
-    IDLE,
-    RUNNING,
-    SUSPENDED,
-    UNSUSPENDED,
-    StockJobs,
-)
+from tests.interop.stockjobs import IDLE, RUNNING, StockJobs
+from tests.userlog import EVICTED, EXECUTING, HELD, SUSPENDED, UNSUSPENDED
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(170)]
 

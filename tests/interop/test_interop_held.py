@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from demo.grid import Certified
-from tests.interop.stockjobs import HELD, Job, StockJobs
+from tests.interop.stockjobs import Job, StockJobs
+from tests.userlog import HELD
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(170)]
 

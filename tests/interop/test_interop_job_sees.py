@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.stockjobs import COMPLETED, HELD, StockJobs
+from tests.interop.stockjobs import COMPLETED, StockJobs
+from tests.userlog import HELD
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(170)]
 

@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from tests.interop.stockjobs import EXECUTING, TERMINATED, TRANSFER, StockJobs
+from tests.interop.stockjobs import StockJobs
+from tests.userlog import EXECUTING, TERMINATED, TRANSFER
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(170)]
 

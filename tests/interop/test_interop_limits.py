@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.interop.stockjobs import EVICTED, HELD, Job, StockJobs
+from tests.interop.stockjobs import Job, StockJobs
+from tests.userlog import EVICTED, HELD
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(170)]
 

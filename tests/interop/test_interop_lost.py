@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.interop.conftest import restart_startd
-from tests.interop.stockjobs import COMPLETED, EVICTED, EXECUTING, RECONNECTED, RUNNING, TERMINATED, Job, StockJobs
+from tests.interop.stockjobs import COMPLETED, RUNNING, Job, StockJobs
+from tests.userlog import EVICTED, EXECUTING, RECONNECTED, TERMINATED
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(170)]
 

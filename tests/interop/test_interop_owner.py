@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from demo.daemons import switched
-from tests.interop.stockjobs import EXECUTING, TERMINATED, Job, StockJobs
+from tests.interop.stockjobs import Job, StockJobs
 from tests.interop.stockpool import StockError
+from tests.userlog import EXECUTING, TERMINATED
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(170)]
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from demo.grid import Certified
-from tests.interop.stockjobs import HELD, Job, StockJobs
+from tests.interop.stockjobs import Job, StockJobs
+from tests.userlog import HELD
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(170)]
 END = 'end() { openssl x509 -noout -enddate -in "$X509_USER_PROXY"; }; '

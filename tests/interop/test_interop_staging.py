@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests.fileserver import FileServer, serving
-from tests.interop.stockjobs import HELD, StockJobs
+from tests.interop.stockjobs import StockJobs
+from tests.userlog import HELD
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(170)]
 

@@ -1,0 +1,7 @@
+"""Numbers of the events of a user's log, as HTCondor writes it."""
+
+from __future__ import annotations
+
+SUBMITTED, EXECUTING, EVICTED, TERMINATED, IMAGE_SIZE, GENERIC, ABORTED = 0, 1, 4, 5, 6, 8, 9
+SUSPENDED, UNSUSPENDED, HELD, RELEASED, PROBLEM = 10, 11, 12, 13, 21
+DISCONNECTED, RECONNECTED, RECONNECT_FAILED, TRANSFER = 22, 23, 24, 40
