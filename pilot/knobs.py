@@ -222,7 +222,7 @@ def yes_or_no() -> Kind:
     return Kind("boolean", "True or False", parse)
 
 
-def expression() -> Kind:
+def expression(*, optional: bool = False) -> Kind:
     """A ClassAd expression: kept as text, its syntax checked."""
 
     def parse(value: str) -> str:
@@ -232,7 +232,7 @@ def expression() -> Kind:
             raise ValueError(value) from error
         return value
 
-    return Kind("expression", "a ClassAd expression", parse)
+    return Kind("expression", "a ClassAd expression", parse, optional)
 
 
 def variables() -> Kind:
@@ -291,5 +291,6 @@ def knobs_of(table: type) -> dict[str, Knob]:
     for field in attrs.fields(table):
         if _METADATA in field.metadata:
             default, kind, meaning, unset, _compute = field.metadata[_METADATA]
-            rows[field.name] = Knob(field.name.upper(), kind, default, meaning, unset)
+            # a field may need a trailing _ where Python keeps the word for itself (CONTINUE)
+            rows[field.name] = Knob(field.name.rstrip("_").upper(), kind, default, meaning, unset)
     return rows

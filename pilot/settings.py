@@ -143,6 +143,46 @@ class Settings:
     )
     start: str = knob("TRUE", expression(), "Jobs that this startd is willing to run.")
     rank: str = knob("0.0", expression(), "How much this startd prefers a job.")
+    is_owner: str = knob(
+        "FALSE",
+        expression(),
+        "Whether the machine is its owner's, and not for jobs: a slot without a job is Owner then. (START =?= False)"
+        " says that where START is false for any job.",
+    )
+    want_suspend: str = knob("FALSE", expression(), "Whether a job is rather suspended than preempted.")
+    suspend: str = knob("FALSE", expression(), "When a running job is suspended, if WANT_SUSPEND is true.")
+    continue_: str = knob("TRUE", expression(), "When a job that was suspended by SUSPEND goes on.")
+    preempt: str = knob("FALSE", expression(), "When a job has to go, after its retirement time.")
+    want_vacate: str = knob(
+        "TRUE", expression(), "Whether a job that PREEMPT ends has its signal and its vacate time; if not it is killed."
+    )
+    kill: str = knob("FALSE", expression(), "When a job that is being vacated is killed before its time is over.")
+    want_hold: str | None = knob(
+        "",
+        expression(optional=True),
+        "Whether a job that PREEMPT ends is put on hold, with code 21, and not back to idle.",
+        unset="never",
+    )
+    want_hold_reason: str | None = knob(
+        "", expression(optional=True), "The hold reason of WANT_HOLD, text.", unset="words that name WANT_HOLD"
+    )
+    want_hold_subcode: str | None = knob(
+        "", expression(optional=True), "The hold subcode of WANT_HOLD, a number above -1000.", unset="0"
+    )
+    want_suspend_vanilla: str | None = knob(
+        "", expression(optional=True), "As WANT_SUSPEND, and wins over it.", unset="WANT_SUSPEND counts"
+    )
+    suspend_vanilla: str | None = knob("", expression(optional=True), "As SUSPEND.", unset="SUSPEND counts")
+    continue_vanilla: str | None = knob("", expression(optional=True), "As CONTINUE.", unset="CONTINUE counts")
+    preempt_vanilla: str | None = knob("", expression(optional=True), "As PREEMPT.", unset="PREEMPT counts")
+    want_vacate_vanilla: str | None = knob("", expression(optional=True), "As WANT_VACATE.", unset="WANT_VACATE counts")
+    kill_vanilla: str | None = knob("", expression(optional=True), "As KILL.", unset="KILL counts")
+    polling_interval: float = knob(
+        "5", seconds(0.1), "Time between two looks at these policies; each update of a job's usage is one, too."
+    )
+    match_timeout: float = knob(
+        "120", seconds(1), "Time that a slot stays Matched for a schedd that does not come to claim it."
+    )
     startd_attrs: tuple[str, ...] = knob(
         "",
         names(),

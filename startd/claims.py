@@ -55,6 +55,8 @@ class Claims:
     retirement_s: Callable[[Held], float] = lambda held: 0.0
     # how policy wants a claim's job ended whose retirement time is over
     ending: Callable[[Held], life.Ending] = lambda held: life.Ending()
+    # told of what a starter says of its job's usage
+    usage_seen: Callable[[Held], None] = lambda held: None
     # told of each activation that is over: its slot, its seconds, its starter's last words if there were any
     job_ended: Callable[[Held, float, to_starter.Ended | None], None] = lambda held, seconds, words: None
     # why no new job is taken; empty while jobs are
@@ -210,8 +212,7 @@ class Claims:
 
     def retirement_left_s(self, held: Held) -> float:
         """What MaxJobRetirementTime leaves to a claim's present job."""
-        ran_s = 0.0 if held.activated_s is None else trio.current_time() - held.activated_s
-        return max(0.0, self.retirement_s(held) - ran_s)
+        return max(0.0, self.retirement_s(held) - held.clocks.ran_s(trio.current_time()))
 
     def _kill(self, held: Held) -> None:
         """The starter is our grandchild and reaped by the spawner: its pid is its own until we hear StarterEnded."""
@@ -258,7 +259,7 @@ class Claims:
         # The task that this has started looks for them at its first step, which is not before our next checkpoint.
         self._pending[self._next_ticket] = (activation, shadow, theirs)
         held.ticket, held.job_id, held.job_user = self._next_ticket, job_id, job_user
-        held.job_text, held.activated_s = activation.job_ad, trio.current_time()
+        held.begin_job(ClassAd(activation.job_ad) if activation.job_ad else ClassAd())
         held.starter = Channel(trio.socket.from_stdlib_socket(ours), to_starter.STARTER)
         self.nursery.start_soon(self._listen, held, held.starter)
 
@@ -324,7 +325,8 @@ class Claims:
                 if uid is not None and held.starter_pid is not None:
                     self.account_seen(held.starter_pid, uid)
             case to_starter.JobUpdate(ad=ad):
-                held.usage = usage_of(ClassAd(ad))
+                held.note_usage(usage_of(ClassAd(ad)))
+                self.usage_seen(held)
             case to_starter.SlotBroken(text=text):
                 self.log.warning("%s: %s", held.name, text)
                 held.starter_broken = True
@@ -386,6 +388,8 @@ USAGE_ATTRIBUTES = (
     "RemoteSysCpu",
     "ResidentSetSize",
     "ImageSize",
+    "MemoryUsage",
+    "DiskUsage",
     *PROXY_ATTRIBUTES,
 )
 # The starter's exit statuses (execute-side reference 3.8): lost shadow, unkillable process.

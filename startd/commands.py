@@ -15,12 +15,13 @@ import attrs
 import trio
 from classad2 import ClassAd
 
-from cedar.classads import evaluate, get_bool, get_int, get_real, get_str, matches, set_str
+from cedar.classads import evaluate, get_bool, get_int, get_real, get_str, set_str
 from cedar.codec import Item, Reader
 from cedar.commands import ActivationRefusal, ClaimReply, Command, Reply
 from cedar.errors import PeerFault
 from cedar.server import Request, Served
 from cedar.sinful import Sinful
+from startd import policy
 from startd.claim import Continue, Deactivated, How, Released, State, Suspend, WrongState
 from startd.claims import Claims
 from startd.held import Held, Requester
@@ -127,8 +128,8 @@ class Commands:
         claims = self.claims
         if not claims.takes_jobs or get_bool(ad, "_condor_CLAIM_PARTITIONABLE_SLOT", False) or "WorkingCM" in ad:
             raise WrongState("the slot takes no claims now, or not of this kind", try_again=False)
-        if not _both_match(self.pslot_ad(), ad):
-            raise DoesNotFit("the requirements of slot and job do not both hold")
+        if refusal := policy.refusal(self.pslot_ad(), ad):
+            raise DoesNotFit(refusal)
         wanted = max(1, min(get_int(ad, "_condor_NUM_DYNAMIC_SLOTS", 1), MAX_SLOTS_A_REQUEST))
         carved = [claims.carve(requested(ad, claims.slots.free), requester)]
         while len(carved) < wanted:
@@ -183,8 +184,8 @@ class Commands:
             return ActivationRefusal.STILL_CLEANING, f"the claim is {held.life.state.value}"
         if not self.claims.takes_jobs:
             return ActivationRefusal.PREEMPTED, self.claims.retiring or "the pilot shuts down"
-        if not _both_match(self.dslot_ad(held), ad):
-            return ActivationRefusal.NO_MATCH, "the requirements of slot and job do not both hold any more"
+        if refusal := policy.refusal(self.dslot_ad(held), ad):
+            return ActivationRefusal.NO_MATCH, f"{refusal} now"
         return None
 
     async def _answer_refusal(self, request: Request, ad: ClassAd, code: ActivationRefusal, text: str) -> None:
@@ -317,10 +318,6 @@ def _own_claim_id(reader: Reader, request: Request) -> None:
         PeerFault: it does not.
     """
     check_claim_id(reader.string(), request.session)
-
-
-def _both_match(slot: ClassAd, job: ClassAd) -> bool:
-    return matches(slot, job) and matches(job, slot)
 
 
 def _requester(ad: ClassAd, address: str, alive_s: int) -> Requester:

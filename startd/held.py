@@ -7,6 +7,7 @@ from collections import deque
 
 import attrs
 import trio
+from classad2 import ClassAd
 
 from cedar.claims import SUBMIT_SIDE, ClaimId
 from cedar.commands import VERSION
@@ -14,13 +15,15 @@ from cedar.sessions import SessionTable
 from cedar.sinful import Sinful
 from pilot.rpc import Channel
 from startd.claim import WITH_STARTER, Claim
+from startd.clocks import Clocks
 from startd.resources import Resources
-from startd.slotads import SlotState
+from startd.slotads import SHOWN, SlotState
 
 # The session of a finished claim stays known for so long, so that a last command in flight is understood (wire 2.6).
 SESSION_AFTERLIFE_S = 600.0
 # Jobs of a claim of which it is remembered that they have ended: a peer that asks does so within minutes.
 REMEMBERED_JOBS = 16
+_CPU = ("RemoteUserCpu", "RemoteSysCpu")
 
 
 @attrs.frozen
@@ -47,7 +50,8 @@ class Held:
     made_s: float = attrs.field(factory=trio.current_time)
     heard_s: float = attrs.field(factory=trio.current_time)
     alive_sent_s: float = attrs.field(factory=trio.current_time)
-    entered_at: int = attrs.field(factory=lambda: int(time.time()))
+    clocks: Clocks = attrs.field(factory=lambda: Clocks(trio.current_time(), int(time.time()), int(time.time())))
+    rank: float = 0.0
     changed: trio.Event = attrs.field(factory=trio.Event)
     # the present activation
     ticket: int | None = None
@@ -56,11 +60,14 @@ class Held:
     starter_broken: bool = False
     job_id: str = ""
     job_user: str = ""
-    job_text: str = attrs.field(default="", repr=False)
-    activated_s: float | None = None
+    job_ad: ClassAd | None = attrs.field(default=None, repr=False)
     owner_sids: list[str] = attrs.field(factory=list)
     job_account_uid: int | None = None
     usage: dict[str, object] = attrs.field(factory=dict)
+    usage_s: float = 0.0
+    cpu_s: float = 0.0
+    cpu_load: float = 0.0
+    """CPU seconds a second, between the last two words of its usage."""
     past_jobs: deque[str] = attrs.field(factory=lambda: deque(maxlen=REMEMBERED_JOBS))
 
     def lease_over(self, now_s: float) -> bool:
@@ -79,12 +86,29 @@ class Held:
             self.past_jobs.append(self.job_id)
         self.ticket = self.starter_pid = self.job_account_uid = None
         self.starter, self.starter_broken, self.job_id, self.job_user = None, False, "", ""
-        self.job_text, self.activated_s = "", None
-        self.usage, self.owner_sids = {}, []
+        self.job_ad = None
+        self.clocks.job_ends(now_s=trio.current_time())
+        self.usage, self.owner_sids, self.cpu_load = {}, [], 0.0
+
+    def begin_job(self, ad: ClassAd) -> None:
+        """An activation; ``ad`` is the job's, and is kept up to date with its usage."""
+        self.job_ad = ad
+        self.clocks.job_begins(now_s=trio.current_time(), unix=int(time.time()))
+
+    def note_usage(self, usage: dict[str, object]) -> None:
+        """What a starter said of its job: for the slot's ad, and for policies, which look into the job's as well."""
+        cpu_s = sum(value for name in _CPU if isinstance(value := usage.get(name), int | float))
+        passed_s = trio.current_time() - self.usage_s
+        if self.usage and passed_s > 0:
+            self.cpu_load = max(0.0, cpu_s - self.cpu_s) / passed_s
+        self.usage, self.usage_s, self.cpu_s = usage, trio.current_time(), cpu_s
+        if self.job_ad is not None:
+            self.job_ad.update(usage)
 
     def note_change(self) -> None:
         """Wake whoever waits for this claim's state; tell the time of it."""
-        self.entered_at = int(time.time())
+        state, activity = SHOWN[self.life.shown]
+        self.clocks.enter(state, activity, now_s=trio.current_time(), unix=int(time.time()))
         self.changed.set()
         self.changed = trio.Event()
 
@@ -102,12 +126,13 @@ class Held:
             resources=self.resources,
             claim=self.claim_id,
             state=self.life.shown,
-            entered_at=self.entered_at,
+            entered_at=self.clocks.state_at,
+            activity_at=self.clocks.activity_at,
             user=self.requester.user,
             job_id=self.job_id,
             job_account_uid=self.job_account_uid,
             draining=draining,
-            usage=self.usage,
+            usage={"CurrentRank": self.rank, **self.clocks.attributes(trio.current_time()), **self.usage},
         )
 
 

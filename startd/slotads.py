@@ -16,7 +16,7 @@ from cedar.commands import condor_version_text
 from startd.resources import Resources
 
 # condor_status knows these words; the claim's own states are finer.
-_SHOWN = {
+SHOWN: Mapping[str, tuple[str, str]] = {
     "idle": ("Claimed", "Idle"), "starting": ("Claimed", "Busy"), "busy": ("Claimed", "Busy"),
     "suspended": ("Claimed", "Suspended"), "retiring": ("Claimed", "Retiring"), "vacating": ("Claimed", "Busy"),
     "closing": ("Preempting", "Vacating"), "killing": ("Preempting", "Killing"), "gone": ("Claimed", "Idle"),
@@ -68,6 +68,8 @@ class SlotState:
     claim: ClaimId
     state: str
     entered_at: int
+    """Since when it is in its state, and in its activity (``activity_at``, where that is another time)."""
+    activity_at: int | None = None
     children: int = 0
     user: str = ""
     job_id: str = ""
@@ -227,8 +229,9 @@ def _activity(ad: ClassAd, slot: SlotState) -> None:
     if slot.draining and not claimed:
         ad["State"], ad["Activity"] = "Drained", "Retiring" if slot.children else "Idle"
     else:
-        ad["State"], ad["Activity"] = _SHOWN[slot.state] if claimed else ("Unclaimed", "Idle")
-    ad["EnteredCurrentState"] = ad["EnteredCurrentActivity"] = slot.entered_at
+        ad["State"], ad["Activity"] = SHOWN[slot.state] if claimed else ("Unclaimed", "Idle")
+    ad["EnteredCurrentState"] = slot.entered_at
+    ad["EnteredCurrentActivity"] = slot.entered_at if slot.activity_at is None else slot.activity_at
     if slot.drain_request:
         ad["Draining"] = True
         set_str(ad, "DrainingRequestId", slot.drain_request)

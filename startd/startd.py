@@ -42,6 +42,7 @@ from startd.machine import cores, describe, resources
 from startd.namesake import living_namesake
 from startd.owncredentials import OwnCredentials
 from startd.pilotproxy import PilotProxy, parse_myproxy
+from startd.polling import PolicyWatch
 from startd.processes import Spawner, degradations, owned_pids, run_procd
 from startd.proxykeys import ProxyKeys
 from startd.reconfigure import merge
@@ -74,6 +75,7 @@ class Startd:
     _claims: Claims
     _janitor: Janitor
     _switch_watch: SwitchWatch
+    _policy: PolicyWatch
     _server: Server
 
     def __init__(
@@ -189,7 +191,10 @@ class Startd:
             account_seen=lambda pid, uid: self._janitor.account_seen(pid, uid),
             retirement_s=self._retirement_s,
             job_ended=self._note_job,
+            usage_seen=lambda held: self._policy.look(held),
+            ending=lambda held: self._policy.ending(held),
         )
+        self._policy = PolicyWatch(self._claims, self._dslot_ad, self.log)
         self._switch_watch = SwitchWatch(
             ledger=Ledger.of(settings.sailplane_run_dir),
             ask=partial(ask_pilot, self.switch, settings.sailplane_switch_deadline),
@@ -249,6 +254,7 @@ class Startd:
         self._start_pilot_proxy(nursery)
         self._janitor.look()
         nursery.start_soon(self._claims.watch_leases)
+        nursery.start_soon(self._policy.run)
         nursery.start_soon(self._watch_health)
         nursery.start_soon(self._switch_watch.run)
         nursery.start_soon(self._cron.run)
@@ -350,8 +356,7 @@ class Startd:
             return Look(fault=f"{fault.strerror}: its limit of processes is reached")
 
     def _retirement_s(self, held: Held) -> float:
-        job = ClassAd(held.job_text) if held.job_text else None
-        return lifetime.retirement_s(self._dslot_ad(held), job)
+        return lifetime.retirement_s(self._dslot_ad(held), held.job_ad)
 
     async def _watch_life(self) -> None:
         """Until the pilot shuts down."""
@@ -411,6 +416,7 @@ class Startd:
             max_retirement=merged.settings.maxjobretirementtime,
             attributes=merged.settings.attributes,
         )
+        self._policy.reconfigure()
         for advertiser in self._advertisers:
             advertiser.interval_s = merged.settings.update_interval
         self.log.info("settings read again: %s", ", ".join(merged.taken) or "nothing has changed")
@@ -463,7 +469,7 @@ class Startd:
             entered_at=self._entered_at,
         )
         state = attrs.evolve(state, left_behind=self._janitor.waiting, only_user=self._only_user())
-        return self._public_ad(state)
+        return self._public_ad(state, None)
 
     def _dslot_ad(self, held: Held) -> ClassAd:
         state = attrs.evolve(
@@ -472,10 +478,11 @@ class Startd:
             switch_down=self._switch_watch.down,
             only_user=self._only_user(),
         )
-        return self._public_ad(state)
+        return self._public_ad(state, held)
 
-    def _public_ad(self, state: SlotState) -> ClassAd:
+    def _public_ad(self, state: SlotState, held: Held | None) -> ClassAd:
         ad = public_ad(self._machine, state, now=int(time.time()), sequence=self._sequence)
+        self._policy.put_load(ad, held)
         self._cron.published.merge_into(ad)
         return ad
 

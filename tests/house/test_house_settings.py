@@ -27,7 +27,7 @@ def test_defaults_follow_one_another() -> None:
 def test_every_knob_has_a_default_that_is_allowed_a_meaning_and_its_fields_name() -> None:
     settings = Settings()
     for field, row in KNOBS.items():
-        assert row.name == field.upper()
+        assert row.name == field.rstrip("_").upper()
         assert row.meaning.endswith(".")
         assert row.default or row.unset
         getattr(settings, field)

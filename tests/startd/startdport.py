@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import cast
 
@@ -49,6 +49,7 @@ class Port:
     address: Sinful
     claims: Claims
     administration: Administration
+    dslot_ad: Callable[[Held], ClassAd]
     ended: list[tuple[str, bool]] = field(factory=list)
     reconfigured: list[None] = field(factory=list)
 
@@ -76,8 +77,8 @@ class Port:
 
 
 @asynccontextmanager
-async def port(*, own_account: bool = False) -> AsyncIterator[Port]:
-    """``own_account``: whether the account of this process may command the startd."""
+async def port(*, own_account: bool = False, start: str = "true") -> AsyncIterator[Port]:
+    """``own_account``: whether the account of this process may command the startd. ``start``: START."""
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         address = Sinful("127.0.0.1", listeners[0].socket.getsockname()[1], {"noUDP": ""})
@@ -88,7 +89,7 @@ async def port(*, own_account: bool = False) -> AsyncIterator[Port]:
         )  # fmt: skip
         machine = Machine(
             name="node", fqdn="node.example", address=str(address), arch="X86_64", os="LINUX", os_version="Debian12",
-            uid_domain="example", start_time=1, total=TOTAL, start="true", rank="0.0", switch="none",
+            uid_domain="example", start_time=1, total=TOTAL, start=start, rank="0.0", switch="none",
             switch_isolates=False, needs_proxy=False,
         )  # fmt: skip
 
@@ -113,7 +114,7 @@ async def port(*, own_account: bool = False) -> AsyncIterator[Port]:
         )  # fmt: skip
         table = {**commands.table(), **administration.table()}
         await nursery.start(Server(table, slots.sessions, policy).serve, listeners)
-        yield Port(address, claims, administration, ended, reconfigured)
+        yield Port(address, claims, administration, dslot_ad, ended, reconfigured)
         nursery.cancel_scope.cancel()
 
 
