@@ -488,6 +488,12 @@ class Settings:
         seconds(0.1),
         "Time between two looks at a job's memory and processes; less where a limit is near.",
     )
+    periodic_expr_interval: float = knob(
+        "60",
+        seconds(0),
+        "How often a job's shadow looks at its policies, so how late it may be to hold a job whose allowed_job_duration"
+        " or allowed_execute_duration is over. After that and 5 s more the execution point holds the job itself.",
+    )
     sailplane_memory_limit_percent: int = knob(
         "100",
         integer(0, 1000),

@@ -16,13 +16,16 @@ from pool.ads import text_of
 from pool.adstore import AdStore
 from pool.claims import Claim, ClaimClient
 from pool.macros import filled
-from pool.model import Entry, Job, JobState, Outcome, Run
+from pool.model import Checkpoint, Entry, Job, JobState, Outcome, Run
 from pool.queue import Queue
 from pool.remoteio import RemoteIO
 from pool.shadow import Shadow
 from pool.shadow_state import Finish, OutputStored
 from pool.spool import Spool
 from pool.transfers import Transfer, TransferServer
+
+# Holds of a job that has yet to be stopped for them.
+_BY_THE_SHADOW = (HoldCode.USER_REQUEST, HoldCode.JOB_DURATION_EXCEEDED, HoldCode.JOB_EXECUTE_EXCEEDED)
 
 
 @frozen
@@ -78,7 +81,7 @@ class Life:
             urls=tuple(filter(jobad.is_url, jobad.split_list(text_of(ad, "TransferInput")))),
             proc=job.id.proc,
             checkpoint=checkpoint,
-            on_checkpoint=lambda checkpoint: parts.queue.save_checkpoint(job.id, checkpoint),
+            on_checkpoint=self._checkpointed,
         )
         info = jobad.job_info_ad(activated, self.transfer.key)
         self._remote = remote = RemoteIO(info, self.transfer, job.owner, parts.tokens_dir)
@@ -100,12 +103,16 @@ class Life:
     def _stored(self) -> None:
         self.shadow.tell(OutputStored())
 
+    def _checkpointed(self, checkpoint: Checkpoint) -> None:
+        self._queue.save_checkpoint(self._job.id, checkpoint)
+        self.shadow.leg_began()
+
     def _note(self, executing_at: float | None, pid: int | None) -> None:
         self._queue.note_run(self._run.number, executing_at=executing_at, pid=pid)
 
     def _finish(self, finish: Finish) -> None:
         """A lost job is settled only when its claim is: until then it may still run."""
-        asked = finish.outcome is Outcome.REMOVED or finish.hold_code == HoldCode.USER_REQUEST
+        asked = finish.outcome is Outcome.REMOVED or finish.hold_code in _BY_THE_SHADOW
         if finish.outcome in (Outcome.LOST, Outcome.REQUEUED) or (asked and finish.status is None):
             self._late = finish
         else:

@@ -36,8 +36,6 @@ from pool.shadow_state import State as ShadowState
 from pool.transfers import Transfer
 
 # A job that is removed gets this long to end by itself, unless its own JobMaxVacateTime says otherwise.
-REMOVE_GRACE_S = 30.0
-LONGEST_GRACE_S = 600.0
 # Between two tries to release a claim at a startd that cannot be reached.
 BURY_RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 CREDENTIAL_HOLD = 4
@@ -153,10 +151,8 @@ class Scheduler:
         shadow = self._running.get(job.id)
         if shadow is None:
             return False
-        grace = value_of(self.ad_of(job), "JobMaxVacateTime")
-        grace_s = min(LONGEST_GRACE_S, max(0.0, float(grace))) if isinstance(grace, (int, float)) else REMOVE_GRACE_S
         try:
-            shadow.end(want, grace_s=grace_s, hard=hard)
+            shadow.end(want, hard=hard)
         except WrongState:
             self._log.info("job %s: its end was asked for while the run was ending", job.id)
             return False

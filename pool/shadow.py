@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, assert_never
 
 import trio
@@ -22,6 +23,7 @@ from pilot import logs
 from pool import shadow_state as s
 from pool.ads import ClassAd, put, text_of, value_of, whole_of
 from pool.claims import Claim, ClaimClient
+from pool.jobpolicy import Durations, grace_s
 from pool.model import JobState, Outcome
 from pool.remoteio import NoToken, RemoteIO
 from pool.renewal import Push
@@ -74,6 +76,8 @@ class Shadow:
         self._pid = 0
         self._fate: str | None = None
         self._over = trio.Event()
+        self._durations = Durations.of(info_ad)
+        self._born_s = self._leg_s = 0.0
         self._nursery: trio.Nursery | None = None
         self._push = self._make_push() if transfer.proxy_name is not None else None
 
@@ -101,10 +105,13 @@ class Shadow:
         Cancelling stops serving at once; the job then runs on at the execution point until its lease ends.
         """
         self._claim.on_lost = lambda why: self.tell(s.ClaimLost(why))
+        self._born_s = self._leg_s = trio.current_time()
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._reconnect if self.state is s.State.RECONNECTING else self._activate, 0.0)
             nursery.start_soon(self._watch_lease)
+            if self.state is s.State.RECONNECTING:
+                nursery.start_soon(self._watch_durations)
             if self._push is not None:
                 nursery.start_soon(self._push.run)
             await self._over.wait()
@@ -115,9 +122,13 @@ class Shadow:
         assert self._fate is not None
         return self._fate
 
-    def end(self, want: s.Finish, *, grace_s: float, hard: bool = False) -> None:
-        """A user's rm, hold or vacate. Raises shadow_state.WrongState when the run is over already."""
-        self.tell(s.EndAsked(grace_s, hard, want))
+    def leg_began(self) -> None:
+        """The job starts again in its sandbox, behind a checkpoint."""
+        self._leg_s = trio.current_time()
+
+    def end(self, want: s.Finish, *, hard: bool = False) -> None:
+        """A user's rm, hold or vacate, or a time that is over. Raises shadow_state.WrongState when the run is over."""
+        self.tell(s.EndAsked(grace_s(self._info_ad), hard, want))
         status = {Outcome.REMOVED: JobState.REMOVED, Outcome.HELD: JobState.HELD}.get(want.outcome)
         if status is not None:  # a starter asks which signal the job wants now
             self._remote.ad["JobStatus"] = int(status)
@@ -146,6 +157,8 @@ class Shadow:
                 self._finish(command)
             case s.NoteExecuting():
                 self._note(time.time(), None)
+                self.leg_began()
+                self._start(self._watch_durations)
             case s.CutSocket():
                 self._calls.cancel()
             case s.EndClaim(fate):
@@ -179,6 +192,21 @@ class Shadow:
             await trio.sleep_until(end)
             end = self._claim.heard_s + self._lease_s
         self.tell(s.SocketLost(f"no word from the execution point for {self._lease_s:g} s"))
+
+    async def _watch_durations(self) -> None:
+        """While the job runs; it is held as at its user's word."""
+        while True:
+            now = trio.current_time()
+            taken = {"job_s": now - self._born_s, "execute_s": now - self._leg_s}
+            left_s = self._durations.left_s(**taken)
+            if left_s is None:
+                return
+            verdict = self._durations.over(**taken)
+            if verdict is not None:
+                break
+            await trio.sleep(left_s)
+        with suppress(s.WrongState):
+            self.end(verdict)
 
     async def _deactivate(self, how: s.Ending) -> None:
         start = await self._client.deactivate(self._claim, how)

@@ -3,7 +3,7 @@
 Memory is the slot's: where the job has a cgroup with the memory controller the kernel holds it to that, elsewhere it is
 looked at every few seconds; what its processes map in common counts about once, what forks left in common for each.
 Disk is the slot's, measured at the job's account. Processes are bounded for the node's sake, by a knob. Wall clock is
-the job's own wish.
+the job's own wish: its shadow keeps it, and a job that it leaves alone (it may be out of reach) is held here, later.
 
 Not by RLIMIT_NPROC under one account: the kernel counts that per account, so that one job of a user's could keep
 another one of the same user's, in another slot, from forking. Where each job has an account of its own it is used.
@@ -23,6 +23,8 @@ TASKS_PER_PROCESS = 4
 NEAR = 0.5
 NEAR_FACTOR, CLOSE_FACTOR = 4, 16
 LEAST_PAUSE_S = 0.25
+# Beyond the shadow's own interval: for its word to come, and clocks of whole seconds.
+SHADOW_MARGIN_S = 5.0
 # The walk through a sandbox costs a call of the switch: it is made when the file system's own numbers say that the job
 # could have used up a quarter of what it had left, and anyway after so many intervals.
 DISK_SHARE, DISK_RARELY = 0.25, 12
@@ -32,13 +34,14 @@ OOM_SHARE = 0.9
 
 @attrs.frozen
 class Bounds:
-    """Of one job in its slot; None: not policed."""
+    """Of one job in its slot; None: not policed. ``shadow_s``: how long after its times the shadow is waited for."""
 
     memory_kb: int | None = None
     disk_kb: int | None = None
     processes: int | None = None
     job_s: float | None = None
     execute_s: float | None = None
+    shadow_s: float = 0.0
 
     @property
     def tasks(self) -> int | None:
@@ -66,7 +69,7 @@ class Named:
 
 def bounds_of(
     *, memory_mb: int, memory_percent: int, disk_kb: int, disk_percent: int, processes: int, job_s: float | None,
-    execute_s: float | None,
+    execute_s: float | None, shadow_interval_s: float,
 ) -> Bounds:  # fmt: skip
     """From the slot, the knobs and the job's ad; 0 switches a knob's limit off."""
     return Bounds(
@@ -75,6 +78,7 @@ def bounds_of(
         processes=processes or None,
         job_s=job_s,
         execute_s=execute_s,
+        shadow_s=shadow_interval_s + SHADOW_MARGIN_S,
     )
 
 
@@ -108,10 +112,11 @@ def disk_exceeded(bounds: Bounds, used_kb: int, named: Named) -> LimitExceeded |
 
 def time_up(bounds: Bounds, named: Named, *, job_s: float, execute_s: float | None) -> LimitExceeded | None:
     """``job_s``: since the activation began. ``execute_s``: since the job, or its last leg, began to run."""
-    if bounds.job_s is not None and job_s >= bounds.job_s:
+    late_s = bounds.shadow_s
+    if bounds.job_s is not None and job_s >= bounds.job_s + late_s:
         what, code, words = "allowed_job_duration", HoldCode.JOB_DURATION_EXCEEDED, "with its input transfer"
         allowed_s, took_s = bounds.job_s, job_s
-    elif bounds.execute_s is not None and execute_s is not None and execute_s >= bounds.execute_s:
+    elif bounds.execute_s is not None and execute_s is not None and execute_s >= bounds.execute_s + late_s:
         what, code, words = "allowed_execute_duration", HoldCode.JOB_EXECUTE_EXCEEDED, "without its input transfer"
         allowed_s, took_s = bounds.execute_s, execute_s
     else:
@@ -128,7 +133,7 @@ def time_left_s(bounds: Bounds, *, job_s: float, execute_s: float | None) -> flo
     left = [bounds.job_s - job_s] if bounds.job_s is not None else []
     if bounds.execute_s is not None and execute_s is not None:
         left.append(bounds.execute_s - execute_s)
-    return max(0.0, min(left)) if left else None
+    return max(0.0, min(left) + bounds.shadow_s) if left else None
 
 
 def pause_s(bounds: Bounds, measured: Measured, before: Measured, interval_s: float) -> float:

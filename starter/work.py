@@ -178,6 +178,7 @@ class Work:
             processes=settings.sailplane_max_processes,
             job_s=job.job_limit_s,
             execute_s=job.execute_limit_s,
+            shadow_interval_s=settings.periodic_expr_interval,
         )
 
     @property

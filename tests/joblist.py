@@ -323,7 +323,7 @@ KINDS: tuple[Kind, ...] = (
     # -- limits -------------------------------------------------------------------------------------------------------
     Kind("runs for too long", "sleep 60", {"allowed_execute_duration": "1"}, hold=(47, 0),
          words="allowed_execute_duration", events=_HELD),
-    Kind("takes too long", "sleep 60", {"allowed_job_duration": "6"}, hold=(46, 0),
+    Kind("takes too long", "sleep 60", {"allowed_job_duration": "1"}, hold=(46, 0),
          words="allowed_job_duration", events=_HELD),
     Kind("takes too much memory", 'exec /usr/bin/python3 -c "b = bytearray(300 << 20); import time; time.sleep(300)"',
          hold=(34, 102), words="request_memory", events=_HELD),

@@ -61,19 +61,6 @@ def test_a_fork_bomb(strict: Jobs) -> None:
     assert "40 are allowed" in reason
 
 
-@pytest.mark.parametrize(
-    ("wish", "code"),
-    [
-        pytest.param("allowed_job_duration", 46, marks=pytest.mark.slow),
-        ("allowed_execute_duration", 47),
-    ],
-)
-def test_wall_clock(strict: Jobs, wish: str, code: int) -> None:
-    found, _, reason = held(strict, "sleep 600", **{wish: "1"})
-    assert found == code
-    assert wish in reason
-
-
 @pytest.mark.slow
 def test_one_users_bomb_does_not_throttle_the_same_users_job_in_another_slot(strict: Jobs) -> None:
     mark = len(strict.log("StarterLog"))

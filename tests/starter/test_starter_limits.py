@@ -26,9 +26,10 @@ from procd.groups import Group
 from procd.messages import Usage
 from procd.proc import ProcReader
 from starter.description import describe
-from starter.events import Event
+from starter.events import Event, LimitExceeded
 from starter.life import State
 from starter.limits import (
+    SHADOW_MARGIN_S,
     Bounds,
     Measured,
     Named,
@@ -96,6 +97,15 @@ def test_wall_clock_ends_softly(job_s: float, execute_s: float, code: int, word:
     assert word in late.hold.text
 
 
+def test_the_shadow_is_given_time_to_keep_wall_clock_itself() -> None:
+    later = attrs.evolve(BOUNDS, shadow_s=65.0)
+    assert time_up(later, NAMED, job_s=664.9, execute_s=364.9) is None
+    assert time_left_s(later, job_s=600.0, execute_s=300.0) == 65.0
+    over = time_up(later, NAMED, job_s=500.0, execute_s=365.0)
+    assert over is not None
+    assert (over.hold.code, "is 300 s" in over.hold.text) == (47, True)
+
+
 def test_a_job_that_does_not_run_yet_has_no_time_of_execution() -> None:
     assert time_up(Bounds(execute_s=1.0), NAMED, job_s=100.0, execute_s=None) is None
     assert time_left_s(Bounds(execute_s=1.0), job_s=100.0, execute_s=None) is None
@@ -105,9 +115,10 @@ def test_a_job_that_does_not_run_yet_has_no_time_of_execution() -> None:
 
 def test_what_is_switched_off_is_not_policed() -> None:
     off = bounds_of(
-        memory_mb=1, memory_percent=0, disk_kb=1, disk_percent=0, processes=0, job_s=None, execute_s=None
+        memory_mb=1, memory_percent=0, disk_kb=1, disk_percent=0, processes=0, job_s=None, execute_s=None,
+        shadow_interval_s=60.0,
     )  # fmt: skip
-    assert off == Bounds()
+    assert attrs.evolve(off, shadow_s=0.0) == Bounds()
     assert exceeded(off, Measured(1 << 40, 1 << 20), NAMED) is None
     assert disk_exceeded(off, 1 << 40, NAMED) is None
     assert time_up(off, NAMED, job_s=1e9, execute_s=1e9) is None
@@ -115,9 +126,10 @@ def test_what_is_switched_off_is_not_policed() -> None:
 
 def test_percentages_are_of_the_slot() -> None:
     bounds = bounds_of(
-        memory_mb=100, memory_percent=150, disk_kb=1000, disk_percent=50, processes=9, job_s=1.0, execute_s=2.0
-    )
-    assert bounds == Bounds(150 * MB, 500, 9, 1.0, 2.0)
+        memory_mb=100, memory_percent=150, disk_kb=1000, disk_percent=50, processes=9, job_s=1.0, execute_s=2.0,
+        shadow_interval_s=60.0,
+    )  # fmt: skip
+    assert bounds == Bounds(150 * MB, 500, 9, 1.0, 2.0, 60.0 + SHADOW_MARGIN_S)
     assert bounds.tasks == 36
 
 
@@ -337,6 +349,18 @@ async def test_a_sandbox_that_is_gone_is_not_looked_at(tmp_path: Path, autojump_
             state = State.REPORTING
             shutil.rmtree(made.work.place.root)
     assert told == []
+
+
+async def test_a_job_that_its_shadow_leaves_alone_is_held_here(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    made, told = police(tmp_path, None, lambda: State.RUNNING)
+    made.work.__dict__.update(bounds=Bounds(execute_s=2.0, shadow_s=65.0), started_at_s=trio.current_time())
+    began_s = trio.current_time()
+    await made.watch_time()
+    (event,) = told
+    assert isinstance(event, LimitExceeded)
+    assert (event.hold.code, trio.current_time() - began_s) == (47, pytest.approx(67.0))
 
 
 @pytest.mark.parametrize("answer", ["{'kb': 'many', 'files': 1}", "{'kb': 1}", "{'kb': 1 << 80, 'files': 1}", "[]"])
