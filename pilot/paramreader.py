@@ -6,8 +6,8 @@ answer that the caller can put into words. This file is run as a program and imp
 of ours; it decides nothing about the values.
 
 Standard input: JSON {"path": [...], "names": [...], "families": [prefix, ...]}; standard output: JSON
-{"values": {name: text}, "present": [...], "attributes": {name: text}, "family": {name: text}}. The environment has
-CONDOR_CONFIG and `_CONDOR_*`.
+{"values": {name: text}, "present": [...], "attributes": {name: text}, "family": {name: text}, "spelled": {name: name}}.
+The environment has CONDOR_CONFIG and `_CONDOR_*`.
 """
 
 import json
@@ -32,13 +32,16 @@ def main() -> None:
 
     param: Any = htcondor2.param
     values = read(param, request["names"])
-    present = [key.upper() for key in param if not key.upper().startswith(ALIAS)]
+    spelled = {key.upper(): key for key in param if not key.upper().startswith(ALIAS)}
+    present = list(spelled)
     # STARTD_ATTRS names settings that are no knobs.
     wanted = values.get("STARTD_ATTRS", "").replace(",", " ").split()
     attributes = {name: str(param.get(name, "")).strip() for name in wanted}
     families = tuple(request["families"])
     family = {name: str(param.get(name, "")).strip() for name in present if name.startswith(families)}
-    json.dump({"values": values, "present": present, "attributes": attributes, "family": family}, sys.stdout)
+    spelled = {name: spelled[name] for name in family}
+    answer = {"values": values, "present": present, "attributes": attributes, "family": family, "spelled": spelled}
+    json.dump(answer, sys.stdout)
 
 
 if __name__ == "__main__":

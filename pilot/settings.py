@@ -129,17 +129,57 @@ class Settings:
     num_cpus: int | None = knob(
         "",
         integer(1, 65536, optional=True),
-        "Cores of the partitionable slot.",
+        "Cores of all slots together.",
         unset="what this process may use",
     )
     memory: int | None = knob(
-        "", integer(1, optional=True), "Memory of the partitionable slot in MB.", unset="the machine's memory"
+        "", integer(1, optional=True), "Memory of all slots together in MB.", unset="the machine's memory"
     )
     disk: int | None = knob(
         "",
         integer(0, optional=True),
-        "Disk of the partitionable slot in KB.",
+        "Disk of all slots together in KB.",
         unset="what is free below EXECUTE",
+    )
+    num_slots: int | None = knob(
+        "",
+        integer(1, 1024, optional=True),
+        "Slots that the machine is divided into evenly, where no NUM_SLOTS_TYPE_N is set; partitionable ones, unless"
+        " SLOT_TYPE_0_PARTITIONABLE is False.",
+        unset="one slot with everything",
+    )
+    machine_resource_names: tuple[str, ...] = knob(
+        "",
+        names(),
+        "Custom resources that count, of those that MACHINE_RESOURCE_NAME settings describe.",
+        unset="all of them",
+    )
+    startd_detect_gpus: str = knob(
+        "True",
+        text(),
+        "Offers the GPUs that `nvidia-smi -L` lists, where no MACHINE_RESOURCE_GPUs or MACHINE_RESOURCE_INVENTORY_GPUs"
+        " is set; False: does not look.",
+    )
+    auto_set_nvidia_visible_devices: bool = knob(
+        "True",
+        yes_or_no(),
+        "Gives jobs NVIDIA_VISIBLE_DEVICES and CUDA_VISIBLE_DEVICES with the full ids of their GPUs, 'none' where they"
+        " have none.",
+    )
+    modify_request_expr_requestcpus: str = knob(
+        "quantize(RequestCpus,{1})",
+        expression(),
+        "What a job's RequestCpus becomes when a part of a partitionable slot is made for it, if the job then fits"
+        " still; MY is the job.",
+    )
+    modify_request_expr_requestmemory: str = knob(
+        "quantize(RequestMemory,{128})", expression(), "The same for RequestMemory, in MB."
+    )
+    modify_request_expr_requestdisk: str = knob(
+        "quantize(RequestDisk,{1024})", expression(), "The same for RequestDisk, in KB."
+    )
+    must_modify_request_exprs: bool = knob(
+        "False", yes_or_no(), "Refuses a job that fits as it asked, but not with its request so changed."
     )
     start: str = knob("TRUE", expression(), "Jobs that this startd is willing to run.")
     rank: str = knob("0.0", expression(), "How much this startd prefers a job.")
@@ -555,6 +595,8 @@ class Settings:
     """The expressions of STARTD_ATTRS by name."""
     family: Mapping[str, str] = attrs.field(factory=dict)
     """The texts of all settings whose names begin with one of FAMILIES, by upper-case name."""
+    spelled: Mapping[str, str] = attrs.field(factory=dict)
+    """Those names as they were written, by upper-case name."""
     source: Path | None = None
     warnings: tuple[str, ...] = ()
 
@@ -568,6 +610,7 @@ FAMILIES = (
     "SLOT_TYPE_",
     "NUM_SLOTS_TYPE_",
     "MACHINE_RESOURCE_",
+    "OFFLINE_MACHINE_RESOURCE_",
     "ENVIRONMENT_FOR_",
     "ENVIRONMENT_VALUE_FOR_",
 )
@@ -600,6 +643,7 @@ def load(config: Path | None = None, environ: Mapping[str, str] | None = None) -
         warnings=_unknown(texts.present),
         attributes=texts.attributes,
         family=texts.family,
+        spelled=texts.spelled,
     )
 
 
@@ -610,6 +654,7 @@ def from_values(
     warnings: tuple[str, ...] = (),
     attributes: Mapping[str, str] | None = None,
     family: Mapping[str, str] | None = None,
+    spelled: Mapping[str, str] | None = None,
 ) -> Settings:
     """The settings from the knobs' texts by knob name; a blank text stands for the default."""
     typed: dict[str, Any] = {"attributes": _expressions(attributes or {})}
@@ -617,7 +662,7 @@ def from_values(
         given = values.get(row.name, "")
         if given:
             typed[field] = row.value(given)
-    return Settings(**typed, family=family or {}, source=source, warnings=warnings)
+    return Settings(**typed, family=family or {}, spelled=spelled or {}, source=source, warnings=warnings)
 
 
 def _expressions(attributes: Mapping[str, str]) -> dict[str, str]:

@@ -50,12 +50,14 @@ class Texts:
         present: the names of everything that is set, in upper case.
         attributes: the settings that STARTD_ATTRS names.
         family: the settings whose names begin with one of the families' prefixes, by upper-case name.
+        spelled: the same names as they were written.
     """
 
     values: dict[str, str]
     present: list[str]
     attributes: dict[str, str]
     family: dict[str, str]
+    spelled: dict[str, str]
 
 
 def read(

@@ -106,10 +106,10 @@ class Administration:
     # --- vacate --------------------------------------------------------------------------------------------------
 
     async def vacate(self, request: Request, *, how_fast: HowFast) -> None:
-        """One slot by its name; the partitionable slot stands for all that was carved of it. No answer."""
+        """One slot by its name; a partitionable slot stands for all that was carved of it. No answer."""
         name = (await request.stream.get()).string()
         slots = self.claims.slots
-        wanted = [held for held in slots.held.values() if name in (held.name, slots.name)]
+        wanted = [held for held in slots.held.values() if name in (held.name, held.parent.name)]
         self.log.info("%s wants %s vacated: %d claims", request.identity, name[:200], len(wanted))
         self._end(wanted, how_fast)
 

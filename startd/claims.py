@@ -22,7 +22,7 @@ from pilot.rpc import Channel, ChannelClosed, RpcFault
 from pilot.settings import Settings
 from startd import claim as life
 from startd.drain import Drain
-from startd.held import Held, Requester, Slots
+from startd.held import Held, Requester, Slot, Slots
 from startd.processes import Spawner
 from startd.resources import Resources
 from starter import messages as to_starter
@@ -102,9 +102,9 @@ class Claims:
 
     # --- making and ending claims --------------------------------------------------------------------------------
 
-    def carve(self, resources: Resources, requester: Requester) -> Held:
-        """A new claim on a new dynamic slot."""
-        held = self.slots.carve(resources, requester)
+    def carve(self, slot: Slot, resources: Resources, requester: Requester) -> Held:
+        """A new claim: on a new dynamic slot, or on a static one as a whole."""
+        held = self.slots.carve(slot, resources, requester)
         self.first_user = self.first_user or requester.user
         self.log.info("claim %s: slot %s for %s", held.claim_id.public, held.name, requester.user or "unknown user")
         self.changed()
@@ -159,7 +159,8 @@ class Claims:
                 self.slots.give_back(held, broken=broken)
                 if broken:
                     self.trouble = f"{held.name} left something behind; its resources are withheld"
-                self.destroyed(held.name)
+                if held.dynamic_id is not None:
+                    self.destroyed(held.name)
 
     def tell(self, held: Held, message: object) -> None:
         """Send a message to the claim's starter, if it has one."""

@@ -24,10 +24,10 @@ from cedar.sinful import Sinful
 from startd import policy
 from startd.claim import Continue, Deactivated, How, Released, State, Suspend, WrongState
 from startd.claims import Claims
-from startd.held import Held, Requester
+from startd.held import Held, Requester, Slot
 from startd.jobcommands import JobCommands, check_claim_id
 from startd.proxykeys import ProxyKeys
-from startd.resources import DoesNotFit, requested
+from startd.resources import DoesNotFit, Resources, Rounding, requested
 from starter.messages import Activation
 
 # JobLeaseDuration where the job has none (wire reference 3.4: 2400 s by the submit side, else 6 alive intervals).
@@ -65,13 +65,13 @@ _PINGS = {
 
 @attrs.frozen
 class Commands:
-    """Handlers of one startd. ``slot_ads`` gives all public ads, ``pslot_ad`` and ``dslot_ad`` one."""
+    """Handlers of one startd. ``slot_ads`` gives all public ads, ``own_ad`` and ``held_ad`` one."""
 
     claims: Claims
     procd_socket: str
     slot_ads: Callable[[], list[ClassAd]]
-    pslot_ad: Callable[[], ClassAd]
-    dslot_ad: Callable[[Held], ClassAd]
+    own_ad: Callable[[Slot], ClassAd]
+    held_ad: Callable[[Held], ClassAd]
     log: logging.LoggerAdapter[logging.Logger]
     proxy_keys: ProxyKeys = attrs.field(factory=lambda: ProxyKeys(wanted=False))
     plugins: Mapping[str, str] = attrs.field(factory=dict)
@@ -110,47 +110,62 @@ class Commands:
         reader = await request.stream.get()
         _own_claim_id(reader, request)
         ad, address, alive_s = reader.ad(), reader.string(), reader.int()
-        presented = request.session.sid == self.claims.slots.current.session_id
-        if not presented:
+        slot = self.claims.slots.presented(request.session.sid)
+        if slot is None:
             self.log.info("claim request with an id that is used up")
             await request.stream.put(int(Reply.NOT_OK))
             return
         try:
-            carved = self._carve(ad, _requester(ad, address, alive_s))
+            carved = self._carve(slot, ad, _requester(ad, address, alive_s))
         except (DoesNotFit, WrongState) as refusal:
             self.log.info("claim request refused: %s", refusal)
             await request.stream.put(int(Reply.NOT_OK))
             return
-        await request.stream.put(*self._claim_answer(ad, carved))
+        await request.stream.put(*self._claim_answer(slot, ad, carved))
 
-    def _carve(self, ad: ClassAd, requester: Requester) -> list[Held]:
-        """As many dynamic slots as asked for and possible, at least one."""
+    def _carve(self, slot: Slot, ad: ClassAd, requester: Requester) -> list[Held]:
+        """A static slot as it is; of a partitionable one as many dynamic slots as asked for and possible, at least
+        one."""
         claims = self.claims
         if not claims.takes_jobs or get_bool(ad, "_condor_CLAIM_PARTITIONABLE_SLOT", False) or "WorkingCM" in ad:
             raise WrongState("the slot takes no claims now, or not of this kind", try_again=False)
-        if refusal := policy.refusal(self.pslot_ad(), ad):
+        if slot.claimed_whole:
+            raise WrongState("the slot is claimed", try_again=False)
+        if refusal := policy.refusal(self.own_ad(slot), ad):
             raise DoesNotFit(refusal)
+        if not slot.partitionable:
+            return [claims.carve(slot, slot.free, requester)]
         wanted = max(1, min(get_int(ad, "_condor_NUM_DYNAMIC_SLOTS", 1), MAX_SLOTS_A_REQUEST))
-        carved = [claims.carve(requested(ad, claims.slots.free), requester)]
+        carved = [claims.carve(slot, self._part_of(slot, ad), requester)]
         while len(carved) < wanted:
             try:
-                carved.append(claims.carve(requested(ad, claims.slots.free), requester))
+                carved.append(claims.carve(slot, self._part_of(slot, ad), requester))
             except DoesNotFit:
                 break
         return carved
 
-    def _claim_answer(self, ad: ClassAd, carved: list[Held]) -> list[Item]:
+    def _part_of(self, slot: Slot, ad: ClassAd) -> Resources:
+        settings = self.claims.settings
+        rounding = Rounding(
+            settings.modify_request_expr_requestcpus,
+            settings.modify_request_expr_requestmemory,
+            settings.modify_request_expr_requestdisk,
+            settings.must_modify_request_exprs,
+        )
+        return requested(ad, self.own_ad(slot), slot.free, rounding)
+
+    def _claim_answer(self, slot: Slot, ad: ClassAd, carved: list[Held]) -> list[Item]:
         items: list[Item] = []
         if get_bool(ad, "_condor_SEND_CLAIMED_AD", False):
             for held in carved:
-                items += [int(ClaimReply.SLOT_AD), held.claim_id.text, self.dslot_ad(held)]
-        if not get_bool(ad, "_condor_SEND_LEFTOVERS", False):
+                items += [int(ClaimReply.SLOT_AD), held.claim_id.text, self.held_ad(held)]
+        if not slot.partitionable or not get_bool(ad, "_condor_SEND_LEFTOVERS", False):
             return [*items, int(Reply.OK)]
-        leftovers = self.pslot_ad()
+        leftovers = self.own_ad(slot)
         set_str(leftovers, "LastSlotName", carved[-1].name)
         secure = get_bool(ad, "_condor_SECURE_CLAIM_ID", False)
         code = ClaimReply.LEFTOVERS_2 if secure else ClaimReply.LEFTOVERS
-        return [*items, int(code), self.claims.slots.current.text, leftovers]
+        return [*items, int(code), slot.current.text, leftovers]
 
     # --- ACTIVATE_CLAIM ------------------------------------------------------------------------------------------
 
@@ -184,7 +199,7 @@ class Commands:
             return ActivationRefusal.STILL_CLEANING, f"the claim is {held.life.state.value}"
         if not self.claims.takes_jobs:
             return ActivationRefusal.PREEMPTED, self.claims.retiring or "the pilot shuts down"
-        if refusal := policy.refusal(self.dslot_ad(held), ad):
+        if refusal := policy.refusal(self.held_ad(held), ad):
             return ActivationRefusal.NO_MATCH, f"{refusal} now"
         return None
 
@@ -204,7 +219,7 @@ class Commands:
         return Activation(
             slot=held.name,
             claim_id=held.claim_id.text,
-            slot_ad=str(self.dslot_ad(held)),
+            slot_ad=str(self.held_ad(held)),
             job_ad=str(ad),
             stream_state=state,
             startd_address=self.claims.slots.address,

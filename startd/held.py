@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 
 import attrs
 import trio
@@ -18,6 +19,7 @@ from startd.claim import WITH_STARTER, Claim
 from startd.clocks import Clocks
 from startd.resources import Resources
 from startd.slotads import SHOWN, SlotState
+from startd.slottypes import Plan
 
 # The session of a finished claim stays known for so long, so that a last command in flight is understood (wire 2.6).
 SESSION_AFTERLIFE_S = 600.0
@@ -37,11 +39,47 @@ class Requester:
 
 
 @attrs.define(eq=False)
+class Slot:
+    """One slot of the machine's own: partitionable, or static, which is claimed whole. ``current``: the claim id that
+    may be presented for it next; each is good for one claim."""
+
+    plan: Plan
+    name: str
+    current: ClaimId
+    free: Resources
+    withheld: Resources
+    broken: str = ""
+    """Why some of it is withheld."""
+    children: list[Held] = attrs.field(factory=list)
+    entered_at: int = attrs.field(factory=lambda: int(time.time()))
+    _next_dynamic: int = 0
+
+    @property
+    def slot_id(self) -> int:
+        return self.plan.slot_id
+
+    @property
+    def partitionable(self) -> bool:
+        return self.plan.partitionable
+
+    @property
+    def claimed_whole(self) -> Held | None:
+        """The claim of a static slot, if there is one."""
+        return self.children[0] if self.children and not self.partitionable else None
+
+    def next_dynamic(self) -> int:
+        """A number that no dynamic slot of this one had before."""
+        self._next_dynamic += 1
+        return self._next_dynamic
+
+
+@attrs.define(eq=False)
 class Held:
-    """One dynamic slot and its claim."""
+    """One claim and its slot: a dynamic one, or a static one as a whole (which has no ``dynamic_id``)."""
 
     name: str
-    dynamic_id: int
+    parent: Slot = attrs.field(repr=False)
+    dynamic_id: int | None
     claim_id: ClaimId
     resources: Resources
     requester: Requester
@@ -117,14 +155,18 @@ class Held:
         while self.life.state in WITH_STARTER:
             await self.changed.wait()
 
-    def slot_state(self, slot_id: int, draining: bool) -> SlotState:
+    def slot_state(self, draining: bool) -> SlotState:
         """For the slot's ad."""
         return SlotState(
             name=self.name,
-            slot_id=slot_id,
+            slot_id=self.parent.slot_id,
+            type_number=self.parent.plan.type_number,
+            kind="Static" if self.dynamic_id is None else "Dynamic",
             dynamic_id=self.dynamic_id,
             resources=self.resources,
+            total=self.resources,
             claim=self.claim_id,
+            claimed=True,
             state=self.life.shown,
             entered_at=self.clocks.state_at,
             activity_at=self.clocks.activity_at,
@@ -138,24 +180,30 @@ class Held:
 
 @attrs.define
 class Slots:
-    """The partitionable slot, what was carved of it, and the claim ids of both. ``cores``: those that are given out
-    one by one, none where jobs are not bound to cores."""
+    """The slots of the machine's own, what was carved of them, and the claim ids of all. ``cores``: those that are
+    given out one by one, none where jobs are not bound to cores."""
 
     startd_name: str
     address: str
     start_time: int
     sessions: SessionTable
-    total: Resources
-    free: Resources
-    withheld: Resources = attrs.field(factory=lambda: Resources(0, 0, 0))
+    plans: Sequence[Plan]
     cores: tuple[int, ...] = ()
-    current: ClaimId = attrs.field(init=False)
+    own: list[Slot] = attrs.field(init=False)
     held: dict[str, Held] = attrs.field(factory=dict)
     _sequence: int = 0
-    _next_dynamic: int = 0
 
     def __attrs_post_init__(self) -> None:
-        self.current = self._mint()
+        self.own = [
+            Slot(
+                plan=plan,
+                name=f"slot{plan.slot_id}@{self.startd_name}",
+                current=self._mint(),
+                free=plan.resources,
+                withheld=plan.resources.nothing,
+            )
+            for plan in self.plans
+        ]
 
     def _mint(self) -> ClaimId:
         """A fresh claim id. Its session is registered before anybody can learn the id (wire reference 2.6)."""
@@ -165,25 +213,32 @@ class Slots:
         return claim_id
 
     @property
-    def name(self) -> str:
-        """The partitionable slot's name."""
-        return f"slot1@{self.startd_name}"
+    def first(self) -> Slot:
+        """The one that stands for the startd, where something is asked of it as a whole."""
+        return self.own[0]
 
-    def carve(self, resources: Resources, requester: Requester) -> Held:
-        """A dynamic slot: the presented claim id moves to it, the partitionable slot gets a fresh one (T8)."""
+    def presented(self, session_id: str) -> Slot | None:
+        """The slot that may be claimed with this id now."""
+        return next((slot for slot in self.own if slot.current.session_id == session_id), None)
+
+    def carve(self, slot: Slot, resources: Resources, requester: Requester) -> Held:
+        """A claim: on a new dynamic slot, or on a static one as it is. The presented claim id goes with it, the slot
+        gets a fresh one (T8)."""
         following = self._mint()  # first: when no session can be added, nothing has changed
-        self._next_dynamic += 1
+        dynamic_id = slot.next_dynamic() if slot.partitionable else None
         held = Held(
-            name=f"slot1_{self._next_dynamic}@{self.startd_name}",
-            dynamic_id=self._next_dynamic,
-            claim_id=self.current,
+            name=slot.name if dynamic_id is None else f"slot{slot.slot_id}_{dynamic_id}@{self.startd_name}",
+            parent=slot,
+            dynamic_id=dynamic_id,
+            claim_id=slot.current,
             resources=resources,
             requester=requester,
             cores=self._free_cores(resources.cpus),
         )
-        self.free = self.free - resources
+        slot.free = slot.free - resources
+        slot.children.append(held)
         self.held[held.claim_id.session_id] = held
-        self.current = following
+        slot.current = following
         return held
 
     def _free_cores(self, count: int) -> tuple[int, ...]:
@@ -193,39 +248,49 @@ class Slots:
         return tuple(free) if len(free) == count else ()
 
     def give_back(self, held: Held, *, broken: bool) -> None:
-        """The dynamic slot is gone; a broken one's resources are withheld."""
+        """The claim is gone, a dynamic slot with it; what a broken one had is withheld."""
+        slot = held.parent
         del self.held[held.claim_id.session_id]
+        slot.children.remove(held)
         if broken:
-            self.withheld = self.withheld + held.resources
+            slot.withheld = slot.withheld + held.resources
+            slot.broken = f"{held.name} has something left of a job that could not be removed"
         else:
-            self.free = self.free + held.resources
+            slot.free = slot.free + held.resources
+        slot.entered_at = int(time.time())
         session = held.claim_id.session(SUBMIT_SIDE)
         session.expires_s = trio.current_time() + SESSION_AFTERLIFE_S
         self.sessions.add(session)
 
     def state(
         self,
+        slot: Slot,
         *,
         refused_users: tuple[str, ...],
         left_elsewhere: str = "",
         draining: bool,
         trouble: str,
-        entered_at: int,
         retiring: str = "",
         drain_request: str = "",
         unhealthy: str = "",
         switch_down: str = "",
     ) -> SlotState:
-        """The partitionable slot, for its ad."""
+        """A partitionable slot, or a static one that nobody has, for its ad."""
         return SlotState(
-            name=self.name,
-            slot_id=1,
+            name=slot.name,
+            slot_id=slot.slot_id,
+            type_number=slot.plan.type_number,
+            kind="Partitionable" if slot.partitionable else "Static",
             dynamic_id=None,
-            resources=self.free,
-            claim=self.current,
+            resources=slot.free,
+            total=slot.plan.resources - slot.withheld,
+            withheld=slot.withheld,
+            broken=slot.broken,
+            claim=slot.current,
+            claimed=False,
             state="idle",
-            entered_at=entered_at,
-            children=len(self.held),
+            entered_at=slot.entered_at,
+            children=len(slot.children),
             refused_users=refused_users,
             left_elsewhere=left_elsewhere,
             switch_down=switch_down,

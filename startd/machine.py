@@ -7,6 +7,7 @@ import platform
 import shutil
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,7 @@ import psutil
 from pilot.findings import Validation
 from pilot.settings import Settings
 from pilot.switch import Switch
+from startd.inventory import Found
 from startd.resources import Resources
 from startd.slotads import Machine
 from starter import sshprograms
@@ -22,9 +24,10 @@ from starter import sshprograms
 _ARCH = {"x86_64": "X86_64", "aarch64": "aarch64", "ppc64le": "ppc64le"}
 
 
-def resources(settings: Settings) -> Resources:
-    """The knobs, or what this process may use."""
+def resources(settings: Settings, found: Sequence[Found] = ()) -> Resources:
+    """The knobs, or what this process may use; and the custom resources."""
     return Resources(
+        custom={each.name: each.amount for each in found},
         cpus=settings.num_cpus or len(os.sched_getaffinity(0)),
         memory_mb=settings.memory or psutil.virtual_memory().total >> 20,
         disk_kb=settings.disk if settings.disk is not None else shutil.disk_usage(settings.execute).free >> 10,

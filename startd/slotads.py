@@ -5,7 +5,8 @@ Names and shapes are HTCondor's; what is Sailplane's own starts with ``Sailplane
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 import attrs
 from classad2 import ClassAd, ExprTree
@@ -13,7 +14,7 @@ from classad2 import ClassAd, ExprTree
 from cedar.claims import ClaimId
 from cedar.classads import set_str
 from cedar.commands import condor_version_text
-from startd.resources import Resources
+from startd.resources import Resources, device_attribute
 
 # condor_status knows these words; the claim's own states are finer.
 SHOWN: Mapping[str, tuple[str, str]] = {
@@ -51,6 +52,14 @@ class Machine:
     """The program for each scheme of URLs."""
     attributes: Mapping[str, str] = attrs.field(factory=dict)
     """Expressions of the settings' own, by name (STARTD_ATTRS)."""
+    slots: int = 1
+    """How many slots the machine is divided into."""
+    starts: Mapping[int, str] = attrs.field(factory=dict)
+    """What stands in place of ``start`` for a slot type, by its number."""
+    devices: Mapping[str, Mapping[str, ClassAd]] = attrs.field(factory=dict)
+    """What is known of each device, by custom resource and id."""
+    detected: ClassAd = attrs.field(factory=ClassAd)
+    """What was found out about custom resources besides that, for every ad."""
     degraded: tuple[str, ...] = ()
     """What the host does not give us, one word each."""
     linger: str = ""
@@ -59,17 +68,25 @@ class Machine:
 
 @attrs.frozen
 class SlotState:
-    """What changes: one slot as it is now. ``identity``: user and owner of the claim, if any."""
+    """What changes: one slot as it is now. ``resources``: what it has to give, or what its job has; ``total``: what it
+    has in all, without what is ``withheld``; ``user``: that of the claim."""
 
     name: str
     slot_id: int
+    type_number: int
+    kind: Literal["Partitionable", "Static", "Dynamic"]
     dynamic_id: int | None
     resources: Resources
+    total: Resources
     claim: ClaimId
+    claimed: bool
     state: str
     entered_at: int
     """Since when it is in its state, and in its activity (``activity_at``, where that is another time)."""
     activity_at: int | None = None
+    withheld: Resources | None = None
+    broken: str = ""
+    """Why some of it is withheld."""
     children: int = 0
     user: str = ""
     job_id: str = ""
@@ -98,13 +115,15 @@ def public_ad(machine: Machine, slot: SlotState, *, now: int, sequence: int) -> 
     _activity(ad, slot)
     ad["MyCurrentTime"] = now
     ad["UpdateSequenceNumber"] = sequence
-    if slot.dynamic_id is None:
+    ad["SlotType"] = slot.kind
+    ad["SlotTypeID"] = slot.type_number
+    if slot.kind == "Partitionable":
         ad["PartitionableSlot"] = True
         ad["NumDynamicSlots"] = slot.children
-        ad["SlotType"] = "Partitionable"
-        ad["SlotTypeID"] = 0
-    else:
+    elif slot.kind == "Dynamic":
         _dynamic(ad, slot)
+    if slot.claimed:
+        _claim(ad, slot)
     for name, value in slot.usage.items():
         ad[name] = value
     for name, text in machine.attributes.items():
@@ -171,18 +190,63 @@ def isolation(machine: Machine) -> str:
 
 
 def _sizes(ad: ClassAd, machine: Machine, slot: SlotState) -> None:
-    have, total = slot.resources, machine.total
+    have, mine, total = slot.resources, slot.total, machine.total
     ad["Cpus"], ad["Memory"], ad["Disk"] = have.cpus, have.memory_mb, have.disk_kb
     ad["TotalCpus"] = ad["DetectedCpus"] = total.cpus
     ad["TotalMemory"] = ad["DetectedMemory"] = total.memory_mb
     ad["TotalDisk"] = total.disk_kb
-    ad["TotalSlotCpus"], ad["TotalSlotMemory"], ad["TotalSlotDisk"] = have.cpus, have.memory_mb, have.disk_kb
+    ad["TotalSlotCpus"], ad["TotalSlotMemory"], ad["TotalSlotDisk"] = mine.cpus, mine.memory_mb, mine.disk_kb
     ad["VirtualMemory"] = have.memory_mb * 1024
-    ad["TotalSlots"] = 1
-    ad["MachineResources"] = "Cpus Memory Disk"
+    ad["TotalSlots"] = machine.slots
+    ad["MachineResources"] = " ".join(("Cpus", "Memory", "Disk", *total.custom))
     ad["SlotWeight"] = ExprTree("Cpus")
     ad["LoadAvg"] = ad["CondorLoadAvg"] = 0.0
     ad["KeyboardIdle"] = ad["ConsoleIdle"] = 0
+    ad.update(machine.detected)
+    for name in total.custom:
+        _custom(ad, machine, slot, name)
+    if slot.broken and slot.withheld is not None:
+        _broken(ad, slot.broken, slot.withheld)
+
+
+def _custom(ad: ClassAd, machine: Machine, slot: SlotState, name: str) -> None:
+    """A custom resource: how much of it, and which devices with what properties."""
+    ad[name] = slot.resources.count(name)
+    ad[f"TotalSlot{name}"] = slot.total.count(name)
+    ad[f"Total{name}"] = machine.total.count(name)
+    if not machine.total.ids(name):
+        return
+    attributes = [device_attribute(name, device) for device in slot.resources.ids(name)]
+    ad[f"Available{name}"] = ExprTree("{ " + ", ".join(attributes) + " }")
+    mine = slot.total.ids(name)
+    if not mine:
+        return
+    set_str(ad, f"Assigned{name}", ",".join(mine))
+    descriptions = {device: machine.devices.get(name, {}).get(device, ClassAd()) for device in mine}
+    for attribute, expression in _common(list(descriptions.values())):
+        ad[f"{name}_{attribute}"] = expression
+    for device, known in descriptions.items():
+        described = ClassAd()
+        described.update(known)
+        set_str(described, "Id", device)
+        ad[device_attribute(name, device)] = described
+
+
+def _common(descriptions: Sequence[ClassAd]) -> Iterator[tuple[str, object]]:
+    """What is the same for all devices."""
+    first, *others = descriptions
+    for name in first:
+        text = str(first.lookup(name))
+        if all(name in other and str(other.lookup(name)) == text for other in others):
+            yield name, first.lookup(name)
+
+
+def _broken(ad: ClassAd, why: str, withheld: Resources) -> None:
+    """What nobody gets any more of this slot."""
+    set_str(ad, "SlotBrokenReason", why)
+    sizes = {"Cpus": withheld.cpus, "Memory": withheld.memory_mb, "Disk": withheld.disk_kb}
+    for name, size in {**sizes, **{name: withheld.count(name) for name in withheld.custom}}.items():
+        ad[f"BrokenSlot{name}"] = size
 
 
 def _policy(ad: ClassAd, machine: Machine, slot: SlotState) -> None:
@@ -195,6 +259,10 @@ def _policy(ad: ClassAd, machine: Machine, slot: SlotState) -> None:
         "(TARGET.RequestCpus =?= undefined || MY.Cpus >= TARGET.RequestCpus)"
         " && MY.Memory >= TARGET.RequestMemory && MY.Disk >= TARGET.RequestDisk"
         " && MY.Cpus > 0 && MY.Memory > 0 && MY.Disk > 0"
+        + "".join(
+            f" && (TARGET.Request{name} =?= undefined || MY.{name} >= TARGET.Request{name})"
+            for name in machine.total.custom
+        )
     )
     ad["Requirements"] = ExprTree("Start && WithinResourceLimits")
     ad["HasFileTransfer"] = True
@@ -209,9 +277,9 @@ def _policy(ad: ClassAd, machine: Machine, slot: SlotState) -> None:
 
 
 def start_expression(machine: Machine, slot: SlotState) -> str:
-    """The knob START, and what cannot run here: jobs without a proxy, users refused lately, a second user at one
-    account; any job when draining, or when the site's authorisation is down."""
-    terms = [f"({machine.start})"]
+    """The knob START (the slot type's own, if it has one), and what cannot run here: jobs without a proxy, users
+    refused lately, a second user at one account; any job when draining, or when the site's authorisation is down."""
+    terms = [f"({machine.starts.get(slot.type_number, machine.start)})"]
     if machine.needs_proxy:
         terms.append("(TARGET.x509userproxysubject =!= undefined)")
     if slot.refused_users:
@@ -225,7 +293,7 @@ def start_expression(machine: Machine, slot: SlotState) -> str:
 
 
 def _activity(ad: ClassAd, slot: SlotState) -> None:
-    claimed = slot.dynamic_id is not None
+    claimed = slot.claimed
     if slot.draining and not claimed:
         ad["State"], ad["Activity"] = "Drained", "Retiring" if slot.children else "Idle"
     else:
@@ -251,10 +319,11 @@ def _activity(ad: ClassAd, slot: SlotState) -> None:
 
 def _dynamic(ad: ClassAd, slot: SlotState) -> None:
     ad["DynamicSlot"] = True
-    ad["SlotType"] = "Dynamic"
-    ad["SlotTypeID"] = -1
     ad["DSlotID"] = slot.dynamic_id
     ad["ParentSlotId"] = slot.slot_id
+
+
+def _claim(ad: ClassAd, slot: SlotState) -> None:
     ad["PublicClaimId"] = slot.claim.public
     if slot.user:
         set_str(ad, "RemoteUser", slot.user)

@@ -8,7 +8,7 @@ import os
 import pwd
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import attrs
 import trio
 from classad2 import ClassAd
 
+from cedar.claims import ClaimId
 from cedar.classads import evaluate, parse_expression
 from cedar.security_server import Caller
 from cedar.server import Server, ServerPolicy
@@ -34,9 +35,10 @@ from startd.advertise import Advertiser, collector_addresses
 from startd.claims import CODE_SHUTDOWN, Claims
 from startd.commands import Commands
 from startd.cron import Cron
+from startd.discovery import discover
 from startd.health import Health, Look
 from startd.healthlook import LOOK_EVERY_S, LOOK_WITHIN_S, look_at
-from startd.held import Held, Slots
+from startd.held import Held, Slot, Slots
 from startd.janitor import Janitor
 from startd.machine import cores, describe, resources
 from startd.namesake import living_namesake
@@ -48,6 +50,8 @@ from startd.proxykeys import ProxyKeys
 from startd.reconfigure import merge
 from startd.report import Job, Report, outcome_of
 from startd.slotads import Machine, SlotState, private_ad, public_ad
+from startd.slotsettings import slot_settings
+from startd.slottypes import plan
 from startd.switchwatch import SwitchWatch
 from starter import messages
 from starter.updates import one_line
@@ -92,7 +96,6 @@ class Startd:
         self._procd_socket = settings.sailplane_run_dir / "procd"
         self._advertisers: list[Advertiser] = []
         self._sequence = 0
-        self._entered_at = int(time.time())
         self._status = EXIT_DONE
         self._reason = ""
         self._reports_minute = self._reports = 0
@@ -102,7 +105,7 @@ class Startd:
             cronjobs.parse(settings),
             settings.startd_cron_max_job_load,
             settings.startd_cron_autopublish,
-            ad=self._pslot_ad,
+            ad=lambda: self._own_ad(self._slots.first),
             changed=self._changed,
             log=log,
         )
@@ -113,6 +116,7 @@ class Startd:
 
         Raises:
             CannotStart: a living namesake, or no port.
+            SettingsError: the machine does not have what its slots are to have.
         """
         settings = self.settings
         try:
@@ -125,15 +129,26 @@ class Startd:
         host, port = listeners[0].socket.getsockname()[:2]
         address = str(Sinful(host, port, {"noUDP": ""}))
         collectors = collector_addresses(settings.collector_host)
-        total = resources(settings)
+        found = await discover(settings, self.log)
+        total = resources(settings, found)
+        divided = slot_settings(settings)
+        plans = plan(divided.types, total)
+        for name in divided.unused:
+            self.log.warning("%s is not acted on", name)
         sessions = SessionTable()
         self._machine: Machine = describe(settings, self.switch, address, total, self._validation)
-        self._machine = attrs.evolve(self._machine, plugins=await plugins.ask(plugins.named(settings), self.log))
+        self._machine = attrs.evolve(
+            self._machine,
+            slots=len(plans),
+            starts=divided.starts,
+            devices={each.name: each.devices for each in found},
+            detected=_joined([each.more for each in found]),
+            plugins=await plugins.ask(plugins.named(settings), self.log),
+        )
         self.report = Report(settings.startd_name, time.time(), total.cpus)
         self._slots = Slots(
-            settings.startd_name, address, self._machine.start_time, sessions, total, free=total,
-            cores=cores(settings),
-        )  # fmt: skip
+            settings.startd_name, address, self._machine.start_time, sessions, plans, cores=cores(settings)
+        )
         await self._refuse_namesake(collectors, address)
         async with trio.open_nursery() as nursery:
             self._build(nursery, sessions, address, collectors)
@@ -163,7 +178,7 @@ class Startd:
 
     async def _refuse_namesake(self, collectors: list[Sinful], address: str) -> None:
         for collector in collectors:
-            other = await living_namesake(collector, self._slots.name, address)
+            other = await living_namesake(collector, self._slots.first.name, address)
             if other is not None:
                 raise CannotStart(
                     f"a startd named {self.settings.startd_name} runs at {other} and is in the pool {collector}:"
@@ -194,7 +209,7 @@ class Startd:
             usage_seen=lambda held: self._policy.look(held),
             ending=lambda held: self._policy.ending(held),
         )
-        self._policy = PolicyWatch(self._claims, self._dslot_ad, self.log)
+        self._policy = PolicyWatch(self._claims, self._held_ad, self.log)
         self._switch_watch = SwitchWatch(
             ledger=Ledger.of(settings.sailplane_run_dir),
             ask=partial(ask_pilot, self.switch, settings.sailplane_switch_deadline),
@@ -210,8 +225,8 @@ class Startd:
             proxy_keys=proxy_keys,
             plugins=self._machine.plugins,
             slot_ads=self._slot_ads,
-            pslot_ad=self._pslot_ad,
-            dslot_ad=self._dslot_ad,
+            own_ad=self._own_ad,
+            held_ad=self._held_ad,
             log=self.log,
         )
         self._administration = Administration(
@@ -356,7 +371,7 @@ class Startd:
             return Look(fault=f"{fault.strerror}: its limit of processes is reached")
 
     def _retirement_s(self, held: Held) -> float:
-        return lifetime.retirement_s(self._dslot_ad(held), held.job_ad)
+        return lifetime.retirement_s(self._held_ad(held), held.job_ad)
 
     async def _watch_life(self) -> None:
         """Until the pilot shuts down."""
@@ -385,7 +400,7 @@ class Startd:
         )
 
     def _life_facts(self, idle_s: float) -> lifetime.Facts:
-        ad = self._pslot_ad()
+        ad = self._own_ad(self._slots.first)
         ad["DaemonShutdown"] = parse_expression(self.settings.daemon_shutdown)
         ad["DaemonShutdownFast"] = parse_expression(self.settings.daemon_shutdown_fast)
         return lifetime.Facts(
@@ -456,8 +471,10 @@ class Startd:
 
     # --- ads -----------------------------------------------------------------------------------------------------
 
-    def _pslot_ad(self) -> ClassAd:
+    def _own_ad(self, slot: Slot) -> ClassAd:
+        """Of a partitionable slot, or of a static one that nobody has."""
         state = self._slots.state(
+            slot,
             left_elsewhere=self._claims.left_elsewhere,
             draining=self._claims.draining or self._claims.drain is not None,
             drain_request=self._claims.drain.request_id if self._claims.drain else "",
@@ -466,14 +483,13 @@ class Startd:
             trouble=self._claims.trouble,
             unhealthy=self._claims.unhealthy,
             retiring=self._claims.retiring,
-            entered_at=self._entered_at,
         )
         state = attrs.evolve(state, left_behind=self._janitor.waiting, only_user=self._only_user())
         return self._public_ad(state, None)
 
-    def _dslot_ad(self, held: Held) -> ClassAd:
+    def _held_ad(self, held: Held) -> ClassAd:
         state = attrs.evolve(
-            held.slot_state(1, self._claims.draining),
+            held.slot_state(self._claims.draining),
             refused_users=self._switch_watch.refused(),
             switch_down=self._switch_watch.down,
             only_user=self._only_user(),
@@ -492,16 +508,16 @@ class Startd:
         return "" if shared else self._claims.first_user
 
     def _slot_ads(self) -> list[ClassAd]:
-        return [self._pslot_ad(), *(self._dslot_ad(held) for held in self._slots.held.values())]
+        return [ad for ad, _ in self._ads_with_claims()]
+
+    def _ads_with_claims(self) -> list[tuple[ClassAd, ClaimId]]:
+        """Of every slot, with the claim id that belongs to it; a static slot that is claimed has one ad, as it is."""
+        own = [(self._own_ad(slot), slot.current) for slot in self._slots.own if not slot.claimed_whole]
+        return own + [(self._held_ad(held), held.claim_id) for held in self._slots.held.values()]
 
     def _all_ads(self) -> list[tuple[ClassAd, ClassAd]]:
         self._sequence += 1
-        pslot = self._pslot_ad()
-        pairs = [(self._with_capability(pslot), private_ad(pslot, self._slots.current))]
-        for held in self._slots.held.values():
-            ad = self._dslot_ad(held)
-            pairs.append((self._with_capability(ad), private_ad(ad, held.claim_id)))
-        return pairs
+        return [(self._with_capability(ad), private_ad(ad, claim)) for ad, claim in self._ads_with_claims()]
 
     def _with_capability(self, ad: ClassAd) -> ClassAd:
         """For the collector, which shows it to administrators alone; never in an answer of our own."""
@@ -546,6 +562,13 @@ class Startd:
                 ended, wait_status = _try_wait(pid)
                 if ended:
                     self._starter_ended(pid, wait_status)
+
+
+def _joined(ads: Sequence[ClassAd]) -> ClassAd:
+    together = ClassAd()
+    for ad in ads:
+        together.update(ad)
+    return together
 
 
 def _children() -> set[int]:

@@ -24,14 +24,16 @@ from pilot.settings import load
 from startd.administration import Administration
 from startd.claims import Claims
 from startd.commands import Commands
-from startd.held import Held, Slots
+from startd.held import Held, Slot, Slots
 from startd.processes import Spawner
 from startd.resources import Resources
 from startd.slotads import Machine, public_ad
+from startd.slottypes import SlotType, plan
 from starter.messages import Activation
 
 LOG = logging.LoggerAdapter(logging.getLogger("test"), {})
 TOTAL = Resources(4, 4000, 100_000)
+ONE_SLOT = SlotType(0, "", 1, partitionable=True)
 JOB = parse_old('RequestCpus = 1\nRequestMemory = 128\nRequestDisk = 1024\nRequirements = true\nUser = "alice@x"\n')
 
 
@@ -49,13 +51,18 @@ class Port:
     address: Sinful
     claims: Claims
     administration: Administration
-    dslot_ad: Callable[[Held], ClassAd]
+    held_ad: Callable[[Held], ClassAd]
     ended: list[tuple[str, bool]] = field(factory=list)
     reconfigured: list[None] = field(factory=list)
 
     @property
     def slots(self) -> Slots:
         return self.claims.slots
+
+    @property
+    def slot(self) -> Slot:
+        """The first one."""
+        return self.claims.slots.first
 
     async def say(self, command: Command, session_of: ClaimId, *items: Item, answer: bool = True) -> Reader | None:
         stream = await connect(
@@ -69,7 +76,7 @@ class Port:
 
     async def claim(self) -> Held:
         """One claim, asked for as a schedd does."""
-        presented = self.slots.current
+        presented = self.slot.current
         reader = await self.say(Command.REQUEST_CLAIM, presented, presented.text, JOB, "", 10)
         assert reader is not None
         assert reader.int() == 1
@@ -77,12 +84,15 @@ class Port:
 
 
 @asynccontextmanager
-async def port(*, own_account: bool = False, start: str = "true") -> AsyncIterator[Port]:
-    """``own_account``: whether the account of this process may command the startd. ``start``: START."""
+async def port(
+    *, own_account: bool = False, start: str = "true", types: list[SlotType] | None = None
+) -> AsyncIterator[Port]:
+    """``own_account``: whether the account of this process may command the startd. ``start``: START. ``types``: of its
+    slots."""
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         address = Sinful("127.0.0.1", listeners[0].socket.getsockname()[1], {"noUDP": ""})
-        slots = Slots("node", str(address), 1, SessionTable(), TOTAL, free=TOTAL)
+        slots = Slots("node", str(address), 1, SessionTable(), plan(types or [ONE_SLOT], TOTAL))
         claims = Claims(
             settings=load(None, {}), slots=slots, spawner=cast(Spawner, FakeSpawner()), nursery=nursery, log=LOG,
             changed=lambda: None, destroyed=lambda name: None,
@@ -93,28 +103,28 @@ async def port(*, own_account: bool = False, start: str = "true") -> AsyncIterat
             switch_isolates=False, needs_proxy=False,
         )  # fmt: skip
 
-        def pslot_ad() -> ClassAd:
-            state = slots.state(refused_users=(), draining=False, trouble="", entered_at=1)
+        def own_ad(slot: Slot) -> ClassAd:
+            state = slots.state(slot, refused_users=(), draining=False, trouble="")
             return public_ad(machine, state, now=int(time.time()), sequence=1)
 
-        def dslot_ad(held: Held) -> ClassAd:
-            return public_ad(machine, held.slot_state(1, False), now=int(time.time()), sequence=1)
+        def held_ad(held: Held) -> ClassAd:
+            return public_ad(machine, held.slot_state(False), now=int(time.time()), sequence=1)
 
         commands = Commands(
-            claims=claims, procd_socket="/nowhere", slot_ads=lambda: [pslot_ad()], pslot_ad=pslot_ad,
-            dslot_ad=dslot_ad, log=LOG,
+            claims=claims, procd_socket="/nowhere", slot_ads=lambda: [*map(own_ad, slots.own)], own_ad=own_ad,
+            held_ad=held_ad, log=LOG,
         )  # fmt: skip
         policy = ServerPolicy(None, "x", ("FS",), lambda caller, level: level == "READ" or own_account)
         ended: list[tuple[str, bool]] = []
         reconfigured: list[None] = []
         administration = Administration(
-            claims=claims, ads=lambda: [pslot_ad(), *map(dslot_ad, slots.held.values())],
+            claims=claims, ads=lambda: [*map(own_ad, slots.own), *map(held_ad, slots.held.values())],
             shut_down=lambda reason, fast: ended.append((reason, fast)),
             reconfigure=lambda: reconfigured.append(None), nursery=nursery, log=LOG,
         )  # fmt: skip
         table = {**commands.table(), **administration.table()}
         await nursery.start(Server(table, slots.sessions, policy).serve, listeners)
-        yield Port(address, claims, administration, dslot_ad, ended, reconfigured)
+        yield Port(address, claims, administration, held_ad, ended, reconfigured)
         nursery.cancel_scope.cancel()
 
 
@@ -125,4 +135,6 @@ def guessed(claim: ClaimId) -> ClaimId:
 
 def state(port: Port) -> object:
     slots = port.slots
-    return slots.current.text, slots.free, {sid: held.life.state for sid, held in slots.held.items()}
+    return [(slot.current.text, slot.free) for slot in slots.own], {
+        sid: held.life.state for sid, held in slots.held.items()
+    }

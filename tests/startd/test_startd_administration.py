@@ -84,7 +84,7 @@ async def test_a_guessed_capability_is_none(command: Command, items: tuple[Item,
 async def test_a_capability_is_no_claim() -> None:
     async with port() as on:
         with pytest.raises((PeerFault, Refused)):
-            await on.say(Command.RELEASE_CLAIM, capability(on), on.slots.current.text)
+            await on.say(Command.RELEASE_CLAIM, capability(on), on.slot.current.text)
 
 
 async def test_a_capability_is_kept_for_a_while_and_then_made_anew(autojump_clock: trio.testing.MockClock) -> None:

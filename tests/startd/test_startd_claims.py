@@ -19,7 +19,9 @@ from startd.commands import _requester
 from startd.held import Requester, Slots
 from startd.processes import Spawner
 from startd.resources import Resources
+from startd.slottypes import plan
 from starter.messages import Activation
+from tests.startd.startdport import ONE_SLOT
 
 LOG = logging.LoggerAdapter(logging.getLogger("test"), {})
 TOTAL = Resources(4, 4000, 100_000)
@@ -43,12 +45,12 @@ def activation() -> Activation:
 async def test_an_activation_that_comes_too_late_leaves_the_first_one_alone() -> None:
     spawner = FakeSpawner()
     async with trio.open_nursery() as nursery:
-        slots = Slots("node", ADDRESS, 1, SessionTable(), TOTAL, free=TOTAL)
+        slots = Slots("node", ADDRESS, 1, SessionTable(), plan([ONE_SLOT], TOTAL))
         claims = Claims(
             settings=load(None, {}), slots=slots, spawner=cast(Spawner, spawner), nursery=nursery, log=LOG,
             changed=lambda: None, destroyed=lambda name: None,
         )  # fmt: skip
-        held = claims.carve(Resources(1, 128, 1024), Requester(None, "alice@x", 60.0, 10.0))
+        held = claims.carve(claims.slots.first, Resources(1, 128, 1024), Requester(None, "alice@x", 60.0, 10.0))
         shadows = [socket.socketpair() for _ in range(2)]
         claims.new_activation(held, activation(), shadows[0][0], "1.0")
         first = (held.ticket, held.starter, held.job_id)
@@ -80,11 +82,11 @@ def test_a_lease_is_held_within_limits(lease: str, granted_s: float) -> None:
 async def test_the_first_user_is_remembered_when_others_come_and_when_he_goes() -> None:
     async with trio.open_nursery() as nursery:
         claims = Claims(
-            settings=load(None, {}), slots=Slots("node", ADDRESS, 1, SessionTable(), TOTAL, free=TOTAL),
+            settings=load(None, {}), slots=Slots("node", ADDRESS, 1, SessionTable(), plan([ONE_SLOT], TOTAL)),
             spawner=cast(Spawner, FakeSpawner()), nursery=nursery, log=LOG,
             changed=lambda: None, destroyed=lambda name: None,
         )  # fmt: skip
-        held = claims.carve(Resources(1, 128, 1024), Requester(None, "alice@x", 60.0, 10.0))
+        held = claims.carve(claims.slots.first, Resources(1, 128, 1024), Requester(None, "alice@x", 60.0, 10.0))
         claims.slots.give_back(held, broken=False)
-        claims.carve(Resources(1, 128, 1024), Requester(None, "bob@x", 60.0, 10.0))
+        claims.carve(claims.slots.first, Resources(1, 128, 1024), Requester(None, "bob@x", 60.0, 10.0))
         assert claims.first_user == "alice@x"

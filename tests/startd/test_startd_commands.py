@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import trio
+from classad2 import ClassAd
 
-from cedar.classads import parse_old
+from cedar.classads import parse_old, to_wire
 from cedar.client import Negotiate, connect
-from cedar.commands import Command
+from cedar.commands import ClaimReply, Command
 from cedar.errors import PeerFault, Refused
+from startd.slottypes import SlotType
 from tests.startd.startdport import JOB, TOTAL, guessed, port, state
 
 ON_A_CLAIM = (
@@ -32,7 +34,7 @@ async def test_a_guessed_id_claims_no_slot() -> None:
     async with port() as here:
         before = state(here)
         with pytest.raises((PeerFault, Refused)):
-            await here.say(Command.REQUEST_CLAIM, guessed(here.slots.current), here.slots.current.text, JOB, "", 10)
+            await here.say(Command.REQUEST_CLAIM, guessed(here.slot.current), here.slot.current.text, JOB, "", 10)
         assert state(here) == before
 
 
@@ -63,7 +65,7 @@ async def test_a_released_claim_takes_no_job_any_more() -> None:
         with trio.fail_after(5):
             while here.slots.held:
                 await here.claims.wait_change()
-        assert here.slots.free == TOTAL
+        assert here.slot.free == TOTAL
         reader = await here.say(Command.ACTIVATE_CLAIM, held.claim_id, held.claim_id.text, 2, JOB)
         assert reader is not None
         assert reader.int() == 0
@@ -83,7 +85,7 @@ async def test_who_has_no_claim_may_only_ask(command: Command) -> None:
             await asked.put(parse_old('MyType = "Query"\n'))
             reader = await asked.get()
             assert reader.int() == 1
-            assert here.slots.current.secret not in str(reader.ad())
+            assert here.slot.current.secret not in str(reader.ad())
         assert state(here) == before
 
 
@@ -97,3 +99,51 @@ async def test_nonsense_on_a_claims_session_ends_its_connection_only() -> None:
                     await here.say(command, held.claim_id, item)
         assert state(here) == before
         await here.claim()
+
+
+async def test_a_static_slot_is_claimed_whole_once_and_its_next_claim_has_another_id() -> None:
+    async with port(types=[SlotType(1, "cpus=2", 2, partitionable=False)]) as here:
+        first, second = here.slots.own
+        presented, other = first.current, second.current
+        wants = parse_old(str_of(JOB) + "_condor_SEND_LEFTOVERS = true\n_condor_SEND_CLAIMED_AD = true\n")
+        reader = await here.say(Command.REQUEST_CLAIM, presented, presented.text, wants, "", 10)
+        assert reader is not None
+        assert (reader.int(), reader.string()) == (int(ClaimReply.SLOT_AD), presented.text)
+        ad = reader.ad()
+        assert (ad["Name"], ad["SlotType"], ad["State"], ad["Cpus"]) == (first.name, "Static", "Claimed", 2)
+        assert reader.int() == 1, "nothing is left over of a static slot"
+        held = here.slots.held[presented.session_id]
+        assert held.name == first.name
+        assert held.resources == first.plan.resources
+
+        before = state(here)
+        for used in (presented, first.current):
+            reader = await here.say(Command.REQUEST_CLAIM, used, used.text, JOB, "", 10)
+            assert reader is not None
+            assert reader.int() == 0, "it has a claim"
+        assert state(here) == before
+
+        await here.say(Command.RELEASE_CLAIM, presented, presented.text, answer=False)
+        with trio.fail_after(5):
+            while here.slots.held:
+                await here.claims.wait_change()
+        assert first.current.session_id not in (presented.session_id, other.session_id)
+        assert first.free == first.plan.resources
+        reader = await here.say(Command.REQUEST_CLAIM, first.current, first.current.text, JOB, "", 10)
+        assert reader is not None
+        assert reader.int() == 1
+
+
+async def test_several_partitionable_slots_are_carved_apart() -> None:
+    async with port(types=[SlotType(1, "50%", 2, partitionable=True)]) as here:
+        first, second = here.slots.own
+        reader = await here.say(Command.REQUEST_CLAIM, second.current, second.current.text, JOB, "", 10)
+        assert reader is not None
+        assert reader.int() == 1
+        assert [held.name for held in here.slots.held.values()] == ["slot2_1@node"]
+        assert first.free == first.plan.resources
+        assert second.free.cpus == second.plan.resources.cpus - 1
+
+
+def str_of(ad: ClassAd) -> str:
+    return "".join(f"{line}\n" for line in to_wire(ad))

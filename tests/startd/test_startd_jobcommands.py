@@ -159,7 +159,7 @@ async def test_an_owners_session_is_good_for_nothing_else() -> None:
 async def test_nobody_else_reaches_the_starter(command: Command) -> None:
     async with running() as (here, held, starter):
         session = await owner(here, held)
-        for wrong in (guessed(session), held.claim_id, here.slots.current):
+        for wrong in (guessed(session), held.claim_id, here.slot.current):
             with pytest.raises((Refused, PeerFault)):
                 await here.say(command, wrong, JOB)
         with pytest.raises((Refused, PeerFault)):

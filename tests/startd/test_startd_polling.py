@@ -28,7 +28,7 @@ async def watched(knobs: Mapping[str, str]) -> AsyncIterator[tuple[Pilot, Held, 
     """A port with one busy claim; nothing is looked at but by the test."""
     async with running() as (here, held, starter):
         here.claims.settings = from_values(dict(knobs), source=None)
-        watch = PolicyWatch(here.claims, here.dslot_ad, LOG)
+        watch = PolicyWatch(here.claims, here.held_ad, LOG)
         here.claims.ending, here.claims.usage_seen = watch.ending, watch.look
         yield Pilot(here, starter), held, watch
 
@@ -68,14 +68,14 @@ async def test_usage_beyond_the_slots_ends_in_a_hold() -> None:
         await at.starter_says(usage(500))
         assert await at.starter_hears() == m.HoldJob(True, 102, "used 500 MB")
         assert held.life.shown == "closing"
-        assert at.port.dslot_ad(held)["Activity"] == "Vacating"
+        assert at.port.held_ad(held)["Activity"] == "Vacating"
 
 
 async def test_preempt_kills_at_once_where_no_vacate_is_wanted() -> None:
     async with watched({"PREEMPT": "NumPids > 7", "WANT_VACATE": "False"}) as (at, held, _watch):
         await at.starter_says("[NumPids = 8]")
         assert await at.starter_hears() == m.Deactivate("fast", "PREEMPT is true", 1011)
-        assert at.port.dslot_ad(held)["State"] == "Preempting"
+        assert at.port.held_ad(held)["State"] == "Preempting"
 
 
 async def test_a_job_is_suspended_and_goes_on_by_policy() -> None:
@@ -83,7 +83,7 @@ async def test_a_job_is_suspended_and_goes_on_by_policy() -> None:
     async with watched(knobs) as (at, held, watch):
         await at.starter_says("[NumPids = 1]")
         assert await at.starter_hears() == m.SuspendJob()
-        ad = at.port.dslot_ad(held)
+        ad = at.port.held_ad(held)
         assert (ad["State"], ad["Activity"]) == ("Claimed", "Suspended")
         await at.starter_says("[NumPids = 2]")
         assert await at.starter_hears() == m.ContinueJob()
@@ -101,7 +101,7 @@ async def test_retirement_comes_before_the_end() -> None:
         assert held.life.state is State.RETIRING
         watch.look(held)
         assert held.life.number == 18
-        assert at.port.dslot_ad(held)["Activity"] == "Retiring"
+        assert at.port.held_ad(held)["Activity"] == "Retiring"
 
 
 @pytest.mark.parametrize(("start", "words"), [("TARGET.x", "undefined"), ("1/0", "an error"), ("false", "false")])
@@ -109,13 +109,13 @@ async def test_a_start_that_is_not_true_refuses_and_says_why(
     start: str, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with port(start=start) as at:
-        before = at.slots.free, at.slots.current.text
+        before = at.slot.free, at.slot.current.text
         caplog.set_level(logging.INFO)
-        presented = at.slots.current
+        presented = at.slot.current
         answer = await at.say(Command.REQUEST_CLAIM, presented, presented.text, JOB, "", 10)
         assert answer is not None
         assert answer.int() == 0
-        assert (at.slots.free, at.slots.current.text) == before
+        assert (at.slot.free, at.slot.current.text) == before
         assert f"Start of the slot is {words}" in caplog.text
 
 
@@ -123,5 +123,5 @@ async def test_an_idle_claim_ends_when_the_owner_comes() -> None:
     async with port() as at:
         at.claims.settings = from_values({"IS_OWNER": "True"}, source=None)
         held = await at.claim()
-        PolicyWatch(at.claims, at.dslot_ad, LOG).look(held)
+        PolicyWatch(at.claims, at.held_ad, LOG).look(held)
         assert held.life.state is State.GONE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import attrs
 import pytest
@@ -13,9 +14,11 @@ from classad2 import ClassAd, ExprTree
 from cedar.classads import evaluate, matches
 from cedar.sessions import SessionTable
 from startd.advertise import collector_addresses
-from startd.held import Requester, Slots
-from startd.resources import DoesNotFit, Resources, requested
-from startd.slotads import Machine, private_ad, public_ad, start_expression
+from startd.held import Held, Requester, Slots
+from startd.resources import DoesNotFit, Resources, Rounding, requested
+from startd.slotads import Machine, SlotState, private_ad, public_ad, start_expression
+from startd.slottypes import plan
+from tests.startd.startdport import ONE_SLOT
 
 TOTAL = Resources(4, 4000, 100_000)
 ADDRESS = "<127.0.0.1:4242?noUDP>"
@@ -32,7 +35,11 @@ def machine(**changes: object) -> Machine:
 
 
 def slots(cores: tuple[int, ...] = ()) -> Slots:
-    return Slots("node", ADDRESS, 1_700_000_000, SessionTable(), TOTAL, free=TOTAL, cores=cores)
+    return slots_of(TOTAL, cores)
+
+
+def slots_of(total: Resources, cores: tuple[int, ...] = ()) -> Slots:
+    return Slots("node", ADDRESS, 1_700_000_000, SessionTable(), plan([ONE_SLOT], total), cores=cores)
 
 
 def job(**attributes: object) -> ClassAd:
@@ -43,14 +50,23 @@ def job(**attributes: object) -> ClassAd:
     return ad
 
 
+def slot_state(pool: Slots | None = None, **changes: Any) -> SlotState:
+    made = pool or slots()
+    return made.state(made.first, **{"refused_users": (), "draining": False, "trouble": "", **changes})
+
+
+def carve(pool: Slots, resources: Resources) -> Held:
+    return pool.carve(pool.first, resources, NOBODY)
+
+
 def pslot_ad(**changes: object) -> ClassAd:
-    state = slots().state(refused_users=(), draining=False, trouble="", entered_at=1)
+    state = slot_state()
     return public_ad(machine(**changes), state, now=2, sequence=3)
 
 
 def test_sizes_are_rounded_up_where_that_still_fits() -> None:
-    assert requested(job(RequestMemory=100, RequestDisk=10), TOTAL) == Resources(1, 128, 1024)
-    assert requested(job(RequestMemory=3999), TOTAL) == Resources(1, 3999, 1024)
+    assert requested(job(RequestMemory=100, RequestDisk=10), ClassAd(), TOTAL, Rounding()) == Resources(1, 128, 1024)
+    assert requested(job(RequestMemory=3999), ClassAd(), TOTAL, Rounding()) == Resources(1, 3999, 1024)
 
 
 @pytest.mark.parametrize(
@@ -58,27 +74,27 @@ def test_sizes_are_rounded_up_where_that_still_fits() -> None:
 )
 def test_what_does_not_fit_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(DoesNotFit):
-        requested(job(**wrong), TOTAL)
+        requested(job(**wrong), ClassAd(), TOTAL, Rounding())
 
 
 async def test_carving_moves_the_claim_id_and_mints_a_registered_one() -> None:
     pool = slots()
-    before = pool.current
-    held = pool.carve(Resources(1, 128, 1024), NOBODY)
+    before = pool.first.current
+    held = carve(pool, Resources(1, 128, 1024))
     assert held.claim_id is before
-    assert pool.current.session_id != before.session_id
-    assert pool.sessions.get(pool.current.session_id, trio.current_time()) is not None
-    assert pool.free == TOTAL - held.resources
+    assert pool.first.current.session_id != before.session_id
+    assert pool.sessions.get(pool.first.current.session_id, trio.current_time()) is not None
+    assert pool.first.free == TOTAL - held.resources
     pool.give_back(held, broken=False)
-    assert pool.free == TOTAL
+    assert pool.first.free == TOTAL
     assert pool.sessions.get(before.session_id, trio.current_time()) is not None, "a last command may be in flight"
 
 
 async def test_a_broken_slots_resources_are_withheld() -> None:
     pool = slots()
-    pool.give_back(pool.carve(Resources(1, 128, 1024), NOBODY), broken=True)
-    assert pool.free + pool.withheld == TOTAL
-    assert pool.withheld == Resources(1, 128, 1024)
+    pool.give_back(carve(pool, Resources(1, 128, 1024)), broken=True)
+    assert pool.first.free + pool.first.withheld == TOTAL
+    assert pool.first.withheld == Resources(1, 128, 1024)
 
 
 async def test_a_job_matches_and_the_slot_matches_it() -> None:
@@ -96,7 +112,7 @@ async def test_under_glexec_a_job_without_proxy_does_not_match() -> None:
 
 
 async def test_a_user_whom_the_site_refused_does_not_match_here() -> None:
-    state = slots().state(refused_users=('/CN=Mallory "x" \\', "/CN=Bob"), draining=False, trouble="", entered_at=1)
+    state = slot_state(refused_users=('/CN=Mallory "x" \\', "/CN=Bob"))
     ad = public_ad(machine(), state, now=2, sequence=3)
     assert not matches(ad, job(x509userproxysubject="/CN=Bob"))
     assert not matches(ad, job(x509userproxysubject='/CN=Mallory "x" \\'))
@@ -104,7 +120,7 @@ async def test_a_user_whom_the_site_refused_does_not_match_here() -> None:
 
 
 async def test_a_site_that_is_down_matches_nobody_and_the_ad_says_why() -> None:
-    state = slots().state(refused_users=(), draining=False, trouble="", entered_at=1, switch_down='503 "try later" \\')
+    state = slot_state(switch_down='503 "try later" \\')
     ad = public_ad(machine(), state, now=2, sequence=3)
     assert not matches(ad, job())
     assert ad["SailplaneSwitchDown"] == '503 "try later" \\'
@@ -116,16 +132,14 @@ async def test_a_site_that_is_down_matches_nobody_and_the_ad_says_why() -> None:
 )
 async def test_what_becomes_of_a_jobs_account_is_advertised(isolates: bool, needs_proxy: bool, words: str) -> None:
     given = machine(switch_isolates=isolates, needs_proxy=needs_proxy, degraded=("hidepid", "nosuid"))
-    state = slots().state(refused_users=(), draining=False, trouble="", entered_at=1)
+    state = slot_state()
     ad = public_ad(given, state, now=2, sequence=3)
     assert ad["SailplaneIsolation"] == words
     assert ad["SailplaneDegraded"] == "hidepid,nosuid"
 
 
 async def test_at_a_shared_account_nobody_follows_the_first_user() -> None:
-    state = attrs.evolve(
-        slots().state(refused_users=(), draining=False, trouble="", entered_at=1), only_user='al"ice@x'
-    )
+    state = attrs.evolve(slot_state(), only_user='al"ice@x')
     ad = public_ad(machine(), state, now=2, sequence=3)
     assert matches(ad, job(User='al"ice@x'))
     assert not matches(ad, job(User="bob@x"))
@@ -133,15 +147,15 @@ async def test_at_a_shared_account_nobody_follows_the_first_user() -> None:
 
 
 async def test_draining_takes_nothing() -> None:
-    state = slots().state(refused_users=(), draining=True, trouble="", entered_at=1)
+    state = slot_state(draining=True)
     assert start_expression(machine(), state).endswith("&& false")
     assert public_ad(machine(), state, now=2, sequence=3)["State"] == "Drained"
 
 
 async def test_the_claim_id_is_in_the_private_ad_only() -> None:
     pool = slots()
-    held = pool.carve(Resources(1, 128, 1024), NOBODY)
-    for state in (pool.state(refused_users=(), draining=False, trouble="", entered_at=1), held.slot_state(1, False)):
+    held = carve(pool, Resources(1, 128, 1024))
+    for state in (slot_state(pool), held.slot_state(False)):
         ad = public_ad(machine(), state, now=2, sequence=3)
         assert state.claim.secret not in str(ad)
         private = private_ad(ad, state.claim)
@@ -179,21 +193,19 @@ def test_what_the_host_does_not_give_is_advertised() -> None:
 
 async def test_each_slot_is_bound_to_cores_of_its_own() -> None:
     made = slots(cores=(0, 2, 4))
-    first, second = made.carve(Resources(2, 1, 1), NOBODY), made.carve(Resources(1, 1, 1), NOBODY)
+    first, second = carve(made, Resources(2, 1, 1)), carve(made, Resources(1, 1, 1))
     assert (first.cores, second.cores) == ((0, 2), (4,))
-    assert made.carve(Resources(1, 1, 1), NOBODY).cores == ()
+    assert carve(made, Resources(1, 1, 1)).cores == ()
     made.give_back(first, broken=False)
-    assert made.carve(Resources(1, 1, 1), NOBODY).cores == (0,)
+    assert carve(made, Resources(1, 1, 1)).cores == (0,)
 
 
 async def test_without_the_knob_no_slot_is_bound() -> None:
-    assert slots().carve(Resources(2, 1, 1), NOBODY).cores == ()
+    assert carve(slots(), Resources(2, 1, 1)).cores == ()
 
 
 def test_what_jobs_left_elsewhere_is_told() -> None:
-    state = slots().state(
-        refused_users=(), draining=False, trouble="", entered_at=1, left_elsewhere='2 things "x" \n of the job\'s'
-    )
+    state = slot_state(left_elsewhere='2 things "x" \n of the job\'s')
     ad = public_ad(machine(), state, now=2, sequence=3)
     assert "2 things" in str(ad["SailplaneLeftElsewhere"])
     assert "SailplaneLeftElsewhere" not in pslot_ad()
@@ -206,7 +218,7 @@ def test_attributes_of_the_settings_stand_in_the_ad_and_serve_in_its_expressions
 
 
 def test_a_retiring_pilot_takes_nothing_and_says_why() -> None:
-    state = slots().state(refused_users=(), draining=False, trouble="", entered_at=1, retiring="it is time")
+    state = slot_state(retiring="it is time")
     ad = public_ad(machine(), state, now=2, sequence=3)
     assert not matches(ad, job())
     assert evaluate(ad, "SailplaneRetiring") == "it is time"

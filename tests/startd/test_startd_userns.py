@@ -21,7 +21,7 @@ from startd.slotads import start_expression
 from startd.validate import Unusable, validate
 from tests.jobwrapper.accounts_at_work import as_account
 from tests.jobwrapper.farsides import WRAPPER
-from tests.startd.test_startd_slots import slots
+from tests.startd.test_startd_slots import slot_state
 
 needs_userns = pytest.mark.needs_userns(in_place=True)
 
@@ -29,7 +29,7 @@ needs_userns = pytest.mark.needs_userns(in_place=True)
 def test_it_is_advertised_as_isolating_and_serves_jobs_without_a_proxy() -> None:
     machine = describe(Settings(), UsernsSwitch(), "<127.0.0.1:1>", Resources(1, 100, 100), Validation("userns", ()))
     assert (machine.switch, machine.switch_isolates, machine.needs_proxy) == ("userns", True, False)
-    state = slots().state(refused_users=(), draining=False, trouble="", entered_at=1)
+    state = slot_state()
     assert "x509userproxysubject" not in start_expression(machine, state)
 
 
