@@ -110,7 +110,6 @@ class Queue:
                 f"{path} has schema {version}, this pool reads {SCHEMA_VERSION}; use the matching version of sailplane"
             )
         self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
         if version == 0:
             self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
 
@@ -118,7 +117,10 @@ class Queue:
         self._db.close()
 
     @contextmanager
-    def _change(self) -> Iterator[sqlite3.Connection]:
+    def _change(self, *, at_once: bool = True) -> Iterator[sqlite3.Connection]:
+        """One transaction, on the disk at its end. Not ``at_once``: with the next one that is; until then only the
+        host's end can undo it, not the pool's."""
+        self._db.execute(f"PRAGMA synchronous={'FULL' if at_once else 'NORMAL'}")
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield self._db
@@ -286,7 +288,8 @@ class Queue:
         return running, Run(number, job.id, startd, slot, claim_public, now)
 
     def note_run(self, number: int, *, executing_at: float | None = None, pid: int | None = None) -> None:
-        with self._change() as db:
+        """When a run began to execute, and as which process; nobody goes by it after the host's end."""
+        with self._change(at_once=False) as db:
             db.execute(
                 "UPDATE runs SET executing_at=coalesce(executing_at, ?), pid=coalesce(?, pid) WHERE number=?",
                 (executing_at, pid, number),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import trio
@@ -123,7 +123,8 @@ def _copy(source: int, target: int, limit_bytes: int) -> int:
 
 
 async def write(target: Path, chunks: AsyncIterator[bytes]) -> int:
-    """Write what arrives into a new file and sync it. Raises SpoolTrouble; the chunks are then not all consumed."""
+    """Write what arrives into a new file; `sync_files` makes it last. Raises SpoolTrouble; the chunks are then not all
+    consumed."""
     done = 0
     try:
         fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -134,12 +135,25 @@ async def write(target: Path, chunks: AsyncIterator[bytes]) -> int:
                 while view:
                     view = view[os.write(fd, view) :]
                 done += len(chunk)
-            await trio.to_thread.run_sync(os.fsync, fd)
         finally:
             os.close(fd)
     except OSError as error:
         raise SpoolTrouble(f"the pool cannot store a file: {error.strerror}", full=error.errno == 28) from error
     return done
+
+
+def sync_files(directory: Path, keys: Sequence[int]) -> None:
+    """Files of a directory, and itself. Blocks. Raises SpoolTrouble."""
+    try:
+        for key in keys:
+            fd = os.open(directory / str(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        sync_directory(directory)
+    except OSError as error:
+        raise SpoolTrouble(f"the pool cannot store a file: {error.strerror}", full=error.errno == 28) from error
 
 
 async def read(path: Path) -> AsyncIterator[bytes]:

@@ -26,7 +26,7 @@ from pilot import credentials
 from pool.claims import SESSION_AFTERLIFE_S
 from pool.jobad import BadJob, check_relative, url_name
 from pool.model import Checkpoint, Entry, OutputFile
-from pool.spool import Spool, SpoolTrouble, read, sync_directory, write
+from pool.spool import Spool, SpoolTrouble, read, sync_directory, sync_files, write
 
 # How long a delegated proxy may live beyond ours: never; and at most this (DELEGATE_JOB_GSI_CREDENTIALS_LIFETIME).
 PROXY_LIFETIME_S = 86400
@@ -34,6 +34,10 @@ PROXY_LIFETIME_S = 86400
 UNUSABLE_PROXY = "CREDENTIAL"
 CANNOT_STORE = 12  # on the wire: the action that failed (4.5)
 EPERM, EIO, ENOSPC = 1, 5, 28
+
+
+# Given the directory, the names there and the next number: (name, size, number) of what comes beside the output.
+Beside = Callable[[Path, set[str], int], list[tuple[str, int, int]]]
 
 
 def proxy_signer(
@@ -75,8 +79,7 @@ class Transfer:
     checkpoint: Checkpoint | None = None
     on_checkpoint: Callable[[Checkpoint], None] = lambda checkpoint: None
     key: str = field(factory=lambda: secrets.token_hex(32), repr=False)
-    # given the directory, the names there and the next number: (name, size, number) of what comes beside the output
-    beside: Callable[[Path, set[str], int], list[tuple[str, int, int]]] | None = None
+    beside: Beside | None = None
     input_sent: bool = False
     outputs: list[OutputFile] | None = None
     _busy: dict[int, trio.Event] = field(factory=dict)
@@ -121,7 +124,8 @@ class Transfer:
     async def receive(self, request: Request) -> None:
         """61001: the execution point sends; a second time replaces what the first brought. What is not final is what
         the job is started again from: a checkpoint, or its files at an eviction."""
-        await trio.to_thread.run_sync(self.spool.remove_outputs, self.cluster, self.run)
+        if self.spool.outputs(self.cluster, self.run).exists():
+            await trio.to_thread.run_sync(self.spool.remove_outputs, self.cluster, self.run)
         directory = self.spool.make_outputs(self.cluster, self.run)
         self.outputs = None
         sink = _Sink(directory)
@@ -131,15 +135,17 @@ class Transfer:
         )
         if own.ok and peer.ok and stated == [True]:
             if self.beside is not None:
-                names = {file.name for file in sink.files}
-                for name, size, number in self.beside(directory, names, len(sink.files)):
-                    sink.files.append(OutputFile(name, 0o644, size, number))
-            await trio.to_thread.run_sync(sync_directory, directory)
+                await self._add_beside(self.beside, directory, sink.files)
             self.outputs = sink.files
             self.on_output()
         elif own.ok and peer.ok and stated == [False]:
-            await trio.to_thread.run_sync(sync_directory, directory)
             await self._keep(directory, tuple(sink.files))
+
+    async def _add_beside(self, beside: Beside, directory: Path, files: list[OutputFile]) -> None:
+        more = beside(directory, {file.name for file in files}, len(files))
+        files += [OutputFile(name, 0o644, size, number) for name, size, number in more]
+        if more:
+            await trio.to_thread.run_sync(sync_directory, directory)
 
     async def _keep(self, directory: Path, files: tuple[OutputFile, ...]) -> None:
         before = self.checkpoint
@@ -193,13 +199,19 @@ class _Sink:
         try:
             stored = await write(self.place / str(key), chunks)
         except SpoolTrouble as trouble:
-            raise filetransfer.StoreFailed(CANNOT_STORE, ENOSPC if trouble.full else EIO, str(trouble)) from trouble
+            raise _not_stored(trouble) from trouble
         self.files.append(OutputFile(name, mode & 0o777 or 0o644, stored, key))
 
     async def url(self, name: str, url: str) -> None:
         raise PeerFault("state", "an execution point names no URLs to the pool")
 
     async def finish(self) -> Mapping[str, int | str]:
+        """All of it is on the disk before it is acknowledged: one wait for many small files, not one for each."""
+        keys = [file.key for file in self.files if file.key is not None]
+        try:
+            await trio.to_thread.run_sync(sync_files, self.place, keys)
+        except SpoolTrouble as trouble:
+            raise _not_stored(trouble) from trouble
         return {}
 
     async def proxy(self, name: str, exchange: Callable[[bytes], Awaitable[bytes]]) -> None:
@@ -218,6 +230,10 @@ class _Sink:
         if parent and self._names.get(parent) is not True:
             raise filetransfer.StoreFailed(CANNOT_STORE, EPERM, f"{name!r} comes before its directory")
         self._names[name] = is_directory
+
+
+def _not_stored(trouble: SpoolTrouble) -> filetransfer.StoreFailed:
+    return filetransfer.StoreFailed(CANNOT_STORE, ENOSPC if trouble.full else EIO, str(trouble))
 
 
 class TransferServer:

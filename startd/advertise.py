@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import random
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from startd.slotads import invalidation
 
 # Changes that come closer together than this go out in one update.
 COALESCE_S = 0.02
+# Many slots with short jobs change all the time: of a core their ads take a twenty-fifth, the collector's work about as
+# much again. So long a wait at most.
+PAUSE_PER_CPU, LONGEST_PAUSE_S = 25.0, 1.0
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.2, 60.0
 GOODBYE_WITHIN_S = 3.0
 # A collector that does not take an update for so long is as good as away.
@@ -58,6 +62,11 @@ def collector_addresses(text: str | None) -> list[Sinful]:
 def _methods(tokens_dir: Path) -> tuple[str, ...]:
     """A token where there is one: a server that prefers FS would take us for our account otherwise."""
     return ("TOKEN",) if tokens_dir.is_dir() and any(tokens_dir.iterdir()) else ("FS",)
+
+
+def rest_s(cpu_s: float) -> float:
+    """How long after an update that took so much of the processor the next one waits."""
+    return min(PAUSE_PER_CPU * cpu_s, LONGEST_PAUSE_S)
 
 
 @attrs.define
@@ -110,13 +119,15 @@ class Advertiser:
         first = True
         while True:
             self._changed = trio.Event()
+            begun_s = time.thread_time()
             with trio.fail_after(SEND_WITHIN_S):
                 await self._send_all(self._stream, first)
+            not_before_s = trio.current_time() + rest_s(time.thread_time() - begun_s)
             first = False
             self.advertised.set()
             with trio.move_on_after(self.interval_s):
                 await self._changed.wait()
-            await trio.sleep(COALESCE_S)
+            await trio.sleep(max(COALESCE_S, not_before_s - trio.current_time()))
 
     async def _dial(self) -> CedarStream:
         security = Negotiate(tokens_dir=self.tokens_dir, methods=_methods(self.tokens_dir))

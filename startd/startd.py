@@ -388,7 +388,13 @@ class Startd:
                     fast = decision.wish is lifetime.Wish.END_FAST
                     self._shut_down(decision.reason, fast=fast, status=EXIT_END_OF_LIFE)
             with trio.move_on_after(lifetime.LOOK_EVERY_S):
-                await self._claims.wait_change()
+                await self._claims_come_or_go()
+
+    async def _claims_come_or_go(self) -> None:
+        """Not what becomes of their jobs, which changes many times a second."""
+        claims = len(self._slots.held)
+        while len(self._slots.held) == claims and not self._claims.draining:
+            await self._claims.wait_change()
 
     def _life_limits(self) -> lifetime.Limits:
         settings = self.settings

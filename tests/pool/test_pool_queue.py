@@ -62,6 +62,19 @@ def test_a_cluster_with_jobs_is_not_forgotten(queue: Queue) -> None:
     assert queue.active_jobs() == jobs
 
 
+def test_only_what_nobody_goes_by_later_does_not_wait_for_the_disk(queue: Queue) -> None:
+    def synchronous() -> int:
+        return int(queue._db.execute("PRAGMA synchronous").fetchone()[0])
+
+    job, _ = two_jobs(queue)
+    _, run = queue.start_run(job, startd="x", slot="s", claim_public="c", claim_id="i", now=1.0)
+    assert synchronous() == 2
+    queue.note_run(run.number, executing_at=2.0)
+    assert synchronous() == 1
+    queue.update(job)
+    assert synchronous() == 2
+
+
 def test_every_run_stays_in_the_history(queue: Queue) -> None:
     job, _ = two_jobs(queue)
     claim = SavedClaim("secret", "slot1@x", "<a:1>", 60.0, None)
