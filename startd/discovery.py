@@ -16,6 +16,7 @@ from pilot.knobs import SettingsError
 from pilot.quoting import split_v1, split_v2
 from pilot.settings import Settings
 from startd.inventory import Found, Source, by_answer, by_nvidia_smi, by_value, sources
+from starter.devices import templates
 
 # GPU discovery loads the driver, which can take many seconds on a cold node.
 ANSWER_WITHIN_S = 60.0
@@ -30,6 +31,7 @@ async def discover(settings: Settings, log: logging.LoggerAdapter[logging.Logger
     Raises:
         SettingsError: which knob, its value, and what came of it.
     """
+    templates(settings)  # a starter is too late to find out
     said = sources(settings)
     found = [await _inventory(source) if source.is_command else by_value(source) for source in said]
     if all(each.name != "GPUs" for each in found) and settings.startd_detect_gpus.lower() not in _OFF:

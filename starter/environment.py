@@ -33,7 +33,7 @@ class Surroundings:
 
     family: for a job at the pilot's own account, so that procd tells it from other jobs there when its starter died.
     threads: names of variables that limit threads, set to ``cpus`` where the job does not set them.
-    assigned: devices by resource name, as {"GPUs": "GPU-1234"}.
+    devices: variables that name the job's devices.
     """
 
     sandbox: str
@@ -46,7 +46,7 @@ class Surroundings:
     chirp_prefix: str = ""
     wrapped: bool = False
     threads: tuple[str, ...] = ()
-    assigned: Mapping[str, str] = attrs.field(factory=dict)
+    devices: Mapping[str, str] = attrs.field(factory=dict)
     site: Mapping[str, str] = attrs.field(factory=dict)
     family: str | None = None
 
@@ -102,7 +102,7 @@ def _starter(job: Description, around: Surroundings) -> dict[str, str]:
         "_CONDOR_MACHINE_AD": around.path(MACHINE_AD_NAME),
         "_CONDOR_JOB_PIDS": "",  # as stock: nobody knows the job's pid before the job runs
     }
-    environment |= {f"_CONDOR_Assigned{name}": value for name, value in around.assigned.items()}
+    environment |= around.devices
     if around.chirp:
         environment["_CONDOR_CHIRP_CONFIG"] = around.path(CHIRP_CONFIG_NAME)
         environment["_CHIRP_DELAYED_UPDATE_PREFIX"] = around.chirp_prefix

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 import trio
 from classad2 import ClassAd, ExprTree
 
-from cedar.classads import evaluate, get_str
+from cedar.classads import evaluate
 from cedar.commands import HoldCode
 from pilot.switch import Outcome, Running
-from starter import ahead, keptfiles, updates
+from starter import ahead, devices, keptfiles, updates
 from starter.checkpoint import is_checkpoint
 from starter.description import UPDATE_AD_NAME, WRAPPER_FAILURE_NAME, Around, Deferral
 from starter.environment import (
@@ -202,17 +202,10 @@ def surroundings(work: Work) -> Surroundings:
         chirp_prefix=settings.chirp_delayed_update_prefix,
         wrapped=settings.user_job_wrapper is not None,
         threads=tuple(settings.starter_num_threads_env_vars.replace(",", " ").split()),
-        assigned=assigned_devices(ClassAd(work.activation.slot_ad)),
+        devices=devices.variables(ClassAd(work.activation.slot_ad), settings),
         site=dict(settings.starter_job_environment),
         family=None if work.switch.isolates else work.family,
     )
-
-
-def assigned_devices(slot_ad: ClassAd) -> dict[str, str]:
-    """Assigned<Resource> of the slot, for each of its MachineResources."""
-    names = get_str(slot_ad, "MachineResources", "").split()
-    found = {name: get_str(slot_ad, f"Assigned{name}", "") for name in names}
-    return {name: value for name, value in found.items() if value}
 
 
 def job_environment(work: Work) -> dict[str, str]:

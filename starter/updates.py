@@ -8,6 +8,7 @@ import signal
 
 from classad2 import ClassAd, ExprTree
 
+from cedar.classads import get_int, get_str, set_str
 from cedar.commands import HoldSubcode, condor_version_text
 from pilot.credentials import Credential
 from procd.messages import Usage
@@ -17,6 +18,8 @@ from starter.verdict import Hold, Killed, Requeue, Verdict
 
 # A hold reason longer than this says no more to a person, and ads are limited (wire reference 4.5).
 MAX_REASON_LENGTH = 1_024
+# What every slot has.
+RESOURCES = "Cpus Memory Disk"
 # Stock: 3 times without an update and the shadow gives up (T23); we promise the interval of our own updates.
 NO_PROMISE = -1
 
@@ -35,7 +38,8 @@ def starter_info(activation: Activation, sandbox: str, uid_domain: str, *, recon
     ad["Cpus"] = activation.cpus
     ad["Memory"] = activation.memory_mb
     ad["Disk"] = activation.disk_kb
-    ad["MachineResources"] = "Cpus Memory Disk"
+    ad["MachineResources"] = RESOURCES
+    ad.update(_custom(activation, ""))
     return ad
 
 
@@ -45,9 +49,29 @@ def provisioned(activation: Activation) -> ClassAd:
     ad["CpusProvisioned"] = activation.cpus
     ad["MemoryProvisioned"] = activation.memory_mb
     ad["DiskProvisioned"] = activation.disk_kb
-    ad["ProvisionedResources"] = "Cpus Memory Disk"
+    ad["ProvisionedResources"] = RESOURCES
+    custom = _custom(activation, "Provisioned")
+    if custom:
+        ad.update(custom)
+        ad["ProvisionedResources"] = ad["MachineResources"]
+        del ad["MachineResources"]
     ad["_condor_JOBINFO_MAXINTERVAL"] = NO_PROMISE
     return ad
+
+
+def _custom(activation: Activation, suffix: str) -> ClassAd:
+    """Of GPUs and the like: how many, which, and the names of all resources; empty where the machine has none."""
+    found = ClassAd()
+    slot = ClassAd(activation.slot_ad) if activation.slot_ad else found
+    names = get_str(slot, "MachineResources", RESOURCES)
+    for name in names.split():
+        if name in RESOURCES.split():
+            continue
+        found["MachineResources"] = names
+        found[f"{name}{suffix}"] = get_int(slot, name, 0)
+        if (assigned := get_str(slot, f"Assigned{name}", "")) and suffix:
+            set_str(found, f"Assigned{name}", assigned)
+    return found
 
 
 def running(usage: Usage, *, suspended: bool, address: str) -> ClassAd:

@@ -72,7 +72,8 @@ def test_the_scratch_marker_is_the_sandbox_in_values_and_arguments() -> None:
 
 def test_what_is_there_is_named() -> None:
     around = attrs.evolve(
-        AROUND, proxy=True, tokens=True, chirp=True, chirp_prefix="Chirp*", wrapped=True, assigned={"GPUs": "G-1"},
+        AROUND, proxy=True, tokens=True, chirp=True, chirp_prefix="Chirp*", wrapped=True,
+        devices={"_CONDOR_AssignedGPUs": "G-1"},
         family="act-7",
     )  # fmt: skip
     found = launch_environment(job("X509_USER_PROXY=/mine SAILPLANE_FAMILY=x", x509userproxy="/tmp/x509up_u1"), around)

@@ -126,11 +126,6 @@ def test_why_a_job_did_not_start(step: str, wrapper: str, kind: Any, code: int) 
     assert "No such file" in verdict.text
 
 
-def test_devices_of_the_slot() -> None:
-    ad = ClassAd({"MachineResources": "Cpus GPUs Disk", "AssignedGPUs": "GPU-1,GPU-2"})
-    assert launching.assigned_devices(ad) == {"GPUs": "GPU-1,GPU-2"}
-
-
 @pytest.mark.parametrize(
     ("version", "nested"),
     [
