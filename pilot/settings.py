@@ -221,7 +221,7 @@ class Settings:
         "5", seconds(0.1), "Time between two looks at these policies; each update of a job's usage is one, too."
     )
     match_timeout: float = knob(
-        "120", seconds(1), "Time that a slot stays Matched for a schedd that does not come to claim it."
+        "120", seconds(0.1), "Time that a slot stays Matched for a schedd that does not come to claim it."
     )
     startd_attrs: tuple[str, ...] = knob(
         "",

@@ -156,11 +156,26 @@ class Claims:
             case life.TellSchedd():
                 self.nursery.start_soon(self._tell_schedd, held.claim_id, held.requester)
             case life.Destroy(broken=broken):
+                if self._heir(held, broken=broken):
+                    return
                 self.slots.give_back(held, broken=broken)
                 if broken:
                     self.trouble = f"{held.name} left something behind; its resources are withheld"
                 if held.dynamic_id is not None:
                     self.destroyed(held.name)
+
+    def _heir(self, held: Held, *, broken: bool) -> bool:
+        """Whether a claim that waited for this one's end has its slot now."""
+        waiting, held.waiting = held.waiting, None
+        if waiting is None:
+            return False
+        if broken or not self.takes_jobs:
+            waiting.end(None)
+            return False
+        heir = self.slots.hand_over(held, waiting)
+        self.log.info("claim %s has waited for %s, and has it", heir.claim_id.public, heir.name)
+        waiting.end(heir)
+        return True
 
     def tell(self, held: Held, message: object) -> None:
         """Send a message to the claim's starter, if it has one."""

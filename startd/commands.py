@@ -5,6 +5,7 @@ Whoever comes on a claim's session knows its secret. The claim id in the payload
 
 from __future__ import annotations
 
+import hmac
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
@@ -24,8 +25,10 @@ from cedar.sinful import Sinful
 from startd import policy
 from startd.claim import Continue, Deactivated, How, Released, State, Suspend, WrongState
 from startd.claims import Claims
-from startd.held import Held, Requester, Slot
+from startd.held import Held, Requester, Slot, Waiting
 from startd.jobcommands import JobCommands, check_claim_id
+from startd.openslot import ArmMatch, ClaimMade, Matched, MatchTimer
+from startd.preemption import Preemption
 from startd.proxykeys import ProxyKeys
 from startd.resources import DoesNotFit, Resources, Rounding, requested
 from starter.messages import Activation
@@ -76,6 +79,10 @@ class Commands:
     proxy_keys: ProxyKeys = attrs.field(factory=lambda: ProxyKeys(wanted=False))
     plugins: Mapping[str, str] = attrs.field(factory=dict)
 
+    @property
+    def _preemption(self) -> Preemption:
+        return Preemption(self.claims, self.held_ad, self.log)
+
     def table(self) -> dict[int, Served]:
         """What is served at which level. A proxy pushed as a copy (487) is refused at the resume, before it is sent, so
         that no user's key reaches us; one that is delegated (500) is the starter's (wire reference 7.7, T46)."""
@@ -85,7 +92,8 @@ class Commands:
 
         job = JobCommands(self.claims, trio.current_time, self.log)
         return {
-            Command.REQUEST_CLAIM: daemon(self.request_claim),
+            Command.REQUEST_CLAIM: Served("DAEMON", self.request_claim),
+            Command.MATCH_INFO: Served("READ", _bounded(self.match_info)),
             Command.ACTIVATE_CLAIM: daemon(self.activate_claim),
             Command.ALIVE: daemon(self.alive),
             Command.RELEASE_CLAIM: daemon(self.release_claim),
@@ -106,43 +114,71 @@ class Commands:
     # --- REQUEST_CLAIM -------------------------------------------------------------------------------------------
 
     async def request_claim(self, request: Request) -> None:
-        """Carve and answer with leftovers; [0] is the whole answer to what cannot be."""
+        """Carve and answer with leftovers; [0] is the whole answer to what cannot be. For a slot that has a claim the
+        answer may come late."""
+        waits: list[Waiting] = []
+
+        async def at_once(request: Request) -> None:
+            waits.extend(await self._answer_request(request))
+
+        await _bounded(at_once)(request)
+        for waiting in waits:
+            await self._preemption.see(waiting, request.stream)
+
+    async def _answer_request(self, request: Request) -> list[Waiting]:
+        """What is not answered yet."""
         reader = await request.stream.get()
         _own_claim_id(reader, request)
         ad, address, alive_s = reader.ad(), reader.string(), reader.int()
-        slot = self.claims.slots.presented(request.session.sid)
-        if slot is None:
-            self.log.info("claim request with an id that is used up")
-            await request.stream.put(int(Reply.NOT_OK))
-            return
+        others = reader.int() if reader.remaining() else 0
+        slots = self.claims.slots
+        slot, held = slots.presented(request.session.sid), slots.taken_over_with(request.session.sid)
+        if slot is not None:
+            slot.tell(ClaimMade())
         try:
-            carved = self._carve(slot, ad, _requester(ad, address, alive_s))
+            self._check_request(ad, others)
+            requester = _requester(ad, address, alive_s)
+            if held is not None:
+                return [self._preemption.begin(held, ad, requester)]
+            if slot is None:
+                raise WrongState("the claim id is used up", try_again=False)
+            answer = self._claim_answer(slot, ad, self._carve(slot, ad, requester))
         except (DoesNotFit, WrongState) as refusal:
             self.log.info("claim request refused: %s", refusal)
-            await request.stream.put(int(Reply.NOT_OK))
-            return
-        await request.stream.put(*self._claim_answer(slot, ad, carved))
+            answer = [int(Reply.NOT_OK)]
+        await request.stream.put(*answer)
+        return []
+
+    def _check_request(self, ad: ClassAd, others: int) -> None:
+        """Kinds of requests that are not served: for slots to be lent, and for claims of a partitionable slot that are
+        to go to make room (ALLOW_PSLOT_PREEMPTION)."""
+        if get_bool(ad, "_condor_CLAIM_PARTITIONABLE_SLOT", False) or "WorkingCM" in ad:
+            raise WrongState("no slot is lent to another pool", try_again=False)
+        if others:
+            raise WrongState(f"it wants {others} claims ended for it (ALLOW_PSLOT_PREEMPTION)", try_again=False)
+        if not self.claims.takes_jobs:
+            raise WrongState("the slot takes no claims now", try_again=False)
 
     def _carve(self, slot: Slot, ad: ClassAd, requester: Requester) -> list[Held]:
         """A static slot as it is; of a partitionable one as many dynamic slots as asked for and possible, at least
         one."""
         claims = self.claims
-        if not claims.takes_jobs or get_bool(ad, "_condor_CLAIM_PARTITIONABLE_SLOT", False) or "WorkingCM" in ad:
-            raise WrongState("the slot takes no claims now, or not of this kind", try_again=False)
-        if slot.claimed_whole:
-            raise WrongState("the slot is claimed", try_again=False)
         if refusal := policy.refusal(self.own_ad(slot), ad):
             raise DoesNotFit(refusal)
         if not slot.partitionable:
-            return [claims.carve(slot, slot.free, requester)]
+            return [self._ranked(claims.carve(slot, slot.free, requester), ad)]
         wanted = max(1, min(get_int(ad, "_condor_NUM_DYNAMIC_SLOTS", 1), MAX_SLOTS_A_REQUEST))
-        carved = [claims.carve(slot, self._part_of(slot, ad), requester)]
+        carved = [self._ranked(claims.carve(slot, self._part_of(slot, ad), requester), ad)]
         while len(carved) < wanted:
             try:
-                carved.append(claims.carve(slot, self._part_of(slot, ad), requester))
+                carved.append(self._ranked(claims.carve(slot, self._part_of(slot, ad), requester), ad))
             except DoesNotFit:
                 break
         return carved
+
+    def _ranked(self, held: Held, ad: ClassAd) -> Held:
+        held.rank = policy.rank(self.held_ad(held), ad)
+        return held
 
     def _part_of(self, slot: Slot, ad: ClassAd) -> Resources:
         settings = self.claims.settings
@@ -167,6 +203,28 @@ class Commands:
         code = ClaimReply.LEFTOVERS_2 if secure else ClaimReply.LEFTOVERS
         return [*items, int(code), slot.current.text, leftovers]
 
+    async def match_info(self, request: Request) -> None:
+        """The negotiator tells of a match; that it knows the claim id says enough of who it is. No answer."""
+        told = (await request.stream.get()).string().encode("utf-8", "surrogateescape")
+        own = [slot for slot in self.claims.slots.own if not slot.claimed_whole]
+        slot = next((slot for slot in own if hmac.compare_digest(told, slot.current.text.encode())), None)
+        if slot is None:
+            self.log.info("%s tells of a match with a claim id that no free slot has", request.identity)
+            return
+        for command in slot.tell(Matched()):
+            self.log.info("%s is matched (rule o%d)", slot.name, slot.open.number)
+            self.claims.nursery.start_soon(self._see_match_over, slot, command)
+        self._slot_changed()
+
+    async def _see_match_over(self, slot: Slot, command: ArmMatch) -> None:
+        await trio.sleep(self.claims.settings.match_timeout)
+        slot.tell(MatchTimer(command.serial))
+        self._slot_changed()
+
+    def _slot_changed(self) -> None:
+        self.claims.look_again()
+        self.claims.changed()
+
     # --- ACTIVATE_CLAIM ------------------------------------------------------------------------------------------
 
     async def activate_claim(self, request: Request) -> None:
@@ -184,6 +242,7 @@ class Commands:
             await self._answer_refusal(request, ad, *(refusal or (ActivationRefusal.CLAIM_NOT_FOUND, "unknown claim")))
             return
         await request.stream.put(int(Reply.OK))
+        self._ranked(held, ad)
         sock, state = request.stream.export()
         try:
             self.claims.new_activation(held, self._activation(held, ad, state), sock, _job_id(ad), _job_user(ad))
@@ -273,8 +332,11 @@ class Commands:
 
     async def release_claim(self, request: Request) -> None:
         held = await self._claim_of(request)
+        waiting = self._preemption.waits_with(request.session.sid)
         if held is not None:
             self.claims.handle(held, Released())
+        elif waiting is not None:
+            self._preemption.withdraw(waiting)
 
     async def alive(self, request: Request) -> None:
         """Renews the lease; no answer."""

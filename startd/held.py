@@ -17,6 +17,7 @@ from cedar.sinful import Sinful
 from pilot.rpc import Channel
 from startd.claim import WITH_STARTER, Claim
 from startd.clocks import Clocks
+from startd.openslot import ArmMatch, Draining, Fact, OpenSlot
 from startd.resources import Resources
 from startd.slotads import SHOWN, SlotState
 from startd.slottypes import Plan
@@ -39,6 +40,22 @@ class Requester:
 
 
 @attrs.define(eq=False)
+class Waiting:
+    """A claim that waits for another one's end; ``done`` says that it does no more, ``granted`` what it has got."""
+
+    claim_id: ClaimId
+    requester: Requester
+    rank: float
+    done: trio.Event = attrs.field(factory=trio.Event)
+    granted: Held | None = None
+
+    def end(self, granted: Held | None) -> None:
+        """It has the slot, or will not get it."""
+        self.granted = granted
+        self.done.set()
+
+
+@attrs.define(eq=False)
 class Slot:
     """One slot of the machine's own: partitionable, or static, which is claimed whole. ``current``: the claim id that
     may be presented for it next; each is good for one claim."""
@@ -52,6 +69,8 @@ class Slot:
     """Why some of it is withheld."""
     children: list[Held] = attrs.field(factory=list)
     entered_at: int = attrs.field(factory=lambda: int(time.time()))
+    open: OpenSlot = attrs.field(factory=OpenSlot)
+    """What it is while nobody has it; of a partitionable slot, always."""
     _next_dynamic: int = 0
 
     @property
@@ -66,6 +85,14 @@ class Slot:
     def claimed_whole(self) -> Held | None:
         """The claim of a static slot, if there is one."""
         return self.children[0] if self.children and not self.partitionable else None
+
+    def tell(self, fact: Fact) -> tuple[ArmMatch, ...]:
+        """A fact of the time while nobody has it; what has to be done for it."""
+        before = self.open.state
+        commands = self.open.handle(fact)
+        if self.open.state is not before:
+            self.entered_at = int(time.time())
+        return commands
 
     def next_dynamic(self) -> int:
         """A number that no dynamic slot of this one had before."""
@@ -84,6 +111,9 @@ class Held:
     resources: Resources
     requester: Requester
     cores: tuple[int, ...] = ()
+    # for whoever may take a dynamic slot over; a static one's is its parent's
+    following: ClaimId | None = None
+    waiting: Waiting | None = None
     life: Claim = attrs.field(factory=Claim)
     made_s: float = attrs.field(factory=trio.current_time)
     heard_s: float = attrs.field(factory=trio.current_time)
@@ -174,8 +204,20 @@ class Held:
             job_id=self.job_id,
             job_account_uid=self.job_account_uid,
             draining=draining,
-            usage={"CurrentRank": self.rank, **self.clocks.attributes(trio.current_time()), **self.usage},
+            usage={**self._ranks(), **self.clocks.attributes(trio.current_time()), **self.usage},
         )
+
+    def _ranks(self) -> dict[str, object]:
+        """Its claim's rank, and who waits for the slot."""
+        if self.waiting is None:
+            return {"CurrentRank": self.rank}
+        user = self.waiting.requester.user
+        return {
+            "CurrentRank": self.rank,
+            "PreemptingRank": self.waiting.rank,
+            "PreemptingUser": user,
+            "PreemptingOwner": user,
+        }
 
 
 @attrs.define
@@ -219,7 +261,8 @@ class Slots:
 
     def presented(self, session_id: str) -> Slot | None:
         """The slot that may be claimed with this id now."""
-        return next((slot for slot in self.own if slot.current.session_id == session_id), None)
+        free = (slot for slot in self.own if not slot.claimed_whole)
+        return next((slot for slot in free if slot.current.session_id == session_id), None)
 
     def carve(self, slot: Slot, resources: Resources, requester: Requester) -> Held:
         """A claim: on a new dynamic slot, or on a static one as it is. The presented claim id goes with it, the slot
@@ -241,6 +284,46 @@ class Slots:
         slot.current = following
         return held
 
+    def next_id(self, held: Held) -> ClaimId:
+        """The id that a better claim has to present for this one's slot."""
+        if held.dynamic_id is None:
+            return held.parent.current
+        if held.following is None:
+            held.following = self._mint()
+        return held.following
+
+    def taken_over_with(self, session_id: str) -> Held | None:
+        """The claim whose slot may be asked for with this id."""
+        return next((held for held in self.held.values() if _next_session(held) == session_id), None)
+
+    def take_next(self, held: Held) -> ClaimId:
+        """The presented id is used up: there is a fresh one."""
+        presented, fresh = self.next_id(held), self._mint()
+        if held.dynamic_id is None:
+            held.parent.current = fresh
+        else:
+            held.following = fresh
+        return presented
+
+    def hand_over(self, held: Held, waiting: Waiting) -> Held:
+        """The slot, as it is, goes from a claim that is gone to the one that waited for it."""
+        heir = Held(
+            name=held.name,
+            parent=held.parent,
+            dynamic_id=held.dynamic_id,
+            claim_id=waiting.claim_id,
+            resources=held.resources,
+            requester=waiting.requester,
+            cores=held.cores,
+            following=held.following,
+            rank=waiting.rank,
+        )
+        held.following = None
+        self._forget(held)
+        heir.parent.children.append(heir)
+        self.held[heir.claim_id.session_id] = heir
+        return heir
+
     def _free_cores(self, count: int) -> tuple[int, ...]:
         """So many of ``cores`` that no other slot has; none where there are not enough (NUM_CPUS promises more)."""
         taken = {core for held in self.held.values() for core in held.cores}
@@ -250,14 +333,19 @@ class Slots:
     def give_back(self, held: Held, *, broken: bool) -> None:
         """The claim is gone, a dynamic slot with it; what a broken one had is withheld."""
         slot = held.parent
-        del self.held[held.claim_id.session_id]
-        slot.children.remove(held)
+        self._forget(held)
         if broken:
             slot.withheld = slot.withheld + held.resources
             slot.broken = f"{held.name} has something left of a job that could not be removed"
         else:
             slot.free = slot.free + held.resources
         slot.entered_at = int(time.time())
+
+    def _forget(self, held: Held) -> None:
+        del self.held[held.claim_id.session_id]
+        held.parent.children.remove(held)
+        if held.following is not None:
+            self.sessions.drop(held.following.session_id)
         session = held.claim_id.session(SUBMIT_SIDE)
         session.expires_s = trio.current_time() + SESSION_AFTERLIFE_S
         self.sessions.add(session)
@@ -275,7 +363,8 @@ class Slots:
         unhealthy: str = "",
         switch_down: str = "",
     ) -> SlotState:
-        """A partitionable slot, or a static one that nobody has, for its ad."""
+        """A partitionable slot, or a static one that nobody has, for its ad; it knows from now on if it is drained."""
+        slot.tell(Draining(draining))
         return SlotState(
             name=slot.name,
             slot_id=slot.slot_id,
@@ -288,7 +377,7 @@ class Slots:
             broken=slot.broken,
             claim=slot.current,
             claimed=False,
-            state="idle",
+            state=slot.open.state.value,
             entered_at=slot.entered_at,
             children=len(slot.children),
             refused_users=refused_users,
@@ -300,3 +389,8 @@ class Slots:
             retiring=retiring,
             drain_request=drain_request,
         )
+
+
+def _next_session(held: Held) -> str:
+    following = held.parent.current if held.dynamic_id is None else held.following
+    return "" if following is None else following.session_id

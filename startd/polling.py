@@ -15,8 +15,9 @@ from pilot.settings import Settings
 from startd import claim as life
 from startd import nodeload, policy
 from startd.claims import Claims
-from startd.held import Held
+from startd.held import Held, Slot
 from startd.nodeload import NodeLoad
+from startd.openslot import Judged
 from startd.policy import Asked, Facts, Policy, Wish
 
 # The settings that are expressions of policy; RANK and START stand in every slot's ad.
@@ -35,10 +36,11 @@ def policy_of(settings: Settings) -> Policy:
 
 @attrs.define
 class PolicyWatch:
-    """``slot_ad`` gives the present ad of a claim's slot, to keep."""
+    """``slot_ad`` gives the present ad of a claim's slot, ``own_ad`` that of a slot that nobody has; both to keep."""
 
     claims: Claims
     slot_ad: Callable[[Held], ClassAd]
+    own_ad: Callable[[Slot], ClassAd]
     log: logging.LoggerAdapter[logging.Logger]
     policy: Policy = attrs.field(init=False)
     load: NodeLoad = attrs.field(factory=nodeload.look)
@@ -55,10 +57,26 @@ class PolicyWatch:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            await trio.sleep(self.claims.settings.polling_interval)
             self.load = nodeload.look()
             for held in list(self.claims.slots.held.values()):
                 self.look(held)
+            for slot in self.claims.slots.own:
+                self.judge(slot)
+            await trio.sleep(self.claims.settings.polling_interval)
+
+    def judge(self, slot: Slot) -> None:
+        """Whether a slot is its owner's while nobody has it."""
+        if slot.claimed_whole:
+            return
+        before, owner = slot.open.state, False
+        if self.policy.watches_owner:
+            asked = self.policy.asked(self.own_ad(slot), None)
+            owner = asked.truth("IS_OWNER") is True
+            self._tell_unclear(asked)
+        slot.tell(Judged(owner))
+        if slot.open.state is not before:
+            self.log.info("%s: %s -> %s", slot.name, before.value, slot.open.state.value)
+            self.claims.changed()
 
     def look(self, held: Held) -> None:
         """What the policy wants of this claim now is done."""

@@ -278,7 +278,8 @@ def _policy(ad: ClassAd, machine: Machine, slot: SlotState) -> None:
 
 def start_expression(machine: Machine, slot: SlotState) -> str:
     """The knob START (the slot type's own, if it has one), and what cannot run here: jobs without a proxy, users
-    refused lately, a second user at one account; any job when draining, or when the site's authorisation is down."""
+    refused lately, a second user at one account; any job when draining, when the site's authorisation is down, or
+    when a schedd is on its way."""
     terms = [f"({machine.starts.get(slot.type_number, machine.start)})"]
     if machine.needs_proxy:
         terms.append("(TARGET.x509userproxysubject =!= undefined)")
@@ -287,17 +288,17 @@ def start_expression(machine: Machine, slot: SlotState) -> str:
         terms.append(f"(member(TARGET.x509userproxysubject, {{ {names} }}) =!= true)")
     if slot.only_user:
         terms.append(f"(TARGET.User =?= {_quoted(slot.only_user)})")
-    if slot.draining or slot.unhealthy or slot.retiring or slot.switch_down:
+    if slot.draining or slot.unhealthy or slot.retiring or slot.switch_down or slot.state == "Matched":
         terms.append("false")
     return " && ".join(terms)
 
 
 def _activity(ad: ClassAd, slot: SlotState) -> None:
-    claimed = slot.claimed
-    if slot.draining and not claimed:
-        ad["State"], ad["Activity"] = "Drained", "Retiring" if slot.children else "Idle"
+    if slot.claimed:
+        ad["State"], ad["Activity"] = SHOWN[slot.state]
     else:
-        ad["State"], ad["Activity"] = SHOWN[slot.state] if claimed else ("Unclaimed", "Idle")
+        ad["State"] = slot.state
+        ad["Activity"] = "Retiring" if slot.state == "Drained" and slot.children else "Idle"
     ad["EnteredCurrentState"] = slot.entered_at
     ad["EnteredCurrentActivity"] = slot.entered_at if slot.activity_at is None else slot.activity_at
     if slot.drain_request:

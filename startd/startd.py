@@ -209,7 +209,7 @@ class Startd:
             usage_seen=lambda held: self._policy.look(held),
             ending=lambda held: self._policy.ending(held),
         )
-        self._policy = PolicyWatch(self._claims, self._held_ad, self.log)
+        self._policy = PolicyWatch(self._claims, self._held_ad, self._own_ad, self.log)
         self._switch_watch = SwitchWatch(
             ledger=Ledger.of(settings.sailplane_run_dir),
             ask=partial(ask_pilot, self.switch, settings.sailplane_switch_deadline),
@@ -517,9 +517,9 @@ class Startd:
         return [ad for ad, _ in self._ads_with_claims()]
 
     def _ads_with_claims(self) -> list[tuple[ClassAd, ClaimId]]:
-        """Of every slot, with the claim id that belongs to it; a static slot that is claimed has one ad, as it is."""
+        """Of every slot, with the id that claims it next; a static slot that is claimed has one ad, as it is."""
         own = [(self._own_ad(slot), slot.current) for slot in self._slots.own if not slot.claimed_whole]
-        return own + [(self._held_ad(held), held.claim_id) for held in self._slots.held.values()]
+        return own + [(self._held_ad(held), self._slots.next_id(held)) for held in self._slots.held.values()]
 
     def _all_ads(self) -> list[tuple[ClassAd, ClassAd]]:
         self._sequence += 1

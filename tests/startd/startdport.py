@@ -52,6 +52,7 @@ class Port:
     claims: Claims
     administration: Administration
     held_ad: Callable[[Held], ClassAd]
+    own_ad: Callable[[Slot], ClassAd]
     ended: list[tuple[str, bool]] = field(factory=list)
     reconfigured: list[None] = field(factory=list)
 
@@ -85,10 +86,10 @@ class Port:
 
 @asynccontextmanager
 async def port(
-    *, own_account: bool = False, start: str = "true", types: list[SlotType] | None = None
+    *, own_account: bool = False, start: str = "true", rank: str = "0.0", types: list[SlotType] | None = None
 ) -> AsyncIterator[Port]:
-    """``own_account``: whether the account of this process may command the startd. ``start``: START. ``types``: of its
-    slots."""
+    """``own_account``: whether the account of this process may command the startd. ``start``,
+    ``rank``: START, RANK. ``types``: of its slots."""
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         address = Sinful("127.0.0.1", listeners[0].socket.getsockname()[1], {"noUDP": ""})
@@ -99,7 +100,7 @@ async def port(
         )  # fmt: skip
         machine = Machine(
             name="node", fqdn="node.example", address=str(address), arch="X86_64", os="LINUX", os_version="Debian12",
-            uid_domain="example", start_time=1, total=TOTAL, start=start, rank="0.0", switch="none",
+            uid_domain="example", start_time=1, total=TOTAL, start=start, rank=rank, switch="none",
             switch_isolates=False, needs_proxy=False,
         )  # fmt: skip
 
@@ -124,7 +125,7 @@ async def port(
         )  # fmt: skip
         table = {**commands.table(), **administration.table()}
         await nursery.start(Server(table, slots.sessions, policy).serve, listeners)
-        yield Port(address, claims, administration, held_ad, ended, reconfigured)
+        yield Port(address, claims, administration, held_ad, own_ad, ended, reconfigured)
         nursery.cancel_scope.cancel()
 
 

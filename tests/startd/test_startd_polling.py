@@ -10,6 +10,7 @@ import attrs
 import pytest
 import trio
 
+from cedar.classads import evaluate
 from cedar.commands import Command
 from pilot.rpc import Channel
 from pilot.settings import from_values
@@ -17,7 +18,7 @@ from startd.claim import State, Suspend
 from startd.held import Held
 from startd.polling import PolicyWatch
 from starter import messages as m
-from tests.startd.startdport import JOB, Port, port
+from tests.startd.startdport import JOB, Port, guessed, port
 from tests.startd.test_startd_jobcommands import running
 
 LOG = logging.LoggerAdapter(logging.getLogger("test"), {})
@@ -28,7 +29,7 @@ async def watched(knobs: Mapping[str, str]) -> AsyncIterator[tuple[Pilot, Held, 
     """A port with one busy claim; nothing is looked at but by the test."""
     async with running() as (here, held, starter):
         here.claims.settings = from_values(dict(knobs), source=None)
-        watch = PolicyWatch(here.claims, here.held_ad, LOG)
+        watch = PolicyWatch(here.claims, here.held_ad, here.own_ad, LOG)
         here.claims.ending, here.claims.usage_seen = watch.ending, watch.look
         yield Pilot(here, starter), held, watch
 
@@ -123,5 +124,47 @@ async def test_an_idle_claim_ends_when_the_owner_comes() -> None:
     async with port() as at:
         at.claims.settings = from_values({"IS_OWNER": "True"}, source=None)
         held = await at.claim()
-        PolicyWatch(at.claims, at.held_ad, LOG).look(held)
+        PolicyWatch(at.claims, at.held_ad, at.own_ad, LOG).look(held)
         assert held.life.state is State.GONE
+
+
+async def test_a_slot_is_its_owners_where_start_is_false_for_everybody() -> None:
+    async with port(start="False") as at:
+        at.claims.settings = from_values({"IS_OWNER": "(START =?= False)", "START": "False"}, source=None)
+        watch = PolicyWatch(at.claims, at.held_ad, at.own_ad, LOG)
+        watch.judge(at.slot)
+        ad = at.own_ad(at.slot)
+        assert (ad["State"], ad["Activity"]) == ("Owner", "Idle")
+        at.claims.settings = from_values({}, source=None)
+        watch.reconfigure()
+        watch.judge(at.slot)
+        assert at.own_ad(at.slot)["State"] == "Unclaimed"
+
+
+async def test_a_match_keeps_others_away_until_its_schedd_comes_or_its_time_is_over() -> None:
+    async with port() as at:
+        at.claims.settings = from_values({"MATCH_TIMEOUT": "0.3"}, source=None)
+        for comes in (True, False):
+            current = at.slot.current
+            await at.say(Command.MATCH_INFO, current, current.text, answer=False)
+            await shown(at, "Matched")
+            assert evaluate(at.own_ad(at.slot), "Requirements", JOB) is False
+            if comes:
+                await at.claim()
+                assert at.own_ad(at.slot)["State"] == "Unclaimed", "what is left of it"
+        await shown(at, "Unclaimed")
+        await at.claim()
+
+
+async def test_a_match_with_a_guessed_id_is_none() -> None:
+    async with port() as at:
+        current = at.slot.current
+        await at.say(Command.MATCH_INFO, current, guessed(current).text, answer=False)
+        await at.claim()  # served after it
+        assert at.own_ad(at.slot)["State"] == "Unclaimed"
+
+
+async def shown(at: Port, wanted: str) -> None:
+    with trio.fail_after(5):
+        while at.own_ad(at.slot)["State"] != wanted:
+            await at.claims.wait_change()
