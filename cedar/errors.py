@@ -27,7 +27,8 @@ class PeerFault(_Worded):
     text or a missing attribute), "crypto" (a packet that does not verify),
     "handshake" (security negotiation), "closed" (end of file, reset, or use after
     an interrupted write), "timeout", "limit" (larger, deeper or more than allowed),
-    "address" (a sinful string or claim id), "state" (an adopted stream's state).
+    "address" (a sinful string or claim id), "state" (an adopted stream's state),
+    "inherit" (what a parent daemon left in the environment).
     """
 
 

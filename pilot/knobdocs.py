@@ -22,7 +22,8 @@ Made by `./dev docs` from the table in `pilot/settings.py`; change it there.
 
 Sailplane's daemons read HTCondor's configuration language: `NAME = value`, `$(NAME)`, `include :`,
 `if`, and `_CONDOR_NAME` in the environment, which wins over the file. The file is the one that
-`--config` or the variable `SAILPLANE_CONFIG` names; the node's own HTCondor configuration is never read.
+`--config` or the variable `SAILPLANE_CONFIG` names, or under a condor_master ([master.md](master.md)) the master's;
+otherwise the node's own HTCondor configuration is never read.
 Names that HTCondor has mean what they mean there; the others start with `SAILPLANE_`.
 
 A value that cannot be ends the start with exit code 100 and says knob, value and what is allowed.

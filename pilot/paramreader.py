@@ -5,7 +5,7 @@ ever, and never returns from a macro that refers to itself. A short-lived proces
 answer that the caller can put into words. This file is run as a program and imports nothing
 of ours; it decides nothing about the values.
 
-Standard input: JSON {"path": [...], "names": [...], "families": [prefix, ...]}; standard output: JSON
+Standard input: JSON {"path": [...], "names": [...], "families": [prefix, ...], "subsystem": text}; output: JSON
 {"values": {name: text}, "present": [...], "attributes": {name: text}, "family": {name: text}, "spelled": {name: name}}.
 The environment has CONDOR_CONFIG and `_CONDOR_*`.
 """
@@ -17,11 +17,17 @@ from typing import Any
 # A knob that HTCondor knows is converted by `param`, or ends the process when it cannot be;
 # read through an alias that HTCondor does not know, each value arrives as its text.
 ALIAS = "SAILPLANE_TEXT_OF_"
+# What a daemon of another local name has of its own goes before.
+LOCAL_ALIAS = "SAILPLANE_LOCAL_TEXT_OF_"
 
 
 def read(param: Any, names: list[str]) -> dict[str, str]:
     """The text of each knob; blank and unset are both the empty text."""
-    return {name: str(param.get(ALIAS + name, "")).strip() for name in names}
+
+    def text(name: str) -> str:
+        return str(param.get(LOCAL_ALIAS + name, "")).strip() or str(param.get(ALIAS + name, "")).strip()
+
+    return {name: text(name) for name in names}
 
 
 def main() -> None:
@@ -30,9 +36,11 @@ def main() -> None:
     sys.path[:] = request["path"]
     import htcondor2
 
+    if request["subsystem"]:
+        htcondor2.set_subsystem(request["subsystem"])
     param: Any = htcondor2.param
     values = read(param, request["names"])
-    spelled = {key.upper(): key for key in param if not key.upper().startswith(ALIAS)}
+    spelled = {key.upper(): key for key in param if not key.upper().startswith((ALIAS, LOCAL_ALIAS))}
     present = list(spelled)
     # STARTD_ATTRS names settings that are no knobs.
     wanted = values.get("STARTD_ATTRS", "").replace(",", " ").split()

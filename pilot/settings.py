@@ -36,13 +36,16 @@ from pilot.knobs import (
     variables,
     yes_or_no,
 )
-from pilot.settingsreader import read
+from pilot.settingsreader import MasterDefaults, read
 from pilot.toolplaces import tool
 
 __all__ = ["KNOBS", "Settings", "SettingsError", "load"]
 
 # Names the file of settings that a startd made of its script's glidein_config; its other processes read it, too.
 GLIDEIN_SETTINGS = "SAILPLANE_GLIDEIN_SETTINGS"
+# Set by a startd under a condor_master, for itself and its other processes: the name in the master's DAEMON_LIST.
+# The master's configuration is read as stock's startd reads it: STARTD.KNOB and NAME.KNOB before KNOB.
+UNDER_MASTER = "SAILPLANE_UNDER_MASTER"
 _HERE = Path(__file__).resolve().parent
 # As stock HTCondor 25 (execute-side reference 4.5).
 _THREAD_VARIABLES = (
@@ -115,8 +118,9 @@ class Settings:
     )
     network_interface: str = knob(
         "127.0.0.1",
-        text(r"[0-9a-fA-F:.]+", "an IP address"),
-        "The address that daemons listen on and advertise.",
+        text(r"[0-9a-fA-F:.]+|\*", "an IP address, or *"),
+        "The address that daemons listen on and advertise; *: they listen on all, and the startd advertises the one by"
+        " which it reaches its pool.",
     )
     startd_name: str = knob(
         "",
@@ -124,6 +128,20 @@ class Settings:
         "The startd's name; slots are slot1@NAME, slot1_1@NAME.",
         unset="the host's name",
         compute=_host,
+    )
+    collector_address_file: Path = knob(
+        "$(LOG)/.collector_address",
+        path(),
+        "The file in which a collector of this machine has left its address, where COLLECTOR_HOST has port 0.",
+    )
+    startd_address_file: Path = knob(
+        "$(LOG)/.startd_address", path(), "The file by which tools on this machine find the startd."
+    )
+    not_responding_timeout: float = knob(
+        "3600", seconds(1), "Time without a sign of life after which a condor_master ends a daemon."
+    )
+    startd_not_responding_timeout: float = knob(
+        "$(NOT_RESPONDING_TIMEOUT)", seconds(1), "The same for the startd alone, as the startd tells its master."
     )
     startd_port: int = knob("0", integer(0, 65535), "The startd's one TCP port; 0 lets the kernel choose.")
     num_cpus: int | None = knob(
@@ -632,11 +650,12 @@ def load(config: Path | None = None, environ: Mapping[str, str] | None = None) -
     """
     os.environ["CONDOR_CONFIG"] = os.devnull
     environment = dict(os.environ if environ is None else environ)
+    master = _under_master(environment)
     if config is None and environment.get("SAILPLANE_CONFIG"):
         config = Path(environment["SAILPLANE_CONFIG"])
     glidein = Path(environment[GLIDEIN_SETTINGS]) if environment.get(GLIDEIN_SETTINGS) else None
     file = None if config is None else config.absolute()
-    texts = read(KNOBS.values(), FAMILIES, glidein, file, environment)
+    texts = read(KNOBS.values(), FAMILIES, glidein, file, environment, master)
     return from_values(
         texts.values,
         source=config,
@@ -645,6 +664,26 @@ def load(config: Path | None = None, environ: Mapping[str, str] | None = None) -
         family=texts.family,
         spelled=texts.spelled,
     )
+
+
+# Where they differ from ours, the defaults of a daemon that a condor_master starts: HTCondor's own, and a place that
+# its configuration does not use yet.
+_MASTER_DEFAULTS = {
+    "COLLECTOR_HOST": "$(CONDOR_HOST)",
+    "NETWORK_INTERFACE": "*",
+    "SEC_TOKEN_DIRECTORY": "$(SEC_TOKEN_SYSTEM_DIRECTORY)",
+    "SAILPLANE_RUN_DIR": "$(LOCK)/sailplane_",
+}
+
+
+def _under_master(environment: Mapping[str, str]) -> MasterDefaults | None:
+    name = environment.get(UNDER_MASTER, "")
+    if not name:
+        return None
+    if re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name) is None:
+        raise SettingsError("-local-name", name, "letters, digits and _.-")
+    own = {"SAILPLANE_RUN_DIR": _MASTER_DEFAULTS["SAILPLANE_RUN_DIR"] + name.lower()}
+    return MasterDefaults(name, _MASTER_DEFAULTS | own)
 
 
 def from_values(

@@ -9,29 +9,43 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import attrs
 
 from pilot.knobs import Knob, SettingsError
-from pilot.paramreader import ALIAS
+from pilot.paramreader import ALIAS, LOCAL_ALIAS
 
 # Reading takes 50 ms. A macro that refers to itself never ends, and must not hang a daemon.
 READ_DEADLINE_S = 10.0
 # The path becomes part of an `include :` line, where these characters mean nothing but themselves.
 _SAFE_PATH = re.compile(r"/[\w./@%+:,=~-]*[\w./@%+:,=~-]")
+# STARTD.NUM_CPUS goes before NUM_CPUS.
+SUBSYSTEM = "STARTD"
 _PROGRAM = str(Path(__file__).with_name("paramreader.py"))
 
 
-def _preamble(rows: Iterable[Knob], glidein: Path | None, config: Path | None) -> str:
+@attrs.frozen
+class MasterDefaults:
+    """For a daemon under a condor_master: its name there, and defaults that stand before the configuration file."""
+
+    name: str
+    defaults: Mapping[str, str]
+
+
+def _preamble(rows: Iterable[Knob], glidein: Path | None, config: Path | None, master: MasterDefaults | None) -> str:
     """Our defaults, then the file, then an alias of each knob; see `pilot.paramreader`."""
     # The wheel's own defaults would add files of the node and of the account.
     lines = ["LOCAL_CONFIG_FILE =", "LOCAL_CONFIG_DIR =", "USER_CONFIG_FILE ="]
     lines += [f"{row.name} = {row.default}" for row in rows]
     lines.append(f"LOCAL_DIR = {Path.cwd()}")
+    if master is not None:
+        lines += [f"{name} = {value}" for name, value in master.defaults.items()]
     lines += [f"include : {_safe(path)}" for path in (glidein, config) if path is not None]
     lines += [f"{ALIAS}{row.name} = $({row.name})" for row in rows]
+    if master is not None:
+        lines += [f"{LOCAL_ALIAS}{row.name} = $({master.name}.{row.name})" for row in rows]
     return "\n".join(lines) + "\n"
 
 
@@ -66,6 +80,7 @@ def read(
     glidein: Path | None,
     config: Path | None,
     environment: dict[str, str],
+    master: MasterDefaults | None = None,
 ) -> Texts:
     """What the configuration says of these knobs and of these families of names. Raises SettingsError.
 
@@ -75,10 +90,11 @@ def read(
     if config is not None and not os.access(config, os.R_OK):
         raise SettingsError("configuration file", str(config), "a file that this account can read")
     names = [row.name for row in rows]
-    request = json.dumps({"path": sys.path, "names": names, "families": list(families)})
+    subsystem = "" if master is None else SUBSYSTEM
+    request = json.dumps({"path": sys.path, "names": names, "families": list(families), "subsystem": subsystem})
     handle = os.memfd_create("sailplane-config")
     try:
-        os.write(handle, _preamble(rows, glidein, config).encode())
+        os.write(handle, _preamble(rows, glidein, config, master).encode())
         environment["CONDOR_CONFIG"] = f"/proc/self/fd/{handle}"
         done = subprocess.run(
             [sys.executable, "-IS", _PROGRAM],

@@ -9,8 +9,10 @@ from __future__ import annotations
 import itertools
 import logging
 import secrets
+import signal
 import time
 from collections.abc import Awaitable, Callable
+from enum import Enum
 from functools import partial
 
 import attrs
@@ -40,28 +42,37 @@ COMMAND_WITHIN_S = 45.0
 Handler = Callable[[Request], Awaitable[None]]
 
 
+class Manner(Enum):
+    """How a later graceful end is meant: condor_off -peaceful and -force-graceful say it before the master's signal."""
+
+    GRACEFUL = "graceful"
+    PEACEFUL = "peaceful"
+    FORCE = "force"
+
+
 @attrs.define
 class Administration:
     """Handlers of one startd.
 
-    ads gives the ads of all slots; shut_down and reconfigure begin what they say; draining goes on in ``nursery``.
+    ads gives the ads of all slots; shut_down (reason, whether fast, whether we may be started again) and reconfigure
+    begin what they say; draining goes on in ``nursery``.
     """
 
     claims: Claims
     ads: Callable[[], list[ClassAd]]
-    shut_down: Callable[[str, bool], None]
+    shut_down: Callable[[str, bool, bool], None]
     reconfigure: Callable[[], None]
     nursery: trio.Nursery
     log: logging.LoggerAdapter[logging.Logger]
+    manner: Manner = Manner.GRACEFUL
     _capability: ClaimId | None = None
     _minted_s: float = 0.0
     _numbers: itertools.count[int] = attrs.field(factory=lambda: itertools.count(1))
 
     def table(self) -> dict[int, Served]:
         """What is served, all at one level."""
-        handlers = self._with_payload() | {
-            command: _proven(handle) for command, handle in self._without_payload().items()
-        }
+        handlers = self._with_payload() | {Command.RAISESIGNAL: self.signal}
+        handlers |= {command: _proven(handle) for command, handle in self._without_payload().items()}
         return {command: Served(LEVEL, _bounded(handle)) for command, handle in handlers.items()}
 
     def _with_payload(self) -> dict[int, Handler]:
@@ -80,6 +91,10 @@ class Administration:
             Command.VACATE_ALL_FAST: partial(self.vacate_all, how_fast=HowFast.FAST),
             Command.OFF_GRACEFUL: partial(self.off, fast=False),
             Command.OFF_FAST: partial(self.off, fast=True),
+            Command.OFF_PEACEFUL: partial(self.off, fast=False, manner=Manner.PEACEFUL),
+            Command.OFF_FORCE: partial(self.off, fast=False, manner=Manner.FORCE),
+            Command.SET_PEACEFUL_SHUTDOWN: partial(self.mean, manner=Manner.PEACEFUL),
+            Command.SET_FORCE_SHUTDOWN: partial(self.mean, manner=Manner.FORCE),
             Command.RECONFIG: self.reconfig,
             Command.RECONFIG_FULL: self.reconfig,
         }
@@ -179,7 +194,7 @@ class Administration:
                 self.reconfigure()
                 self._resume()
             case Then.EXIT | Then.RESTART:  # the one who started us starts us again, if anybody does
-                self.shut_down(f"drained: {asked.reason}", False)
+                self.shut_down(f"drained: {asked.reason}", False, asked.then is Then.RESTART)
 
     async def cancel(self, request: Request) -> None:
         """CANCEL_DRAIN_JOBS: jobs that had their retirement time go on."""
@@ -200,9 +215,27 @@ class Administration:
 
     # --- the startd itself ---------------------------------------------------------------------------------------
 
-    async def off(self, request: Request, *, fast: bool) -> None:
-        """condor_off. No payload, no answer."""
-        self.shut_down(f"{request.identity} ends the startd", fast)
+    async def off(self, request: Request, *, fast: bool, manner: Manner = Manner.GRACEFUL) -> None:
+        """condor_restart, and condor_off without a master. No payload, no answer."""
+        if manner is not Manner.GRACEFUL:
+            self.manner = manner
+        self.shut_down(f"{request.identity} ends the startd", fast, True)
+
+    async def mean(self, request: Request, *, manner: Manner) -> None:
+        """What the next graceful end is to be. No payload, no answer."""
+        self.log.info("%s wants the next shutdown to be %s", request.identity, manner.value)
+        self.manner = manner
+
+    async def signal(self, request: Request) -> None:
+        """A master's signal as a message, where it may not or cannot send the signal itself. No answer."""
+        number = (await request.stream.get()).int()
+        reason = f"signal {number} from {request.identity}"
+        if number == signal.SIGHUP:
+            self.reconfigure()
+        elif number in (signal.SIGTERM, signal.SIGQUIT):
+            self.shut_down(reason, number == signal.SIGQUIT, True)
+        else:
+            self.log.info("%s means nothing here", reason)
 
     async def reconfig(self, request: Request) -> None:
         """condor_reconfig. No payload, no answer."""

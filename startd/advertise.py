@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import random
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +15,13 @@ import attrs
 import trio
 from classad2 import ClassAd
 
-from cedar.client import Negotiate, connect
+from cedar.client import Negotiate, Resume, connect
 from cedar.commands import Command
 from cedar.errors import PeerFault, Refused
+from cedar.sessions import Session
 from cedar.sinful import Sinful
 from cedar.stream import CedarStream
+from startd.contact import is_own, where_now
 from startd.slotads import invalidation
 
 # Changes that come closer together than this go out in one update.
@@ -32,31 +33,9 @@ FIRST_PAUSE_S, LAST_PAUSE_S = 0.2, 60.0
 GOODBYE_WITHIN_S = 3.0
 # A collector that does not take an update for so long is as good as away.
 SEND_WITHIN_S = 60.0
-DEFAULT_PORT = 9618
-_HOST_PORT = re.compile(r"(\[[^\]]+\]|[^:\s<>]+)(?::(\d{1,5}))?")
 
 # Public ad, private ad, of every slot that there is.
 Ads = Callable[[], list[tuple[ClassAd, ClassAd]]]
-
-
-def collector_addresses(text: str | None) -> list[Sinful]:
-    """COLLECTOR_HOST: names or addresses, with or without port, separated by commas or blanks.
-
-    Raises:
-        ValueError: a part that is no address.
-    """
-    found = []
-    for part in re.split(r"[,\s]+(?![^<]*>)", text or ""):
-        if not part:
-            continue
-        if part.startswith("<"):
-            found.append(Sinful.parse(part))
-            continue
-        match = _HOST_PORT.fullmatch(part)
-        if match is None:
-            raise ValueError(f"COLLECTOR_HOST has {part!r}: allowed are host, host:port or <host:port?...>")
-        found.append(Sinful(match[1].strip("[]"), int(match[2] or DEFAULT_PORT), {}))
-    return found
 
 
 def _methods(tokens_dir: Path) -> tuple[str, ...]:
@@ -79,6 +58,10 @@ class Advertiser:
     ads: Ads
     interval_s: float
     log: logging.LoggerAdapter[logging.Logger]
+    address_file: Path = Path("/dev/null")
+    """Where a collector without a port has left its address."""
+    family: Session | None = None
+    """What daemons of one master know each other by."""
     advertised: trio.Event = attrs.field(factory=trio.Event)
     _changed: trio.Event = attrs.field(factory=trio.Event)
     _destroyed: list[str] = attrs.field(factory=list)
@@ -130,9 +113,18 @@ class Advertiser:
             await trio.sleep(max(COALESCE_S, not_before_s - trio.current_time()))
 
     async def _dial(self) -> CedarStream:
+        address = where_now(self.collector, self.address_file)
+        if self.family is not None and is_own(address.host):
+            try:
+                return await self._connect(address, Resume(self.family))
+            except Refused:  # another master's collector
+                self.family = None
         security = Negotiate(tokens_dir=self.tokens_dir, methods=_methods(self.tokens_dir))
+        return await self._connect(address, security)
+
+    async def _connect(self, address: Sinful, security: Resume | Negotiate) -> CedarStream:
         return await connect(
-            self.collector, Command.UPDATE_STARTD_AD, security, subsystem="STARTD", own_address=self.own_address
+            address, Command.UPDATE_STARTD_AD, security, subsystem="STARTD", own_address=self.own_address
         )
 
     async def _send_all(self, stream: CedarStream, first: bool) -> None:

@@ -216,10 +216,12 @@ class Claims:
                 self.handle(held, life.Retire(0.0, reason, CODE_SHUTDOWN))
         self.changed()
 
-    def retire_all(self, limit_s: float, reason: str, vacate_code: int) -> None:
-        """No claim takes another job; those that run have their retirement time, and ``limit_s`` seconds at most."""
+    def retire_all(self, limit_s: float, reason: str, vacate_code: int, *, whole: bool = False) -> None:
+        """No claim takes another job; those that run have their retirement time, and ``limit_s`` seconds at most.
+        ``whole``: they have all of ``limit_s``."""
         for held in list(self.slots.held.values()):
-            self.handle(held, life.Retire(min(limit_s, self.retirement_left_s(held)), reason, vacate_code))
+            left_s = limit_s if whole else min(limit_s, self.retirement_left_s(held))
+            self.handle(held, life.Retire(left_s, reason, vacate_code))
 
     def unretire_all(self) -> None:
         """Jobs that were given their retirement time go on; the slot takes jobs again."""

@@ -57,10 +57,11 @@ class Facts:
 
 @attrs.frozen
 class Decision:
-    """``reason`` is for log, ad and report; empty for GO_ON."""
+    """``reason`` is for log, ad and report; empty for GO_ON. ``for_all``: a master that started us is to end, too."""
 
     wish: Wish
     reason: str = ""
+    for_all: bool = False
 
 
 GO_ON = Decision(Wish.GO_ON)
@@ -95,7 +96,8 @@ def _credential(limits: Limits, facts: Facts) -> Decision | None:
 def _noclaim(limits: Limits, facts: Facts) -> Decision | None:
     if not limits.noclaim_s or facts.claims or facts.idle_s < limits.noclaim_s:
         return None
-    return Decision(Wish.END_GRACEFULLY, f"nothing was claimed for {limits.noclaim_s:.0f} s (STARTD_NOCLAIM_SHUTDOWN)")
+    reason = f"nothing was claimed for {limits.noclaim_s:.0f} s (STARTD_NOCLAIM_SHUTDOWN)"
+    return Decision(Wish.END_GRACEFULLY, reason, for_all=True)
 
 
 def _retire(limits: Limits, facts: Facts) -> Decision | None:

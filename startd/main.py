@@ -8,16 +8,21 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import click
 import trio
 
+from cedar.errors import PeerFault
 from pilot import glideinfile, logs
 from pilot.glideinconfig import BadGlideinConfig
 from pilot.ledger import Ledger
-from pilot.settings import GLIDEIN_SETTINGS, Settings, SettingsError, load
+from pilot.settings import GLIDEIN_SETTINGS, UNDER_MASTER, Settings, SettingsError, load
 from pilot.switch import compile_wrapper, make_switch
+from startd.arguments import Given, under_master
+from startd.master import Master
 from startd.processes import NotReady
 from startd.startd import CannotStart, Startd
 from startd.validate import Unusable, settle_switch, validate
@@ -41,20 +46,43 @@ class Unfit(Exception):
     help="A glidein script's file of 'KEY value' lines; what concerns the startd is taken from it, below --config.",
 )
 @click.option("--ready-fd", type=int, help="Descriptor that gets the line 'ready' once jobs can come.")
-def main(config: Path | None, glidein_config: Path | None, ready_fd: int | None) -> None:
+@click.option(
+    "-f", "-q", "foreground", is_flag=True, help="As a condor_master gives it; the startd never goes to the background."
+)
+@click.option("-t", "to_terminal", is_flag=True, help="Log to standard error.")
+@click.option(
+    "-local-name", "local_name", help="Its name in a condor_master's DAEMON_LIST: NAME.KNOB goes before KNOB."
+)
+@click.option("-sock", "sock", help="Its name behind a shared port; a condor_master gives it.")
+@click.option("-a", "-append", "append", help="Added to the log file's name, after a dot.")
+@click.option("-p", "-port", "port", type=click.IntRange(0, 65535), help="STARTD_PORT.")
+@click.option("-l", "-log", "log_dir", type=click.Path(path_type=Path), help="LOG.")
+@click.option("-c", "-config", "condor_config", type=click.Path(path_type=Path), help="As --config.")
+def main(
+    config: Path | None,
+    glidein_config: Path | None,
+    ready_fd: int | None,
+    **of_master: Any,
+) -> None:
     """Join a pool with this machine's resources and run jobs under their users' accounts.
+
+    A condor_master starts it in place of its own startd where STARTD names it; options with one dash are those that a
+    master gives. Then CONDOR_CONFIG of the environment is the configuration file.
 
     SIGTERM ends gracefully, SIGQUIT and SIGINT fast, SIGHUP reads the settings again. Exit status: 0 ended by a signal,
     99 ended by itself in order, 1 a namesake runs, 100 wrong settings, 101 our bug (see StartLog), 111 the identity
     switch is not available now.
     """
+    given = Given(**of_master)
     try:
+        master = Master.of(os.environ)
+        config = under_master(os.environ, given, config, master)
         if glidein_config is not None:
             os.environ[GLIDEIN_SETTINGS] = str(glideinfile.write_settings(glidein_config.absolute()))
         settings = load(None if config is None else config.absolute())
         _prepare(settings)
-        sys.exit(_start(settings, config, _announcer(ready_fd)))
-    except (SettingsError, Unfit, Unreachable, BadGlideinConfig, ValueError) as fault:
+        sys.exit(_start(settings, config, _announcer(ready_fd), given, master))
+    except (SettingsError, Unfit, Unreachable, BadGlideinConfig, ValueError, PeerFault) as fault:
         _fail(str(fault), EXIT_USAGE)
     except Unusable as fault:
         _fail(str(fault), EXIT_TRY_LATER if fault.passing else EXIT_USAGE)
@@ -64,6 +92,9 @@ def main(config: Path | None, glidein_config: Path | None, ready_fd: int | None)
 
 def _fail(text: str, status: int) -> None:
     click.echo(f"sailplane-startd: {text}", err=True)
+    if UNDER_MASTER in os.environ:  # it gives us no standard error, but starts us in its directory of logs
+        with suppress(OSError):
+            logs.start("startd", Path("StartLog").absolute()).error("%s", text)
     sys.exit(status)
 
 
@@ -98,9 +129,11 @@ def _lock(settings: Settings) -> int:
     return fd
 
 
-def _start(settings: Settings, config: Path | None, ready: Callable[[], None]) -> int:
+def _start(
+    settings: Settings, config: Path | None, ready: Callable[[], None], given: Given, master: Master | None
+) -> int:
     lock = _lock(settings)
-    log = logs.start("startd", settings.log / "StartLog")
+    log = logs.start("startd", given.log_file(settings.log))
     for warning in settings.warnings:
         log.warning("%s", warning)
     become_subreaper()
@@ -108,7 +141,7 @@ def _start(settings: Settings, config: Path | None, ready: Callable[[], None]) -
     try:
         way = open_way(settings.execute)
         try:
-            return trio.run(_run, settings, None if config is None else config.absolute(), log, ready)
+            return trio.run(_run, settings, None if config is None else config.absolute(), log, ready, master)
         except (CannotStart, NotReady, SettingsError, Unusable, ValueError):
             raise
         except Exception:  # whatever nobody expected: said once, with all that is known, and the end
@@ -123,7 +156,11 @@ def _start(settings: Settings, config: Path | None, ready: Callable[[], None]) -
 
 
 async def _run(
-    settings: Settings, config: Path | None, log: logging.LoggerAdapter[logging.Logger], ready: Callable[[], None]
+    settings: Settings,
+    config: Path | None,
+    log: logging.LoggerAdapter[logging.Logger],
+    ready: Callable[[], None],
+    master: Master | None,
 ) -> int:
     settings = settle_switch(settings)
     switch = make_switch(settings)
@@ -135,7 +172,7 @@ async def _run(
     Ledger.of(settings.sailplane_run_dir).begin(probe=report.pilot_mapped)
     unready: list[str] = []
     try:
-        return await Startd(settings, config, switch, report, log).run(ready)
+        return await Startd(settings, config, switch, report, log, master).run(ready)
     except* NotReady as group:
         unready += _texts(group)
     raise NotReady("; ".join(unready))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import pwd
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from classad2 import ClassAd
 
 from cedar.claims import ClaimId
 from cedar.classads import evaluate, parse_expression
+from cedar.errors import PeerFault
 from cedar.security_server import Caller
 from cedar.server import Server, ServerPolicy
 from cedar.sessions import SessionTable
@@ -30,10 +33,11 @@ from pilot.switch import Switch, may_reap, own_children
 from pilot.threads import in_thread
 from startd import claim as life
 from startd import cronjobs, lifetime, plugins
-from startd.administration import CAPABILITY, LEVEL, Administration
-from startd.advertise import Advertiser, collector_addresses
+from startd.administration import CAPABILITY, LEVEL, Administration, Manner
+from startd.advertise import Advertiser
 from startd.claims import CODE_SHUTDOWN, Claims
 from startd.commands import Commands
+from startd.contact import AddressFile, collector_addresses, open_port, own_host, where_now
 from startd.cron import Cron
 from startd.discovery import discover
 from startd.health import Health, Look
@@ -41,6 +45,7 @@ from startd.healthlook import LOOK_EVERY_S, LOOK_WITHIN_S, look_at
 from startd.held import Held, Slot, Slots
 from startd.janitor import Janitor
 from startd.machine import cores, describe, resources
+from startd.master import READY_WITHIN_S, Master
 from startd.namesake import living_namesake
 from startd.owncredentials import OwnCredentials
 from startd.pilotproxy import PilotProxy, parse_myproxy
@@ -89,8 +94,10 @@ class Startd:
         switch: Switch,
         validation: Validation,
         log: logging.LoggerAdapter[logging.Logger],
+        master: Master | None = None,
     ) -> None:
         """Raises SettingsError: programs of STARTD_CRON_JOBLIST that cannot be run as described."""
+        self._master = master
         self._validation = validation
         self.settings, self.config, self.switch, self.log = settings, config, switch, log
         self._procd_socket = settings.sailplane_run_dir / "procd"
@@ -100,6 +107,7 @@ class Startd:
         self._reason = ""
         self._reports_minute = self._reports = 0
         self._administration: Administration
+        self._address_file = AddressFile(settings.startd_address_file, log)
         self._health = Health(settings.sailplane_min_free_disk >> 10, settings.sailplane_black_hole_jobs)
         self._cron = Cron(
             cronjobs.parse(settings),
@@ -119,16 +127,16 @@ class Startd:
             SettingsError: the machine does not have what its slots are to have.
         """
         settings = self.settings
+        collectors = collector_addresses(settings.collector_host)
+        inherited = self._master.listeners if self._master else ()
         try:
-            listeners = await trio.open_tcp_listeners(settings.startd_port, host=settings.network_interface)
+            listeners, (bound, port) = await open_port(settings.network_interface, settings.startd_port, inherited)
         except OSError as fault:
             raise CannotStart(
                 f"cannot listen on {settings.network_interface}:{settings.startd_port}: {fault.strerror or fault}."
                 " Set NETWORK_INTERFACE to an address of this machine, and STARTD_PORT to a free port or to 0"
             ) from fault
-        host, port = listeners[0].socket.getsockname()[:2]
-        address = str(Sinful(host, port, {"noUDP": ""}))
-        collectors = collector_addresses(settings.collector_host)
+        address = str(Sinful(own_host(bound, self._collectors_now(collectors)), port, {"noUDP": ""}))
         found = await discover(settings, self.log)
         total = resources(settings, found)
         divided = slot_settings(settings)
@@ -149,17 +157,31 @@ class Startd:
         self._slots = Slots(
             settings.startd_name, address, self._machine.start_time, sessions, plans, cores=cores(settings)
         )
-        await self._refuse_namesake(collectors, address)
+        await self._refuse_namesake(self._collectors_now(collectors), address)
         async with trio.open_nursery() as nursery:
             self._build(nursery, sessions, address, collectors)
+            if self._master is not None:
+                for session in self._master.sessions():
+                    sessions.add(session)
             with trio.open_signal_receiver(*SIGNALS) as signals:
                 await self._start_parts(nursery, listeners)
+                self._attend_master(nursery, address)
+                self._address_file.write(address)
                 ready()
                 self.log.info("ready at %s as %s", address, settings.startd_name)
                 await self._until_ended(signals)
             nursery.cancel_scope.cancel()
+        self._address_file.remove()
         self._write_report()
         return self._status
+
+    def _collectors_now(self, collectors: list[Sinful]) -> list[Sinful]:
+        """Those whose address is known at this moment."""
+        known = []
+        for collector in collectors:
+            with suppress(PeerFault):
+                known.append(where_now(collector, self.settings.collector_address_file))
+        return known
 
     def _write_report(self) -> None:
         """A table for people, and files for scripts beside the logs. One that cannot be written ends no pilot badly."""
@@ -232,7 +254,7 @@ class Startd:
         self._administration = Administration(
             claims=self._claims,
             ads=self._slot_ads,
-            shut_down=lambda reason, fast: self._shut_down(reason, fast=fast, status=EXIT_END_OF_LIFE),
+            shut_down=self._told_to_end,
             reconfigure=self._reconfigure,
             nursery=nursery,
             log=self.log,
@@ -254,6 +276,8 @@ class Startd:
                 ads=self._all_ads,
                 interval_s=settings.update_interval,
                 log=self.log,
+                address_file=settings.collector_address_file,
+                family=self._master.family if self._master else None,
             )
             for collector in collectors
         ]
@@ -277,6 +301,21 @@ class Startd:
         for advertiser in self._advertisers:
             nursery.start_soon(advertiser.run)
 
+    def _attend_master(self, nursery: trio.Nursery, address: str) -> None:
+        """Signs of life and readiness for the master that started us, if one did."""
+        if self._master is None:
+            return
+        self.log.info("started by the master with pid %d at %s", self._master.pid, self._master.address)
+        timeout_s = self.settings.startd_not_responding_timeout
+        nursery.start_soon(self._master.tell_alive, timeout_s, address, self.log)
+        nursery.start_soon(self._tell_ready, self._master, address)
+
+    async def _tell_ready(self, master: Master, address: str) -> None:
+        with trio.move_on_after(READY_WITHIN_S):
+            for advertiser in self._advertisers:
+                await advertiser.advertised.wait()
+        await master.tell_ready(address, self.log)
+
     def _start_pilot_proxy(self, nursery: trio.Nursery) -> None:
         settings = self.settings
         if settings.sailplane_pilot_proxy is None:
@@ -297,21 +336,34 @@ class Startd:
     async def _until_ended(self, signals: AsyncIterator[int]) -> None:
         """TERM: gracefully. QUIT, INT, a second TERM: fast. Or when the pilot's life is over (``startd.lifetime``).
 
-        HUP: the settings are read again.
+        HUP: the settings are read again. A master says by QUIT when it means fast, and its end is ours.
         """
         async with trio.open_nursery() as ending:
             self._ending = ending
             ending.start_soon(self._watch_life)
+            if self._master is not None:
+                ending.start_soon(self._follow_master, self._master)
             async for number in signals:
                 if number == signal.SIGHUP:
                     self._reconfigure()
                     continue
-                fast = number != signal.SIGTERM or self._claims.draining
+                again = self._claims.draining and self._master is None
+                fast = number != signal.SIGTERM or again
                 self._shut_down(signal.Signals(number).name, fast=fast, status=EXIT_DONE)
+
+    async def _follow_master(self, master: Master) -> None:
+        await master.wait_end()
+        self._shut_down(f"the master (pid {master.pid}) has ended", fast=True, status=EXIT_DONE)
+
+    def _told_to_end(self, reason: str, fast: bool, again: bool) -> None:
+        """By an administrator. A master starts us again after an exit with 0, and holds us after one with 99."""
+        status = EXIT_DONE if again and self._master is not None else EXIT_END_OF_LIFE
+        self._shut_down(reason, fast=fast, status=status)
 
     def _shut_down(self, reason: str, *, fast: bool, status: int) -> None:
         """Begin to end, or make an end that has begun a fast one. The first reason decides about the exit status."""
-        claims = self._claims
+        claims, manner = self._claims, self._administration.manner
+        fast = fast or manner is Manner.FORCE
         if not claims.draining:
             claims.draining, self._status, self._reason = True, status, reason
             self._ending.start_soon(self._see_claims_end, self._ending.cancel_scope)
@@ -321,7 +373,10 @@ class Startd:
         if fast:
             claims.handle_all(life.Shutdown(fast=True))
         else:
-            claims.retire_all(self._longest_retirement_s(), f"the pilot shuts down ({reason})", CODE_SHUTDOWN)
+            limit_s = math.inf if manner is Manner.PEACEFUL else self._longest_retirement_s()
+            claims.retire_all(
+                limit_s, f"the pilot shuts down ({reason})", CODE_SHUTDOWN, whole=manner is Manner.PEACEFUL
+            )
         self._changed()
 
     def _longest_retirement_s(self) -> float:
@@ -386,6 +441,8 @@ class Startd:
                     self._claims.take_no_more(decision.reason)
                 case lifetime.Wish.END_GRACEFULLY | lifetime.Wish.END_FAST:
                     fast = decision.wish is lifetime.Wish.END_FAST
+                    if decision.for_all and self._master is not None:
+                        self._master.end()
                     self._shut_down(decision.reason, fast=fast, status=EXIT_END_OF_LIFE)
             with trio.move_on_after(lifetime.LOOK_EVERY_S):
                 await self._claims_come_or_go()
@@ -447,9 +504,10 @@ class Startd:
         self._changed()
 
     def _authorise(self, caller: Caller, level: str) -> bool:
-        """Everybody may look. The pilot's own account on this machine may command its startd, too."""
-        own = f"{pwd.getpwuid(os.geteuid()).pw_name}@{self.settings.trust_domain}"
-        return level == "READ" or (caller.identity == own and level in ("WRITE", LEVEL))
+        """Everybody may look. The pilot's own account on this machine may command its startd, too, and so may root."""
+        names = (pwd.getpwuid(os.geteuid()).pw_name, "root")
+        own = [f"{name}@{self.settings.trust_domain}" for name in names]
+        return level == "READ" or (caller.identity in own and level in ("WRITE", LEVEL))
 
     def _report_refusal(self, peer: str, error: Exception) -> None:
         """Somebody at the port was refused, or broke off: said while that is not a flood."""
@@ -462,7 +520,8 @@ class Startd:
 
     async def _see_claims_end(self, waiting: trio.CancelScope) -> None:
         """Ends ``waiting`` when no claim is left, or nothing more can be done."""
-        if not await self._no_claims_within(self.settings.shutdown_graceful_timeout):
+        peaceful = self._administration.manner is Manner.PEACEFUL
+        if not await self._no_claims_within(math.inf if peaceful else self.settings.shutdown_graceful_timeout):
             self.log.warning("claims did not end within SHUTDOWN_GRACEFUL_TIMEOUT; ending them fast")
             self._claims.handle_all(life.Shutdown(fast=True))
             await self._no_claims_within(FAST_END_WITHIN_S)

@@ -120,7 +120,7 @@ async def port(
         reconfigured: list[None] = []
         administration = Administration(
             claims=claims, ads=lambda: [*map(own_ad, slots.own), *map(held_ad, slots.held.values())],
-            shut_down=lambda reason, fast: ended.append((reason, fast)),
+            shut_down=lambda reason, fast, again: ended.append((reason, fast)),
             reconfigure=lambda: reconfigured.append(None), nursery=nursery, log=LOG,
         )  # fmt: skip
         table = {**commands.table(), **administration.table()}

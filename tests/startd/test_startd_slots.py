@@ -13,7 +13,7 @@ from classad2 import ClassAd, ExprTree
 
 from cedar.classads import evaluate, matches
 from cedar.sessions import SessionTable
-from startd.advertise import collector_addresses
+from startd.contact import collector_addresses
 from startd.held import Held, Requester, Slots
 from startd.resources import DoesNotFit, Resources, Rounding, requested
 from startd.slotads import Machine, SlotState, private_ad, public_ad, start_expression

@@ -1,0 +1,137 @@
+"""Where this startd is reached: its port, the address that it tells, and the file by which tools find it here."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import platform
+import re
+import socket
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import trio
+
+from cedar.commands import condor_version_text
+from cedar.errors import PeerFault
+from cedar.sinful import Sinful
+
+DEFAULT_COLLECTOR_PORT = 9618
+# NETWORK_INTERFACE: every address of the machine; the one by which the pool is reached is told.
+ANY = "*"
+_WILDCARDS = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
+_HOST_PORT = re.compile(r"(\[[^\]]+\]|[^:\s<>?]+)(?::(\d{1,5}))?(\?[^\s<>]*)?")
+# An address file is three lines and an ad.
+MAX_ADDRESS_FILE_BYTES = 65_536
+
+
+def collector_addresses(text: str | None) -> list[Sinful]:
+    """COLLECTOR_HOST: names or addresses, with or without port, separated by commas or blanks. Port 0 stands for what
+    COLLECTOR_ADDRESS_FILE says.
+
+    Raises:
+        ValueError: a part that is no address.
+    """
+    found = []
+    for part in re.split(r"[,\s]+(?![^<]*>)", text or ""):
+        if not part:
+            continue
+        if part.startswith("<"):
+            found.append(Sinful.parse(part))
+            continue
+        match = _HOST_PORT.fullmatch(part)
+        try:
+            if match is None:
+                raise PeerFault("address")
+            found.append(Sinful.parse(f"<{match[1]}:{match[2] or DEFAULT_COLLECTOR_PORT}{match[3] or ''}>"))
+        except PeerFault:
+            raise ValueError(f"COLLECTOR_HOST has {part!r}: allowed are host, host:port or <host:port?...>") from None
+    return found
+
+
+def where_now(collector: Sinful, address_file: Path) -> Sinful:
+    """The collector's address; of one with port 0 what it has left in its file, which it makes anew when it starts.
+
+    Raises:
+        PeerFault: the file is not there (yet), or has no address.
+    """
+    if collector.port:
+        return collector
+    try:
+        with address_file.open("rb") as file:
+            first = file.read(MAX_ADDRESS_FILE_BYTES).partition(b"\n")[0]
+    except OSError as fault:
+        raise PeerFault("address", f"COLLECTOR_ADDRESS_FILE = {address_file}: {fault.strerror}") from fault
+    return Sinful.parse(first.decode("ascii", "replace").strip())
+
+
+def own_host(bound: str, towards: Iterable[Sinful]) -> str:
+    """The address to tell: ``bound``, or if that is every address of the machine, the one by which the first collector
+    that can be looked up is reached. No packet is sent."""
+    if bound not in _WILDCARDS.values():
+        return bound
+    family = socket.AF_INET6 if ":" in bound else socket.AF_INET
+    for peer in towards:
+        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((peer.host, peer.port or DEFAULT_COLLECTOR_PORT))
+            return str(probe.getsockname()[0])
+    return "::1" if family == socket.AF_INET6 else "127.0.0.1"
+
+
+async def open_port(
+    interface: str, port: int, inherited: Sequence[socket.socket] = ()
+) -> tuple[list[trio.SocketListener], tuple[str, int]]:
+    """The listeners, and host and port of the first: those that were inherited, or new ones.
+
+    Raises OSError: the port cannot be had.
+    """
+    if inherited:
+        by_family = sorted(inherited, key=lambda sock: sock.family != socket.AF_INET)
+        listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in by_family]
+    else:
+        listeners = await trio.open_tcp_listeners(
+            port, host=_WILDCARDS[socket.AF_INET] if interface == ANY else interface
+        )
+    host, port = listeners[0].socket.getsockname()[:2]
+    return listeners, (str(host), int(port))
+
+
+def is_own(host: str) -> bool:
+    """Whether ``host`` is an address of this machine, by which no other machine can be meant."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.bind((host, 0))
+        return True
+    return False
+
+
+class AddressFile:
+    """STARTD_ADDRESS_FILE: tools of this node find the startd by it. Written as a whole, removed at the end."""
+
+    def __init__(self, path: Path, log: logging.LoggerAdapter[logging.Logger]) -> None:
+        self._path, self._log = path, log
+        self._text = ""
+
+    def write(self, address: str) -> None:
+        """One that cannot be written is no reason to end."""
+        self._text = f"{address}\n{condor_version_text()}\n$CondorPlatform: {platform.machine()}_Sailplane $\n"
+        new = self._path.with_name(f"{self._path.name}.new")
+        try:
+            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            with os.fdopen(fd, "w", encoding="ascii", errors="replace") as file:
+                file.write(self._text)
+            new.replace(self._path)
+        except OSError as fault:
+            self._log.warning("STARTD_ADDRESS_FILE = %s: %s", self._path, fault.strerror)
+
+    def remove(self) -> None:
+        """If it is still ours: the next startd may have written its own."""
+        with suppress(OSError):
+            if self._path.read_text(encoding="ascii", errors="replace") == self._text:
+                self._path.unlink()
