@@ -148,28 +148,35 @@ def wanted_files(kind: Kind) -> dict[str, str]:
     return {name: content(data) for name, data in {**given, **kind.back}.items()}
 
 
-def follow(
-    kinds: Iterable[Kind],
-    *,
-    events: Callable[[Kind], Sequence[int]],
-    place: Callable[[Kind], Path],
-    act: Callable[[Kind, str], None],
-    until: Callable[[Callable[[], bool | None], Callable[[], str]], None],
-) -> None:
-    """Do to each job what its kind asks for, until all have ended. ``until`` waits for a condition, and says what was
-    waited for when it does not come."""
-    left = {kind.name: (kind, list(kind.acts)) for kind in kinds}
+@attrs.frozen
+class Handed:
+    """A job that was handed in: ``place`` as its kind has it, ``events`` in the user's log so far, ``act`` on it."""
+
+    kind: Kind
+    place: Path
+    events: Callable[[], Sequence[int]]
+    act: Callable[[str], None]
+
+
+Until = Callable[[Callable[[], bool | None], Callable[[], str]], None]
+
+
+def follow(jobs: Iterable[Handed], until: Until) -> None:
+    """Do to each what its kind asks for, until all have ended. ``until`` waits for a condition; its words say what for,
+    when it does not come."""
+    left = [(job, list(job.kind.acts)) for job in jobs]
 
     def step() -> bool | None:
-        for kind, acts in list(left.values()):
-            known = events(kind)
-            while acts and (acts[0].after in known or (place(kind) / str(acts[0].after)).exists()):
-                act(kind, acts.pop(0).verb)
+        for entry in list(left):
+            job, acts = entry
+            known = job.events()
+            while acts and (acts[0].after in known or (job.place / str(acts[0].after)).exists()):
+                job.act(acts.pop(0).verb)
             if not acts and known and known[-1] in ENDS:
-                del left[kind.name]
+                left.remove(entry)
         return None if left else True
 
-    until(step, lambda: f"the end of {[(name, list(events(kind))) for name, (kind, _) in left.items()]}")
+    until(step, lambda: f"the end of {[(job.place.name, job.kind.name, list(job.events())) for job, _ in left]}")
 
 
 def _chirp_client() -> bytes:
@@ -210,6 +217,9 @@ _SIGNALS = {"kill_sig": "SIGINT", "hold_kill_sig": "SIGUSR1", "remove_kill_sig":
 DATA = bytes(range(256)) * 1024
 
 KINDS: tuple[Kind, ...] = (
+    # The first, so that it is not late already.
+    Kind("is deferred", "test $(date +%s) -ge {later} && echo waited",
+         {"deferral_time": "{later}", "deferral_window": "300", "deferral_prep_time": "300"}, out="waited\n"),
     # -- ends ---------------------------------------------------------------------------------------------------------
     Kind("prints", "echo out; echo err >&2", out="out\n", err="err\n"),
     Kind("exits with a code", "exit 37", exit=37),
@@ -316,8 +326,6 @@ KINDS: tuple[Kind, ...] = (
          hold=(43, 1), words="+PreCmd", events=_HELD_EARLY),
     Kind("has a command after it that fails", "true", {"+PostCmd": '"/bin/false"', "+SuccessPostExitCode": "0"},
          hold=(44, 1), words="+PostCmd", events=_HELD),
-    Kind("is deferred", "test $(date +%s) -ge {later} && echo waited",
-         {"deferral_time": "{later}", "deferral_window": "300", "deferral_prep_time": "300"}, out="waited\n"),
     Kind("checkpoints itself", _LEGS, _CHECKPOINT, out="leg 1 new\nleg 2 same\nleg 3 same\ndone\n",
          back={"state": b"3\n"}, calls=7, ad={"CheckpointNumber": 1}),
     # -- limits -------------------------------------------------------------------------------------------------------

@@ -8,8 +8,10 @@ import os
 import re
 import sqlite3
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +47,14 @@ STATUS = {"idle": 1, "running": 2, "removed": 3, "completed": 4, "held": 5}
 # What the pool's log says of a run, and the event of a user's log that stands for it: the pool keeps no such log, and
 # notes nothing of file transfers.
 _LOG = re.compile(
-    r"#(?P<told>\d+\.0)#.*?(?:(?P<began>startup -> executing)|(?P<stopped>executing -> suspended)"
-    r"|(?P<resumed>suspended -> executing)|event (?P<number>\d+) from the starter)"
+    r"#(?P<job>\d+\.0)#.*?(?:(?P<what>startup -> executing|executing -> suspended|suspended -> executing)"
+    r"|event (?P<number>\d+) from the starter)"
     r"|job (?P<ended>\d+\.0): (?P<outcome>completed|held|requeued|removed|lost)"
 )
+_TOLD = {
+    "startup -> executing": userlog.EXECUTING, "executing -> suspended": userlog.SUSPENDED,
+    "suspended -> executing": userlog.UNSUSPENDED,
+}  # fmt: skip
 _ENDS = {
     "completed": userlog.TERMINATED, "held": userlog.HELD, "removed": userlog.ABORTED, "requeued": userlog.EVICTED,
     "lost": userlog.EVICTED,
@@ -64,6 +70,8 @@ class Run:
     later: int
     ids: dict[str, str] = attrs.Factory(dict)
     rows: dict[str, dict[str, Any]] = attrs.Factory(dict)
+    _told: defaultdict[str, list[int]] = attrs.Factory(lambda: defaultdict(list))
+    _logged: int = 0
 
     @property
     def site(self) -> Site:
@@ -126,7 +134,9 @@ class Run:
                 what="all jobs to end", deadline_s=DEADLINE_S + 10,
             )  # fmt: skip
 
-        joblist.follow(HERE, events=self.events, place=self.place, act=self.act, until=until)
+        joblist.follow(
+            [joblist.Handed(k, self.place(k), partial(self.events, k), partial(self.act, k)) for k in HERE], until
+        )
 
     def fetch(self) -> None:
         self._ask("fetch", [f"{self.place(kind).name} {self.ids[kind.name]}" for kind in HERE])
@@ -135,17 +145,21 @@ class Run:
     # --- what became of them -------------------------------------------------------------------------------------
 
     def events(self, kind: Kind) -> list[int]:
-        job, found = self.ids[kind.name], [userlog.SUBMITTED]
-        for match in _LOG.finditer((self.site.layout.pool / "log" / "PoolLog").read_text()):
-            if match["ended"] == job:
-                found.append(_ENDS[match["outcome"]])
-            elif match["told"] == job:
-                number = match["number"]
-                found.append(
-                    int(number) if number else userlog.EXECUTING if match["began"]
-                    else userlog.SUSPENDED if match["stopped"] else userlog.UNSUSPENDED
-                )  # fmt: skip
-        return found
+        self._read_on()
+        return [userlog.SUBMITTED, *self._told[self.ids[kind.name]]]
+
+    def _read_on(self) -> None:
+        """What the pool has logged since the last look."""
+        with (self.site.layout.pool / "log" / "PoolLog").open() as log:
+            log.seek(self._logged)
+            text = log.read()
+        whole = text[: text.rfind("\n") + 1]
+        self._logged += len(whole.encode())
+        for match in _LOG.finditer(whole):
+            if match["ended"]:
+                self._told[match["ended"]].append(_ENDS[match["outcome"]])
+            else:
+                self._told[match["job"]].append(int(match["number"] or _TOLD[match["what"]]))
 
     def ad(self, kind: Kind, row: dict[str, Any]) -> dict[str, Any]:
         """The job's, as far as the pool knows it."""
@@ -184,7 +198,7 @@ def run() -> Iterator[Run]:
         site.start_startd(**STARTD_KNOBS | KNOBS)
         give_token(site, tokens)
         server.kept["/data.bin"] = joblist.DATA
-        made = Run(Jobs(site), server, int(time.time()) + 5)
+        made = Run(Jobs(site), server, int(time.time()) + 8)
         made.hand_in()
         made.follow()
         made.fetch()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -24,8 +25,8 @@ pytestmark = [pytest.mark.interop, pytest.mark.timeout(900)]
 
 SIDES = {"ours": "@sailplane", "stock": f"@{STOCK_STARTD}"}
 DEADLINE_S = 500.0
-# Deferred jobs wait for a time at which all have been handed in.
-LATER_S = 30
+# When a deferred job may start: later than it is matched.
+LATER_S = 15
 
 
 @attrs.define(eq=False)
@@ -35,7 +36,6 @@ class Side:
     name: str
     jobs: StockJobs
     server: FileServer
-    later: int
     handed: dict[str, Job] = attrs.Factory(dict)
 
     def place(self, kind: Kind) -> Path:
@@ -48,7 +48,7 @@ class Side:
         """In a directory of its own, so that what comes back can be told apart."""
         user, place = self.jobs.user("alice"), self.place(kind)
         words = {"place": str(place), "url": self.server.url, "put": self.server.url + self.put(kind),
-                 "later": str(self.later)}  # fmt: skip
+                 "later": str(int(time.time()) + LATER_S)}  # fmt: skip
         directories = sorted({str((place / name).parent) for name in ("x", *kind.files)})
         self.jobs.pool.tool("mkdir", "-p", *directories, user=user)
         for name, data in kind.files.items():
@@ -70,6 +70,9 @@ class Side:
         else:
             self.jobs.act("vacate_job" if verb == "vacate" else verb, self.handed[kind.name])
 
+    def followed(self, kind: Kind) -> joblist.Handed:
+        return joblist.Handed(kind, self.place(kind), partial(self.events, kind), partial(self.act, kind))
+
     def look(self, kind: Kind) -> Seen:
         files = {name: joblist.read(self.place(kind) / name) for name in kind.names()}
         files |= {name: joblist.content(self.server.kept.get(f"{self.put(kind)}/{name}")) for name in kind.sent}
@@ -87,21 +90,20 @@ def sides() -> Iterator[dict[str, Side]]:
             token.parent.mkdir(parents=True)
             token.touch(mode=0o600)
             token.write_text("s3cret")
-            jobs, later = StockJobs(site, pool), int(time.time()) + LATER_S
-            made = {name: Side(name, jobs, server, later) for name in SIDES}
+            jobs = StockJobs(site, pool)
+            made = {name: Side(name, jobs, server) for name in SIDES}
             for kind in KINDS:
                 for side in made.values():
                     side.hand_in(kind)
-            for side in made.values():
 
-                def until(condition: Callable[[], bool | None], words: Callable[[], str]) -> None:
-                    deadline_s = time.monotonic() + DEADLINE_S
-                    jobs.until(
-                        lambda: condition() or (time.monotonic() > deadline_s and pytest.fail(words())) or None,
-                        "all jobs to end", deadline_s=DEADLINE_S + 10,
-                    )  # fmt: skip
+            def until(condition: Callable[[], bool | None], words: Callable[[], str]) -> None:
+                deadline_s = time.monotonic() + DEADLINE_S
+                jobs.until(
+                    lambda: condition() or (time.monotonic() > deadline_s and pytest.fail(words())) or None,
+                    "all jobs to end", deadline_s=DEADLINE_S + 10,
+                )  # fmt: skip
 
-                joblist.follow(KINDS, events=side.events, place=side.place, act=side.act, until=until)
+            joblist.follow([side.followed(kind) for kind in KINDS for side in made.values()], until)
             yield made
         site.stop()
 
