@@ -30,6 +30,9 @@ A value that cannot be ends the start with exit code 100 and says knob, value an
 An unknown `SAILPLANE_` name is warned about, with the nearest known one. A blank value is the default.
 Durations are seconds, or carry `s`, `min`, `h` or `d`; sizes are bytes, or carry `K`, `M`, `G` or `T`.
 
+Settings whose names the administrator makes up, such as `SLOT_TYPE_1` and `MACHINE_RESOURCE_GPUs`, are in
+[slots.md](slots.md); those of programs beside the jobs (`STARTD_CRON_…`) in [cron.md](cron.md).
+
 | knob | allowed | default | meaning |
 |---|---|---|---|
 """

@@ -154,6 +154,11 @@ def _check_requests(ad: Any) -> None:
         value = value_of(trial, name) if name in trial else least
         if not is_number(value) or not least <= value < 2**50:
             raise BadJob(f"{name} = {trial.lookup(name)}: must be a number of {unit}, at least {least}")
+    for name in ad:
+        if name.lower().startswith("request"):
+            value = value_of(trial, name)
+            if isinstance(value, str) or (is_number(value) and not 0 <= value < 2**50):
+                raise BadJob(f"{name} = {ad.lookup(name)}: must be a number, at least 0")
 
 
 def _check_names(ad: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import attrs
 
 from pilot.settings import KNOBS, Settings
@@ -63,5 +65,10 @@ def merge(now: Settings, read: Settings) -> Merged:
     return Merged(
         attrs.evolve(now, **{field: getattr(read, field) for field in taken}, attributes=read.attributes),
         tuple(KNOBS[field].name for field in taken),
-        tuple(KNOBS[field].name for field in different if field not in CHANGEABLE),
+        (*(KNOBS[field].name for field in different if field not in CHANGEABLE), *_changed(now.family, read.family)),
     )
+
+
+def _changed(now: Mapping[str, str], read: Mapping[str, str]) -> list[str]:
+    """Settings of slots, resources and programs beside the jobs: all of them are looked at once, at the start."""
+    return sorted(name for name in {**now, **read} if now.get(name) != read.get(name))

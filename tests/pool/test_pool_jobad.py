@@ -57,6 +57,8 @@ def test_what_only_the_pool_says_is_refused(name: str) -> None:
         (job_ad(RequestCpus="0"), "RequestCpus"),
         (job_ad(RequestDisk='"x"'), "RequestDisk"),
         (job_ad(RequestMemory="-1"), "RequestMemory"),
+        (job_ad(RequestGPUs='"one"'), "RequestGPUs"),
+        (job_ad(RequestLicenses="-1"), "RequestLicenses"),
         (job_ad(TransferOutput='"../x"'), "transfer_output_files"),
         (job_ad(TransferOutput='"/etc/x"'), "transfer_output_files"),
         (job_ad(TransferOutputRemaps='"a=/etc/x"'), "transfer_output_remaps"),

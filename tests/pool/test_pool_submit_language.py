@@ -106,3 +106,18 @@ def test_which_proxy_is_meant(tmp_path: Path, line: str, environ: dict[str, str]
     assert found.proxy == expected
     for ad in language.ads(found, 1):
         assert "x509" not in ad.lower()
+
+
+def test_custom_resources_and_gpus_are_asked_for_by_the_submit_language(tmp_path: Path) -> None:
+    text = "executable = /bin/echo\nrequest_gpus = 1\nrequire_gpus = Capability >= 7\nrequest_licenses = 2\nqueue\n"
+    (said,) = ads(tmp_path, text)
+    accept(said)
+    job = classads.parse_old(said + 'ImageSize = 1\nDiskUsage = 1\nFileSystemDomain = "x"\n')
+    assert (classads.get_int(job, "RequestGPUs"), classads.get_int(job, "RequestLicenses")) == (1, 2)
+    slot = (
+        'Arch = "X86_64"\nOpSys = "LINUX"\nMemory = 9\nDisk = 9\nHasFileTransfer = true\nGPUs = 1\nLicenses = 2\n'
+        "AvailableGPUs = {{ GPUs_a }}\nGPUs_a = [ Capability = {} ]\n"
+    )
+    assert classads.matches(job, classads.parse_old(slot.format(7.5)))
+    assert not classads.matches(job, classads.parse_old(slot.format(6.1)))
+    assert not classads.matches(job, classads.parse_old(slot.format(7.5).replace("Licenses = 2", "Licenses = 1")))
