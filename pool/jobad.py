@@ -285,7 +285,7 @@ def _defaults(ad: Any) -> dict[str, object]:
 def _lease(ad: Any, facts: PoolFacts) -> int:
     wanted = value_of(ad, "JobLeaseDuration")
     # A user may want a shorter lease than the pool's, never a longer one: it is how long a lost job may block.
-    return max(20, min(int(wanted), facts.lease_s)) if is_number(wanted) else facts.lease_s
+    return min(max(20, int(wanted)), facts.lease_s) if is_number(wanted) else facts.lease_s
 
 
 def _proxy_attributes(cluster: Cluster) -> dict[str, object]:

@@ -146,6 +146,8 @@ class Daemon:
         service = Service(
             self._families, self._lookout, self._signaller, self._trackers, log, check_every_s=self._check_every_s
         )
+        # The kernel's, when the startd dies while one of this process group is stopped: there is work to do then.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         with self._always, trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
                 if self._calls is not None:

@@ -178,5 +178,7 @@ def _forget_parent(keep: set[int]) -> None:
 
 
 def ignore_terminal() -> None:
-    """Ctrl-C at a terminal goes to the whole process group; the startd decides what becomes of its starters."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """The startd decides what becomes of its starters: not Ctrl-C at a terminal, which goes to the whole process group,
+    and not SIGHUP, which the kernel sends to the group when the startd dies while one of us is stopped (setpgid(2))."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -107,6 +108,8 @@ def test_a_lease_is_never_longer_than_the_pools(said: str | None, lease: int) ->
     text = job_ad(**({} if said is None else {"JobLeaseDuration": said}))
     ad = jobad.queue_ad(classads.parse_old(text), a_job(), [], FACTS)
     assert classads.get_int(ad, "JobLeaseDuration") == lease
+    ad = jobad.queue_ad(classads.parse_old(text), a_job(), [], attrs.evolve(FACTS, lease_s=8))
+    assert classads.get_int(ad, "JobLeaseDuration") == 8
 
 
 def test_the_transfer_key_is_only_in_the_answer_to_get_job_info() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,7 @@ async def test_the_end_of_the_startd_ends_everything(tmp_path: Path, how: str) -
     with world.job(world.HIDE, "4", "3") as job, world.daemon(tmp_path / "s") as (process, lifeline):
         client = await ProcdClient.connect(tmp_path / "s")
         await world.register(client, job)
+        process.send_signal(signal.SIGHUP)  # means nothing
         if how == "lifeline":
             os.close(lifeline)
         else:

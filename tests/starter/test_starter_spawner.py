@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from starter.messages import (
     StarterStarted,
     StartStarter,
 )
-from starter.spawner import EXIT_BUG, Spawner
+from starter.spawner import EXIT_BUG, Spawner, ignore_terminal
 
 ACTIVATION = Activation(
     slot="slot1_1@here", claim_id="c", slot_ad="[]", job_ad="[]", stream_state={}, startd_address="<127.0.0.1:1>",
@@ -47,6 +48,7 @@ def spawner(tmp_path: Path) -> Iterator[socket.socket]:
         secret = os.open("/etc/hostname", os.O_RDONLY)
         assert secret > 2
         log = logs.start("starter", tmp_path / "StarterLog")
+        ignore_terminal()
         Spawner(startd=theirs, run_starter=starter, run_clean_up=lambda _: 0, warm_up=lambda: None, log=log).serve()
         os._exit(0)
     theirs.close()
@@ -110,3 +112,14 @@ def test_orphans_of_a_starter_are_reaped_by_the_spawner(spawner: socket.socket) 
         ended, _ = receive_blocking(spawner, SPAWNER)
         assert ended.pid == pid
     assert len(pids) == 2
+
+
+def test_a_hangup_ends_no_starter(spawner: socket.socket) -> None:
+    """The kernel sends one when the startd dies while one of them is stopped."""
+    near, pid = start(spawner)
+    with near:
+        near.recv(1000)
+        os.kill(pid, signal.SIGHUP)
+        near.sendall(b"end")
+        ended, _ = receive_blocking(spawner, SPAWNER)
+    assert ended == StarterEnded(pid, 7 << 8)
