@@ -61,6 +61,30 @@ class Contextual(logging.LoggerAdapter[logging.Logger]):
         return msg, kwargs
 
 
+class LogFile(logging.FileHandler):
+    """A log that goes on when its disk is full: standard error may be a file of the batch system's on the same disk."""
+
+    _failed = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record; after a failure, say how many may be missing as soon as one can be written."""
+        before = self._failed
+        super().emit(record)
+        if before and self._failed == before:
+            self._failed = 0
+            text = f"{before} records before this one could not be written at once, some may be missing"
+            super().emit(
+                logging.LogRecord(record.name, logging.WARNING, record.pathname, record.lineno, text, None, None)
+            )
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Of the disk's failures nothing is printed; a bug in a message still is."""
+        if isinstance(sys.exc_info()[1], OSError):
+            self._failed += 1
+        else:
+            super().handleError(record)
+
+
 def get(name: str, **context: object) -> Contextual:
     """A logger with context that need not be repeated in messages."""
     return Contextual(logging.getLogger(f"sailplane.{name}"), context)
@@ -85,7 +109,7 @@ def start(name: str, path: Path | None = None, *, level: int = logging.INFO) -> 
         handler = logging.StreamHandler(sys.stderr)
     else:
         path.touch(mode=0o600)
-        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+        handler = LogFile(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(LineFormatter())
     root = logging.getLogger("sailplane")
     for old in root.handlers[:]:

@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from starter.leftovers import search, words
 from starter.messages import STARTER, Activation
 from starter.orphans import become_subreaper
 from starter.private import NOTE, PROXY, make_private_dir, own_identity, read_note, remove_private_dir, write_note
-from starter.sandbox import Context, Left, Limits, Listed, StageFailed, make_place, remove_place, stage_out
+from starter.sandbox import Context, Left, Limits, Listed, Place, StageFailed, make_place, remove_place, stage_out
 from starter.shadow import Shadow
 from starter.spawner import Spawner, ignore_terminal
 from starter.work import PROCD_FAULTS, Work
@@ -65,10 +66,11 @@ async def _activation(
     log = logs.get("starter", slot=activation.slot.partition("@")[0])
     channel = Channel(trio.socket.from_stdlib_socket(startd_socket), STARTER)
     shadow = Shadow(CedarStream.adopt(shadow_socket, activation.stream_state))
-    private_dir = make_private_dir(settings.sailplane_run_dir, *own_identity())
-    place = make_place(settings.execute)
-    job_ad = ClassAd(activation.job_ad)
-    write_note(private_dir, place, str(get_str(job_ad, "GlobalJobId", "unknown")))
+    try:
+        private_dir, place = _make_places(settings, ClassAd(activation.job_ad))
+    except OSError as fault:
+        log.error("no job can run here now: %s: %s", fault.filename, fault.strerror)
+        return EXIT_FAILURE
     procd = await ProcdClient.connect(activation.procd_socket)
     work = Work(
         settings=settings,
@@ -86,6 +88,18 @@ async def _activation(
     procd.close()
     _tidy(work, log)
     return status
+
+
+def _make_places(settings: Settings, job_ad: ClassAd) -> tuple[Path, Place]:
+    """The private directory and the sandbox's; neither is there if one of them, or its note, cannot be."""
+    private_dir = make_private_dir(settings.sailplane_run_dir, *own_identity())
+    with ExitStack() as on_failure:
+        on_failure.callback(remove_private_dir, private_dir)
+        place = make_place(settings.execute)
+        on_failure.callback(remove_place, place)
+        write_note(private_dir, place, str(get_str(job_ad, "GlobalJobId", "unknown")))
+        on_failure.pop_all()
+    return private_dir, place
 
 
 def _tidy(work: Work, log: logging.LoggerAdapter[logging.Logger]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import stat
 from pathlib import Path
 
@@ -70,3 +71,31 @@ def test_audit_lines_are_bounded() -> None:
         assert json.loads(line)["why"] == "mismatch"
     with pytest.raises(ValueError, match="audit record"):
         audit.line("start", "a", {str(number): "x" * 5000 for number in range(300)}, now=0.0)
+
+
+def test_a_full_disk_is_not_told_to_standard_error_and_counted_in_the_log(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "log"
+    handler = logs.LogFile(path)
+    handler.setFormatter(logs.LineFormatter())
+    record = logging.LogRecord("house", logging.INFO, __file__, 0, "text", None, None)
+    room, full = os.dup(handler.stream.fileno()), os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, handler.stream.fileno())
+    handler.emit(record)
+    handler.emit(record)
+    os.dup2(room, handler.stream.fileno())
+    handler.emit(record)
+    handler.emit(record)
+    handler.close()
+    os.close(room)
+    os.close(full)
+    assert capfd.readouterr().err == ""
+    assert path.read_text().count("2 records before this one could not be written") == 1
+
+
+def test_a_bug_in_a_message_is_still_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    handler = logs.LogFile(tmp_path / "log")
+    handler.emit(logging.LogRecord("house", logging.INFO, __file__, 0, "%d %d", (1,), None))
+    handler.close()
+    assert "not enough arguments" in capfd.readouterr().err

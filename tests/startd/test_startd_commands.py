@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 import trio
 from classad2 import ClassAd
 
 from cedar.classads import parse_old, to_wire
 from cedar.client import Negotiate, connect
+from cedar.codec import Item
 from cedar.commands import ClaimReply, Command
 from cedar.errors import PeerFault, Refused
 from startd.slottypes import SlotType
@@ -146,3 +149,24 @@ async def test_several_partitionable_slots_are_carved_apart() -> None:
 
 def str_of(ad: ClassAd) -> str:
     return "".join(f"{line}\n" for line in to_wire(ad))
+
+
+MEGABYTE = {
+    "text": [f'Env = "{"x" * 1_000_000}"'],
+    "attributes": [f"Attribute{number} = {number}" for number in range(40_000)],
+    "sum": ["Sum = " + "+".join(["1"] * 500_000)],
+    "brackets": ["Deep = " + "(" * 500_000 + "1" + ")" * 500_000],
+}
+
+
+@pytest.mark.parametrize("kind", MEGABYTE)
+async def test_a_request_of_a_megabyte_is_answered_or_refused_soon(kind: str) -> None:
+    async with port() as here:
+        presented, began_s = here.slot.current, trio.current_time()
+        lines = [*to_wire(JOB), *MEGABYTE[kind]]
+        said: list[Item] = [presented.text, len(lines), *lines, "", "", "", 10]
+        with suppress(PeerFault):
+            await here.say(Command.REQUEST_CLAIM, presented, *said)
+        assert trio.current_time() - began_s < 4
+        assert len(here.slots.held) == (kind == "text"), "a long text is a job's own affair, nonsense is refused"
+        await here.claim()
