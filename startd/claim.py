@@ -351,7 +351,6 @@ def _runs(_claim: Claim, _event: Event) -> Outcome:
 
 def _to_idle(claim: Claim, event: Event) -> Outcome:
     claim.next_serial()
-    claim.by_command, claim.ended = False, None
     if isinstance(event, StarterGone) and event.broken:
         claim.broken = True
         return State.GONE, (TellSchedd(), Destroy(broken=True))
@@ -464,8 +463,8 @@ def _retirement_over(claim: Claim, event: Event) -> Outcome:
 def _unretire(claim: Claim, event: Event) -> Outcome:
     """Nothing else may be left that it is retired for."""
     assert isinstance(event, Unretire)
-    had, claim.causes = claim.causes, claim.causes - {event.cause}
-    if claim.causes or not had:
+    claim.causes -= {event.cause}
+    if claim.causes:
         return claim.state, ()
     claim.retire_due_s = math.inf
     claim.next_serial()

@@ -67,6 +67,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT, signal.SIGHUP)
 REAP_EVERY_S = 0.5
 # Refusals at the port that are logged in a minute; strangers must not fill the log.
 MAX_REPORTS_A_MINUTE = 20
+# As HTCondor's integers: a retirement without end is this long in an ad.
+MAX_SECONDS = 2**31 - 1
 # After the last claim has ended fast, starters need this long at most to be reaped.
 FAST_END_WITHIN_S = 60.0
 
@@ -564,6 +566,9 @@ class Startd:
     def _public_ad(self, state: SlotState, held: Held | None) -> ClassAd:
         ad = public_ad(self._machine, state, now=int(time.time()), sequence=self._sequence)
         self._policy.put_load(ad, held)
+        if held is not None:
+            left_s = lifetime.retirement_s(ad, held.job_ad) - held.clocks.ran_s(trio.current_time())
+            ad["RetirementTimeRemaining"] = int(min(max(0.0, left_s), MAX_SECONDS)) if held.job_ad is not None else 0
         self._cron.published.merge_into(ad)
         return ad
 

@@ -52,7 +52,7 @@ def stock() -> Iterator[StockJobs]:
         assert site.left == []
 
 
-def restart_startd(stock: StockJobs) -> None:
-    """The next startd, with the same configuration."""
+def restart_startd(stock: StockJobs, **knobs: Any) -> None:
+    """The next startd, with the same configuration, and ``knobs`` besides; the one before must have ended."""
     (stock.site.layout.pilot / "tokens.d" / "startd.token").unlink(missing_ok=True)
-    stock.site.start_startd(**STARTD_KNOBS)
+    stock.site.start_startd(**STARTD_KNOBS | knobs)

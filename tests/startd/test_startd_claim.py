@@ -203,6 +203,13 @@ def test_policy_says_how_a_retired_job_ends() -> None:
     assert claim.handle(KillWanted(), now_s=2.0) == ()
 
 
+def test_a_job_that_the_submit_side_ends_in_retirement_is_the_claims_last() -> None:
+    claim, _ = walk(*BUSY, Retire(60.0, "x", 1018, Cause.WANTED), Deactivated("graceful", worklife_over=False))
+    assert claim.state is State.CLOSING
+    claim, _ = walk(*BUSY, Retire(60.0, "x", 1018, Cause.WANTED), SuspendWanted(), Deactivated("fast", False))
+    assert claim.state is State.CLOSING
+
+
 def test_kill_is_not_for_what_the_submit_side_ends() -> None:
     claim, _ = walk(*BUSY, Deactivated("final-transfer", worklife_over=True))
     assert claim.state is State.CLOSING

@@ -128,6 +128,23 @@ async def test_an_idle_claim_ends_when_the_owner_comes() -> None:
         assert held.life.state is State.GONE
 
 
+async def test_an_idle_claim_ends_when_its_worklife_is_over_after_its_first_job() -> None:
+    async with running() as (here, held, _):
+        here.claims.settings = from_values({"CLAIM_WORKLIFE": "0"}, source=None)
+        watch = PolicyWatch(here.claims, here.held_ad, here.own_ad, LOG)
+        watch.look(held)
+        assert held.life.state is State.BUSY, "a running job is nothing to it"
+        here.claims.starter_ended(4711, 0)
+        assert held.life.state is State.IDLE
+        watch.look(held)
+        assert held.life.state is State.GONE
+    async with port() as at:
+        at.claims.settings = from_values({"CLAIM_WORKLIFE": "0"}, source=None)
+        held = await at.claim()
+        PolicyWatch(at.claims, at.held_ad, at.own_ad, LOG).look(held)
+        assert held.life.state is State.IDLE, "its first job is on the way"
+
+
 async def test_a_slot_is_its_owners_where_start_is_false_for_everybody() -> None:
     async with port(start="False") as at:
         at.claims.settings = from_values({"IS_OWNER": "(START =?= False)", "START": "False"}, source=None)

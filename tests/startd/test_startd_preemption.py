@@ -15,17 +15,20 @@ from cedar.classads import parse_old
 from cedar.client import Resume, connect
 from cedar.codec import Item
 from cedar.commands import Command
+from cedar.sessions import SessionTable
 from cedar.stream import CedarStream
 from pilot.rpc import Channel
 from startd.claim import Cause, Deactivated, State
-from startd.held import Held
-from startd.slottypes import SlotType
+from startd.held import Held, Requester, Slots, Waiting
+from startd.resources import Resources
+from startd.slottypes import SlotType, plan
 from starter import messages as m
-from tests.startd.startdport import ONE_SLOT, Port, port, state
+from tests.startd.startdport import ONE_SLOT, TOTAL, Port, port, state
 from tests.startd.test_startd_jobcommands import JOB_TEXT, Spawner
 
 STATIC = [SlotType(1, "cpus=2", 1, partitionable=False)]
 RANK = "TARGET.Importance"
+ADDRESS = "<127.0.0.1:4242?noUDP>"
 
 
 def job(importance: int, user: str = "bob@x") -> Any:
@@ -210,3 +213,21 @@ async def test_claims_that_are_to_make_room_are_not_ended() -> None:
         current = it.port.slot.current
         assert await answer(await it.ask(current, 6, 1, it.held.claim_id.text)) == 0
         assert (state(it.port), it.held.life.state) == (before, State.BUSY)
+
+
+def test_who_takes_a_slot_over_has_its_cores_and_what_nobody_took_opens_nothing() -> None:
+    async def story() -> None:
+        slots = Slots("node", ADDRESS, 1, SessionTable(), plan([ONE_SLOT], TOTAL), cores=(0, 1, 2, 3))
+        requester = Requester(None, "alice@x", 60.0, 10.0)
+        held = slots.carve(slots.first, Resources(2, 128, 1024), requester)
+        presented = slots.take_next(held)
+        heir = slots.hand_over(held, Waiting(presented, requester, 7.0))
+        assert (heir.cores, heir.resources, heir.rank) == ((0, 1), held.resources, 7.0)
+        unused = slots.next_id(heir)
+        assert slots.taken_over_with(unused.session_id) is heir
+        slots.give_back(heir, broken=False)
+        assert slots.sessions.get(unused.session_id, trio.current_time()) is None
+        assert slots.sessions.get(presented.session_id, trio.current_time()) is not None, "its last commands may come"
+        assert slots.first.free == TOTAL
+
+    trio.run(story)
