@@ -18,6 +18,7 @@ from tests.userlog import (
     EXECUTING,
     GENERIC,
     HELD,
+    IMAGE_SIZE,
     PROBLEM,
     SUBMITTED,
     SUSPENDED,
@@ -146,6 +147,15 @@ def wanted_files(kind: Kind) -> dict[str, str]:
     streams = {"out": kind.out, "err": kind.err}
     given = {name: None if text is None else text.encode() for name, text in streams.items()}
     return {name: content(data) for name, data in {**given, **kind.back}.items()}
+
+
+def story(events: Sequence[int]) -> list[int]:
+    """What a user's log tells, in the order in which it must. A hold is told with or without the problem and the
+    eviction that led to it, and transfers when the shadow comes to it: their order is left out."""
+    told = [number for number in events if number not in (TRANSFER, IMAGE_SIZE)]
+    while HELD in told and told[(at := told.index(HELD)) - 1] in (PROBLEM, EVICTED):
+        del told[at - 1]
+    return told
 
 
 @attrs.frozen

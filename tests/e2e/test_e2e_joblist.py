@@ -229,7 +229,7 @@ def test_a_kind_of_job_ends_as_the_list_says(run: Run, seen: dict[str, Seen], ki
     assert found.files == come_back(kind)
     sent = {name: run.server.kept.get(f"/{run.place(kind).name}/{name}") for name in kind.sent}
     assert sent == kind.sent
-    assert found.events == told_by_the_pool(kind)
+    assert joblist.story(found.events) == joblist.story(kind.events)
     assert len(run.jobs.calls(run.ids[kind.name])) == kind.calls or kind.calls is None
     assert kind.words in row["reason"]
 
@@ -238,14 +238,6 @@ def come_back(kind: Kind) -> dict[str, str]:
     """condor_submit makes empty files for the streams, and nothing may ever come; `fetch` brings what there is."""
     made = {} if kind.completes else {"out": joblist.content(None), "err": joblist.content(None)}
     return {**joblist.wanted_files(kind), **made}
-
-
-def told_by_the_pool(kind: Kind) -> list[int]:
-    """The events of a user's log but for transfers; a run that ends with a hold has one end, without an eviction."""
-    events = [number for number in kind.events if number != userlog.TRANSFER]
-    return [
-        n for n, after in zip(events, [*events[1:], 0], strict=True) if (n, after) != (userlog.EVICTED, userlog.HELD)
-    ]
 
 
 def test_nothing_is_left_of_any(run: Run) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 def _because(reasons: dict[str, str]) -> dict[str, str]:
     """By attribute, of names by reason."""
@@ -49,6 +51,9 @@ SOMETIMES = _because(
 )
 # Event numbers of the user's log.
 EVENTS = {6: "an update of the image's size: it comes with an update of usage, at times of each side's own"}
+# Events of file transfers are counted, and their order among the others is left out: a shadow hears of a transfer's end
+# from the process that made it, and of the job's beginning or end from the starter. Which it reads first is chance, the
+# more so where the starter goes on at once.
 # By kind of job: why its log has other events.
 EVENTS_OF = {
     "streams its output": "stock has nothing to transfer at the end",
@@ -58,7 +63,22 @@ EVENTS_OF = {
     "lost its input": "stock tries the transfer twice",
     "does not make its output": "the shadow may hold the job before it has written the transfer's end",
 }
+_STATUS = {"HoldReasonSubCode": "ours says how the command ended; stock's is 0, whatever it was"}
 # By kind of job: attributes of its ad that may differ, and why.
-AD_OF: dict[str, dict[str, str]] = {}
-# By kind of job: why stock's own execution point does not do what the list says.
-LIST_OF: dict[str, str] = {}
+AD_OF: dict[str, dict[str, str]] = {
+    "has a command before it that fails": _STATUS,
+    "has a command after it that fails": _STATUS,
+}
+# A stock shadow knows of no removal or hold while its job runs, so every soft stop begins with kill_sig.
+_KILL_SIG = {"back": {"heard": b"INT\n"}}
+# By kind of job: what is otherwise than in the list, on both sides.
+IN_A_STOCK_POOL: dict[str, dict[str, Any]] = {
+    "hears of its removal": _KILL_SIG,
+    "hears of its hold": _KILL_SIG,
+    "hears of its hold by a periodic expression": _KILL_SIG,
+}
+# By kind of job: what is otherwise than in the list on the stock execution point.
+ON_STOCK: dict[str, dict[str, Any]] = {
+    "has a command before it that fails": {"hold": (43, 0)},
+    "has a command after it that fails": {"hold": (44, 0)},
+}
