@@ -11,6 +11,7 @@ from classad2 import ClassAd
 
 from cedar import security_fs, security_ssl, security_token
 from cedar.classads import get_bool, get_str
+from cedar.codec import Reader
 from cedar.commands import Command, condor_version_text
 from cedar.crypto import KeyPair
 from cedar.errors import PeerFault, Refused
@@ -77,7 +78,7 @@ def negotiate(opening: Opening, wishes: Wishes, *, now_s: float, now_unix_s: flo
     """
     keys = KeyPair()
     yield Put((int(Command.AUTHENTICATE), _request(opening, wishes, keys)))
-    answer = read_ad((yield Get()))
+    answer = read_ad((yield from _first_answer(opening, wishes)))
     authenticated = _check_answer(answer, wishes)
     method = ""
     if authenticated:
@@ -88,6 +89,19 @@ def negotiate(opening: Opening, wishes: Wishes, *, now_s: float, now_unix_s: flo
     if (code := get_str(verdict, "ReturnCode", "")) != "AUTHORIZED":
         raise Refused(code or "DENIED", f"the server denied command {opening.command}")
     return _session(verdict, answer, key, method, now_s)
+
+
+def _first_answer(opening: Opening, wishes: Wishes) -> Handshake[Reader]:
+    """Servers close without a word when there is no common ground."""
+    try:
+        reader: Reader = yield Get()
+    except PeerFault as fault:
+        if fault.code == "closed":
+            methods = ", ".join(wishes.methods) or "none"
+            told = f"it closed the connection at our offer (authentication {wishes.authentication}, methods {methods}):"
+            raise PeerFault("closed", f"{told} none is accepted there, or command {opening.command} is not") from fault
+        raise
+    return reader
 
 
 def _request(opening: Opening, wishes: Wishes, keys: KeyPair) -> ClassAd:

@@ -60,7 +60,6 @@ class ServerTls:
     """
 
     files: TlsFiles
-    require_certificate: bool = False
     allow_proxy: bool = False
     _kept: _Kept = field(factory=lambda: _Kept())
 

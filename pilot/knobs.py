@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 import classad2
 
+from pilot import peers as who
 from pilot.quoting import environment_setting
 
 _METADATA = "sailplane.knob"
@@ -244,6 +245,43 @@ def variables() -> Kind:
     return Kind("variables", """NAME=VALUE pairs, as "A=1 B='2 3'" in double quotes, or A=1;B=2""", parse)
 
 
+# Names of one method, as configurations and peers write them.
+_METHODS = {"FS": "FS", "SSL": "SSL", "TOKEN": "TOKEN", "SCITOKENS": "SCITOKENS"} | {
+    **dict.fromkeys(("TOKENS", "IDTOKEN", "IDTOKENS"), "TOKEN"),
+    "SCITOKEN": "SCITOKENS",
+}
+# HTCondor has them and we do not: passed over, so that one configuration can serve both.
+_OTHER_METHODS = frozenset(
+    {"FS_REMOTE", "KERBEROS", "PASSWORD", "MUNGE", "CLAIMTOBE", "ANONYMOUS", "NTSSPI"},
+)
+
+
+def methods() -> Kind:
+    """Methods of authentication in the order of preference, each once, of those that we have."""
+
+    def parse(value: str) -> tuple[str, ...]:
+        found = [word.upper() for word in re.split(r"[\s,]+", value) if word]
+        if any(word not in _METHODS and word not in _OTHER_METHODS for word in found):
+            raise ValueError(value)
+        ours = tuple(dict.fromkeys(_METHODS[word] for word in found if word in _METHODS))
+        if not ours:
+            raise ValueError(value)
+        return ours
+
+    return Kind("methods", "a list of FS, TOKEN, SSL and SCITOKENS with at least one of them", parse, optional=True)
+
+
+def peers(*, optional: bool = False) -> Kind:
+    """Users and hosts."""
+    return Kind(
+        "peers",
+        "a list of user@domain, host or user@domain/host with * for anything; a host is an address, a network"
+        " (10.0.0.0/8) or localhost",
+        who.parse,
+        optional,
+    )
+
+
 def names() -> Kind:
     """Names of attributes, with commas or blanks between them; each once."""
 
@@ -288,7 +326,7 @@ def _parsed_default(settings: Any, default: str, kind: Kind) -> Any:
 def knobs_of(table: type) -> dict[str, Knob]:
     """The rows of a settings class by field name, in the table's order."""
     rows: dict[str, Knob] = {}
-    for field in attrs.fields(table):
+    for field in sorted(attrs.fields(table), key=lambda field: field.inherited):  # the table's own come first
         if _METADATA in field.metadata:
             default, kind, meaning, unset, _compute = field.metadata[_METADATA]
             # a field may need a trailing _ where Python keeps the word for itself (CONTINUE)

@@ -36,6 +36,7 @@ from pilot.knobs import (
     variables,
     yes_or_no,
 )
+from pilot.securityknobs import SecuritySettings
 from pilot.settingsreader import MasterDefaults, read
 from pilot.toolplaces import tool
 
@@ -64,7 +65,7 @@ def _wrapper_dir() -> Path:
 
 
 @attrs.frozen(kw_only=True)
-class Settings:
+class Settings(SecuritySettings):
     """Every knob, checked. A field's name is its knob's name in lower case."""
 
     local_dir: Path = knob(

@@ -18,11 +18,13 @@ from classad2 import ClassAd
 from cedar.client import Negotiate, Resume, connect
 from cedar.commands import Command
 from cedar.errors import PeerFault, Refused
+from cedar.security import HANDSHAKE_DEADLINE_S
 from cedar.sessions import Session
 from cedar.sinful import Sinful
 from cedar.stream import CedarStream
 from startd.contact import is_own, where_now
 from startd.slotads import invalidation
+from starter.updates import one_line
 
 # Changes that come closer together than this go out in one update.
 COALESCE_S = 0.02
@@ -30,17 +32,14 @@ COALESCE_S = 0.02
 # much again. So long a wait at most.
 PAUSE_PER_CPU, LONGEST_PAUSE_S = 25.0, 1.0
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.2, 60.0
+# A collector that was lost has lost all its pilots at once: they come back spread over this.
+LOST_PAUSE_S = 5.0
 GOODBYE_WITHIN_S = 3.0
 # A collector that does not take an update for so long is as good as away.
-SEND_WITHIN_S = 60.0
+SEND_WITHIN_S = 20.0
 
 # Public ad, private ad, of every slot that there is.
 Ads = Callable[[], list[tuple[ClassAd, ClassAd]]]
-
-
-def _methods(tokens_dir: Path) -> tuple[str, ...]:
-    """A token where there is one: a server that prefers FS would take us for our account otherwise."""
-    return ("TOKEN",) if tokens_dir.is_dir() and any(tokens_dir.iterdir()) else ("FS",)
 
 
 def rest_s(cpu_s: float) -> float:
@@ -53,7 +52,7 @@ class Advertiser:
     """One collector. ``wake`` after a change; ``gone`` for a slot that exists no more."""
 
     collector: Sinful
-    tokens_dir: Path
+    wishes: Callable[[], Negotiate]
     own_address: str
     ads: Ads
     interval_s: float
@@ -62,10 +61,14 @@ class Advertiser:
     """Where a collector without a port has left its address."""
     family: Session | None = None
     """What daemons of one master know each other by."""
+    dial_within_s: float = HANDSHAKE_DEADLINE_S
+    send_within_s: float = SEND_WITHIN_S
+    lost_pause_s: float = LOST_PAUSE_S
     advertised: trio.Event = attrs.field(factory=trio.Event)
     _changed: trio.Event = attrs.field(factory=trio.Event)
     _destroyed: list[str] = attrs.field(factory=list)
     _stream: CedarStream | None = None
+    _said: str = ""
 
     def wake(self) -> None:
         """Send all ads again soon."""
@@ -78,17 +81,15 @@ class Advertiser:
 
     async def run(self) -> None:
         """Until cancelled; then takes every ad back, within GOODBYE_WITHIN_S."""
-        pause_s, away = FIRST_PAUSE_S, False
+        pause_s = FIRST_PAUSE_S
         try:
             while True:
                 try:
                     await self._talk()
-                except (PeerFault, Refused, OSError, trio.TooSlowError) as fault:
-                    if not away:
-                        self.log.warning("collector %s: %s; retrying", self.collector, fault)
-                    away = not self.advertised.is_set() or away
+                except (PeerFault, Refused, OSError) as fault:
                     if self._stream is not None:
-                        pause_s, away = FIRST_PAUSE_S, False
+                        pause_s = self.lost_pause_s
+                    self._say(str(fault))
                     await self._hang_up()
                     await trio.sleep(random.uniform(0.1, 1.0) * pause_s)
                     pause_s = min(pause_s * 2, LAST_PAUSE_S)
@@ -96,21 +97,51 @@ class Advertiser:
             with trio.move_on_after(GOODBYE_WITHIN_S, shield=True):
                 await self._goodbye()
 
+    def _say(self, trouble: str) -> None:
+        """Each trouble once, until another one comes or it is over."""
+        if trouble and trouble != self._said:
+            self.log.warning("collector %s: %s; trying again", self.collector, one_line(trouble))
+        elif self._said and not trouble:
+            self.log.info("collector %s has our ads", self.collector)
+        self._said = trouble
+
     async def _talk(self) -> None:
         """One connection for as long as it lasts."""
-        self._stream = await self._dial()
+        self._stream = stream = await self._dial()
         first = True
         while True:
             self._changed = trio.Event()
             begun_s = time.thread_time()
-            with trio.fail_after(SEND_WITHIN_S):
-                await self._send_all(self._stream, first)
+            with trio.move_on_after(self.send_within_s) as sending:
+                await self._send_all(stream, first)
+            if sending.cancelled_caught:
+                raise PeerFault("timeout", f"it did not take an update within {self.send_within_s:g} s")
             not_before_s = trio.current_time() + rest_s(time.thread_time() - begun_s)
             first = False
+            self._say("")
             self.advertised.set()
+            await self._wait_for_change(stream)
+            await trio.sleep(max(COALESCE_S, not_before_s - trio.current_time()))
+
+    async def _wait_for_change(self, stream: CedarStream) -> None:
+        """Or for the interval's end. A collector says nothing here: what comes is the connection's end, or nonsense."""
+        lost: list[PeerFault] = []
+
+        async def listen() -> None:
+            try:
+                await stream.get()
+                lost.append(PeerFault("state", "it sent something on a connection for updates"))
+            except PeerFault as fault:
+                lost.append(fault)
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listen)
             with trio.move_on_after(self.interval_s):
                 await self._changed.wait()
-            await trio.sleep(max(COALESCE_S, not_before_s - trio.current_time()))
+            nursery.cancel_scope.cancel()
+        if lost:
+            raise lost[0]
 
     async def _dial(self) -> CedarStream:
         address = where_now(self.collector, self.address_file)
@@ -119,12 +150,16 @@ class Advertiser:
                 return await self._connect(address, Resume(self.family))
             except Refused:  # another master's collector
                 self.family = None
-        security = Negotiate(tokens_dir=self.tokens_dir, methods=_methods(self.tokens_dir))
-        return await self._connect(address, security)
+        return await self._connect(address, self.wishes())
 
     async def _connect(self, address: Sinful, security: Resume | Negotiate) -> CedarStream:
         return await connect(
-            address, Command.UPDATE_STARTD_AD, security, subsystem="STARTD", own_address=self.own_address
+            address,
+            Command.UPDATE_STARTD_AD,
+            security,
+            subsystem="STARTD",
+            own_address=self.own_address,
+            deadline_s=self.dial_within_s,
         )
 
     async def _send_all(self, stream: CedarStream, first: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import trio
 from classad2 import ClassAd, ExprTree
 
@@ -13,6 +15,20 @@ from cedar.sinful import Sinful
 
 ASK_WITHIN_S = 5.0
 MAX_ADS = 10
+
+
+async def living_namesakes(collectors: Sequence[Sinful], slot_name: str, own_address: str) -> list[tuple[Sinful, str]]:
+    """The same at several collectors at once, of which one that is silent must not hold up the others."""
+    found: list[tuple[Sinful, str]] = []
+
+    async def ask(collector: Sinful) -> None:
+        if (other := await living_namesake(collector, slot_name, own_address)) is not None:
+            found.append((collector, other))
+
+    async with trio.open_nursery() as asking:
+        for collector in collectors:
+            asking.start_soon(ask, collector)
+    return found
 
 
 async def living_namesake(collector: Sinful, slot_name: str, own_address: str) -> str | None:

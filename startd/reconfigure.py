@@ -45,6 +45,14 @@ CHANGEABLE = frozenset(
         "daemon_shutdown",
         "daemon_shutdown_fast",
         "sailplane_proxy_margin",
+        "allow_read",
+        "allow_write",
+        "allow_administrator",
+        "allow_daemon",
+        "deny_read",
+        "deny_write",
+        "deny_administrator",
+        "deny_daemon",
     }
 )
 

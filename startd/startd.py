@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-import pwd
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -21,8 +20,7 @@ from classad2 import ClassAd
 from cedar.claims import ClaimId
 from cedar.classads import evaluate, parse_expression
 from cedar.errors import PeerFault
-from cedar.security_server import Caller
-from cedar.server import Server, ServerPolicy
+from cedar.server import Server
 from cedar.sessions import SessionTable
 from cedar.sinful import Sinful
 from pilot.findings import Validation
@@ -32,9 +30,10 @@ from pilot.settings import Settings, SettingsError, load
 from pilot.switch import Switch, may_reap, own_children
 from pilot.threads import in_thread
 from startd import claim as life
-from startd import cronjobs, lifetime, plugins
-from startd.administration import CAPABILITY, LEVEL, Administration, Manner
+from startd import cronjobs, lifetime, plugins, portsecurity
+from startd.administration import CAPABILITY, Administration, Manner
 from startd.advertise import Advertiser
+from startd.authorisation import Rules
 from startd.claims import CODE_SHUTDOWN, Claims
 from startd.commands import Commands
 from startd.contact import AddressFile, collector_addresses, open_port, own_host, where_now
@@ -46,10 +45,11 @@ from startd.held import Held, Slot, Slots
 from startd.janitor import Janitor
 from startd.machine import cores, describe, resources
 from startd.master import READY_WITHIN_S, Master
-from startd.namesake import living_namesake
+from startd.namesake import living_namesakes
 from startd.owncredentials import OwnCredentials
 from startd.pilotproxy import PilotProxy, parse_myproxy
 from startd.polling import PolicyWatch
+from startd.poolsecurity import PoolSecurity
 from startd.processes import Spawner, degradations, owned_pids, run_procd
 from startd.proxykeys import ProxyKeys
 from startd.reconfigure import merge
@@ -119,6 +119,7 @@ class Startd:
             changed=self._changed,
             log=log,
         )
+        self._own_names = portsecurity.own_names(settings)
         self._own_credentials = OwnCredentials(settings.sailplane_pilot_proxy, settings.sec_token_directory)
 
     async def run(self, ready: Callable[[], None]) -> int:
@@ -201,13 +202,11 @@ class Startd:
                 self.log.warning("%s: %s", self.settings.log / name, fault.strerror)
 
     async def _refuse_namesake(self, collectors: list[Sinful], address: str) -> None:
-        for collector in collectors:
-            other = await living_namesake(collector, self._slots.first.name, address)
-            if other is not None:
-                raise CannotStart(
-                    f"a startd named {self.settings.startd_name} runs at {other} and is in the pool {collector}:"
-                    " set STARTD_NAME to a name of its own (for a glidein: with its job id), or end the other one"
-                )
+        for collector, other in await living_namesakes(collectors, self._slots.first.name, address):
+            raise CannotStart(
+                f"a startd named {self.settings.startd_name} runs at {other} and is in the pool {collector}:"
+                " set STARTD_NAME to a name of its own (for a glidein: with its job id), or end the other one"
+            )
 
     def _build(self, nursery: trio.Nursery, sessions: SessionTable, address: str, collectors: list[Sinful]) -> None:
         settings = self.settings
@@ -261,19 +260,15 @@ class Startd:
             nursery=nursery,
             log=self.log,
         )
-        policy = ServerPolicy(
-            signing_keys_dir=None,
-            trust_domain=settings.trust_domain,
-            methods=("FS",),
-            authorise=self._authorise,
-        )
+        policy = portsecurity.policy(settings, self._rules, self.log)
         self._server = Server(
             {**commands.table(), **self._administration.table()}, sessions, policy, report=self._report_refusal
         )
+        pool_security = PoolSecurity.of(settings)
         self._advertisers = [
             Advertiser(
                 collector=collector,
-                tokens_dir=settings.sec_token_directory,
+                wishes=pool_security.wishes,
                 own_address=address,
                 ads=self._all_ads,
                 interval_s=settings.update_interval,
@@ -505,11 +500,8 @@ class Startd:
         self._claims.look_again()
         self._changed()
 
-    def _authorise(self, caller: Caller, level: str) -> bool:
-        """Everybody may look. The pilot's own account on this machine may command its startd, too, and so may root."""
-        names = (pwd.getpwuid(os.geteuid()).pw_name, "root")
-        own = [f"{name}@{self.settings.trust_domain}" for name in names]
-        return level == "READ" or (caller.identity in own and level in ("WRITE", LEVEL))
+    def _rules(self) -> Rules:
+        return Rules.of(self.settings, self._own_names)
 
     def _report_refusal(self, peer: str, error: Exception) -> None:
         """Somebody at the port was refused, or broke off: said while that is not a flood."""

@@ -193,6 +193,8 @@ async def test_unknown_sessions_commands_and_declined_ones(tmp_path: Path) -> No
         claim = ClaimId.mint(str(here.address), 1, 1, "24.0.1").session(SUBMIT_SIDE)
         here.sessions.add(claim)
         assert (await refusal(here, HELD, Resume(claim))).code == "DENIED"
+        # A new session is asked the same, whatever its level.
+        assert (await refusal(here, HELD, Negotiate(here.token()))).code == "DENIED"
         assert (await refusal(here, 9999, Resume(claim))).code == "CMD_NOT_FOUND"
         with pytest.raises(PeerFault):
             await connect(here.address, 9999, Negotiate(here.token()), subsystem="TOOL")

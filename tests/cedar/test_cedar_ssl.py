@@ -69,7 +69,13 @@ class Port:
 
 
 @asynccontextmanager
-async def port(tls: ServerTls, tmp_path: Path, *, methods: tuple[str, ...] = ("SSL", "TOKEN")) -> AsyncIterator[Port]:
+async def port(
+    tls: ServerTls,
+    tmp_path: Path,
+    *,
+    methods: tuple[str, ...] = ("SSL", "TOKEN"),
+    require_certificate: bool = False,
+) -> AsyncIterator[Port]:
     keys = tmp_path / "keys"
     keys.mkdir(exist_ok=True)
     (keys / "POOL").write_bytes(KEY)
@@ -81,7 +87,7 @@ async def port(tls: ServerTls, tmp_path: Path, *, methods: tuple[str, ...] = ("S
     def authorise(caller: Caller, level: str) -> bool:
         return level == "READ" or caller.method in ("SSL", "TOKEN")
 
-    side = SslSide(tls.context, subjects, tls.require_certificate)
+    side = SslSide(tls.context, subjects, require_certificate)
     policy = ServerPolicy(keys, "d", methods, authorise, ssl=side)
     table = {UPDATE: Served("DAEMON", handle), QUERY: Served("READ", handle)}
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -121,7 +127,7 @@ async def test_without_a_certificate_somebody_may_look_and_no_more(stage: Stage,
     async with port(stage.server(), tmp_path) as on:
         assert (await ask(on, by_ssl(stage.files()), QUERY)).identity == ANONYMOUS
         assert (await refusal(on, by_ssl(stage.files()))).code == "DENIED"
-    async with port(stage.server(require_certificate=True), tmp_path) as on:
+    async with port(stage.server(), tmp_path, require_certificate=True) as on:
         error = await refusal(on, by_ssl(stage.files()))
         assert error.code == "SSL"
         assert "the client has no certificate" in str(on.faults[0])
