@@ -18,6 +18,8 @@ from cedar.sessions import Session
 from cedar.sinful import Sinful
 
 PUBLIC, PRIVATE = "CONDOR_INHERIT", "CONDOR_PRIVATE_INHERIT"
+# The secret directory of the names behind a shared port; it stands in CONDOR_INHERIT, too.
+COOKIE = "CONDOR_PRIVATE_SHARED_PORT_COOKIE"
 # Seen: 300 and 2,000 characters. The list of commands in a session makes the second long.
 MAX_CHARS = 65_536
 MAX_WORDS = 64
@@ -25,6 +27,8 @@ _TCP, _UDP, _END = "1", "2", "0"
 _SHARED_PORT = "SharedPort:"
 _SESSION, _FAMILY = "SessionKey:", "FamilySessionKey:"
 _PID = re.compile(r"[1-9][0-9]{0,9}")
+# As condor_shared_port allows them.
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _DESCRIPTOR = re.compile(r"([0-9]{1,9})\*")
 # Identities of the two sessions: who is at their other end.
 PARENT, RELATIVE = "condor@parent", "condor@family"
@@ -33,9 +37,9 @@ METHOD = "FAMILY"
 
 @frozen
 class Endpoint:
-    """A place behind a shared port: the path of the Unix socket, and the descriptor that listens at it."""
+    """A place behind a shared port: the name of the Unix socket, and the descriptor that listens at it."""
 
-    path: str
+    name: str
     fd: int
 
 
@@ -113,9 +117,10 @@ def _endpoint(words: _Words) -> Endpoint | None:
     if text is None:
         return None
     path, mark, socket = text.partition("*")
-    if not mark or not path or not path.isprintable():
+    name = path.rpartition("/")[2]
+    if not mark or _NAME.fullmatch(name) is None:
         raise _fault("its place behind a shared port has no name")
-    return Endpoint(path, _descriptor(socket))
+    return Endpoint(name, _descriptor(socket))
 
 
 def _descriptor(text: str) -> int:

@@ -138,6 +138,11 @@ class Settings(SecuritySettings):
     startd_address_file: Path = knob(
         "$(LOG)/.startd_address", path(), "The file by which tools on this machine find the startd."
     )
+    shared_port_daemon_ad_file: Path = knob(
+        "$(LOG)/shared_port_ad",
+        path(),
+        "The file in which condor_shared_port leaves its address, for a startd that its master puts behind it.",
+    )
     not_responding_timeout: float = knob(
         "3600", seconds(1), "Time without a sign of life after which a condor_master ends a daemon."
     )
@@ -673,6 +678,7 @@ _MASTER_DEFAULTS = {
     "COLLECTOR_HOST": "$(CONDOR_HOST)",
     "NETWORK_INTERFACE": "*",
     "SEC_TOKEN_DIRECTORY": "$(SEC_TOKEN_SYSTEM_DIRECTORY)",
+    "SHARED_PORT_DAEMON_AD_FILE": "$(LOCK)/shared_port_ad",
     "SAILPLANE_RUN_DIR": "$(LOCK)/sailplane_",
 }
 

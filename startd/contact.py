@@ -8,21 +8,27 @@ import os
 import platform
 import re
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 import trio
 
+from cedar.classads import get_str, parse_old
 from cedar.commands import condor_version_text
 from cedar.errors import PeerFault
+from cedar.sharedport import Passed
 from cedar.sinful import Sinful
+from startd.master import Master
 
 DEFAULT_COLLECTOR_PORT = 9618
 # NETWORK_INTERFACE: every address of the machine; the one by which the pool is reached is told.
 ANY = "*"
 _WILDCARDS = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 _HOST_PORT = re.compile(r"(\[[^\]]+\]|[^:\s<>?]+)(?::(\d{1,5}))?(\?[^\s<>]*)?")
+# A master starts its shared port before us, and waits for that file.
+SHARED_PORT_WITHIN_S, LOOK_EVERY_S = 10.0, 0.1
 # An address file is three lines and an ad.
 MAX_ADDRESS_FILE_BYTES = 65_536
 
@@ -80,22 +86,59 @@ def own_host(bound: str, towards: Iterable[Sinful]) -> str:
     return "::1" if family == socket.AF_INET6 else "127.0.0.1"
 
 
-async def open_port(
-    interface: str, port: int, inherited: Sequence[socket.socket] = ()
-) -> tuple[list[trio.SocketListener], tuple[str, int]]:
-    """The listeners, and host and port of the first: those that were inherited, or new ones.
+async def behind_shared_port(name: str, ad_file: Path, within_s: float = SHARED_PORT_WITHIN_S) -> Sinful | None:
+    """Our address behind a shared port, which says in a file where it is; None if it does not in time."""
+    with trio.move_on_after(within_s):
+        while True:
+            try:
+                with ad_file.open("rb") as file:
+                    text = file.read(MAX_ADDRESS_FILE_BYTES).decode("utf-8", "replace")
+                address = Sinful.parse(get_str(parse_old(text), "MyAddress"))
+                return Sinful(address.host, address.port, {**address.params, "sock": name})
+            except (OSError, PeerFault):  # not yet there, or just being written
+                await trio.sleep(LOOK_EVERY_S)
+    return None
+
+
+class Wanted(Protocol):
+    """The knobs that decide where we listen."""
+
+    @property
+    def network_interface(self) -> str: ...
+    @property
+    def startd_port(self) -> int: ...
+    @property
+    def shared_port_daemon_ad_file(self) -> Path: ...
+
+
+async def listen(
+    wanted: Wanted, master: Master | None, towards: Iterable[Sinful], log: logging.LoggerAdapter[logging.Logger]
+) -> tuple[list[trio.abc.Listener[trio.SocketStream]], Sinful]:
+    """Where connections come in, and the address to tell: behind the master's shared port; at the port that the master
+    gave; or at one of our own.
 
     Raises OSError: the port cannot be had.
     """
-    if inherited:
-        by_family = sorted(inherited, key=lambda sock: sock.family != socket.AF_INET)
-        listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in by_family]
-    else:
-        listeners = await trio.open_tcp_listeners(
-            port, host=_WILDCARDS[socket.AF_INET] if interface == ANY else interface
-        )
+    if master is not None and master.endpoint is not None:
+        name, sock = master.endpoint
+        address = await behind_shared_port(name, wanted.shared_port_daemon_ad_file)
+        if address is not None:
+            return [Passed(sock, report=lambda fault: log.info("the shared port: %s", fault))], address
+        log.warning("no address of a shared port in %s: going on without", wanted.shared_port_daemon_ad_file)
+        sock.close()
+    listeners = await _own_listeners(wanted, master)
     host, port = listeners[0].socket.getsockname()[:2]
-    return listeners, (str(host), int(port))
+    return [*listeners], Sinful(own_host(str(host), towards), int(port), {"noUDP": ""})
+
+
+async def _own_listeners(wanted: Wanted, master: Master | None) -> list[trio.SocketListener]:
+    if master is not None and master.listeners:
+        by_family = sorted(master.listeners, key=lambda sock: sock.family != socket.AF_INET)
+        return [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in by_family]
+    interface = wanted.network_interface
+    return await trio.open_tcp_listeners(
+        wanted.startd_port, host=_WILDCARDS[socket.AF_INET] if interface == ANY else interface
+    )
 
 
 def is_own(host: str) -> bool:

@@ -27,7 +27,7 @@ from cedar.client import Resume, connect
 from cedar.codec import Item
 from cedar.commands import Command
 from cedar.errors import PeerFault, Refused
-from cedar.inheritance import PARENT, PRIVATE, PUBLIC, RELATIVE, Inheritance, parse, usable
+from cedar.inheritance import COOKIE, PARENT, PRIVATE, PUBLIC, RELATIVE, Endpoint, Inheritance, parse, usable
 from cedar.sessions import Session
 from cedar.sinful import Sinful
 
@@ -51,6 +51,8 @@ class Master:
     address: Sinful
     pidfd: int
     listeners: tuple[socket.socket, ...] = ()
+    endpoint: tuple[str, socket.socket] | None = None
+    """Our name behind a shared port, and where connections come from it."""
     session: Session | None = None
     family: Session | None = None
 
@@ -62,9 +64,10 @@ class Master:
         Raises:
             PeerFault: the variables are not what a master gives.
         """
-        public, private = environ.pop(PUBLIC, ""), environ.pop(PRIVATE, "")
-        if private and environ is os.environ:
-            forget(PRIVATE)
+        public, private, _ = (environ.pop(name, "") for name in (PUBLIC, PRIVATE, COOKIE))
+        if environ is os.environ:
+            for name in (PRIVATE, COOKIE, *([PUBLIC] if "SharedPort:" in public else [])):
+                forget(name)
         if not public:
             return None
         inherited = parse(public, private)
@@ -72,7 +75,7 @@ class Master:
         if pidfd is None:  # handed down from somebody's somebody: its descriptors may be anything by now
             return None
         return cls(
-            inherited.parent_pid, inherited.parent, pidfd, _listeners(inherited),
+            inherited.parent_pid, inherited.parent, pidfd, _listeners(inherited), _endpoint(inherited.endpoint),
             _session(inherited.session, PARENT), _session(inherited.family, RELATIVE),
         )  # fmt: skip
 
@@ -179,20 +182,25 @@ def forget(name: str) -> None:
 
 def _listeners(inherited: Inheritance) -> tuple[socket.socket, ...]:
     """The sockets to listen on; all that was inherited closes with the next exec, what is not wanted now."""
-    endpoint = () if inherited.endpoint is None else (inherited.endpoint.fd,)
-    for fd in (*inherited.unwanted, *endpoint):
+    for fd in inherited.unwanted:
         if _is_socket(fd):
             os.close(fd)
-    return tuple(found for found in map(_listener, inherited.listeners) if found is not None)
+    internet = (socket.AF_INET, socket.AF_INET6)
+    return tuple(found for fd in inherited.listeners if (found := _listener(fd, internet)) is not None)
 
 
-def _listener(fd: int) -> socket.socket | None:
+def _endpoint(said: Endpoint | None) -> tuple[str, socket.socket] | None:
+    found = None if said is None else _listener(said.fd, (socket.AF_UNIX,))
+    return None if said is None or found is None else (said.name, found)
+
+
+def _listener(fd: int, families: tuple[int, ...]) -> socket.socket | None:
     if not _is_socket(fd):
         return None
     found = socket.socket(fileno=fd)
     found.set_inheritable(False)
     listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    if listens and found.family in (socket.AF_INET, socket.AF_INET6):
+    if listens and found.family in families:
         return found
     found.close()
     return None

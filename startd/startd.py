@@ -36,7 +36,7 @@ from startd.advertise import Advertiser
 from startd.authorisation import Rules
 from startd.claims import CODE_SHUTDOWN, Claims
 from startd.commands import Commands
-from startd.contact import AddressFile, collector_addresses, open_port, own_host, where_now
+from startd.contact import AddressFile, collector_addresses, listen, where_now
 from startd.cron import Cron
 from startd.discovery import discover
 from startd.health import Health, Look
@@ -131,15 +131,14 @@ class Startd:
         """
         settings = self.settings
         collectors = collector_addresses(settings.collector_host)
-        inherited = self._master.listeners if self._master else ()
         try:
-            listeners, (bound, port) = await open_port(settings.network_interface, settings.startd_port, inherited)
+            listeners, sinful = await listen(settings, self._master, self._collectors_now(collectors), self.log)
         except OSError as fault:
             raise CannotStart(
                 f"cannot listen on {settings.network_interface}:{settings.startd_port}: {fault.strerror or fault}."
                 " Set NETWORK_INTERFACE to an address of this machine, and STARTD_PORT to a free port or to 0"
             ) from fault
-        address = str(Sinful(own_host(bound, self._collectors_now(collectors)), port, {"noUDP": ""}))
+        address = str(sinful)
         found = await discover(settings, self.log)
         total = resources(settings, found)
         divided = slot_settings(settings)
@@ -279,7 +278,7 @@ class Startd:
             for collector in collectors
         ]
 
-    async def _start_parts(self, nursery: trio.Nursery, listeners: list[trio.SocketListener]) -> None:
+    async def _start_parts(self, nursery: trio.Nursery, listeners: list[trio.abc.Listener[trio.SocketStream]]) -> None:
         async with trio.open_nursery() as starting:
             starting.start_soon(nursery.start, run_procd, self._procd_socket, self.config, self.log)
             starting.start_soon(nursery.start, self._spawner.run)

@@ -30,7 +30,7 @@ def test_with_a_port_of_its_own() -> None:
 
 def test_behind_a_shared_port() -> None:
     found = parse(f"4711 {PARENT} 0 SharedPort:/run/lock/startd_1_2*7*4*0*0*0*0***0*<0.0.0.0:0>* 0", "")
-    assert found.endpoint == Endpoint("/run/lock/startd_1_2", 7)
+    assert found.endpoint == Endpoint("startd_1_2", 7)
     assert (found.listeners, found.session, found.family) == ((), None, None)
 
 
@@ -53,6 +53,7 @@ def test_sockets_to_go_on_with_are_wanted_by_nobody_here() -> None:
         (f"7 {PARENT} 0 3 9* 0", ""),
         (f"7 {PARENT} 0 1 9*", ""),
         (f"7 {PARENT} 0 SharedPort:7* 0", ""),
+        (f"7 {PARENT} 0 SharedPort:/run/a&b*7* 0", ""),
         (f"7 {PARENT} 0 " + "1 9* " * 40 + "0", ""),
         (f"7 {PARENT} 0 0", "SessionKey:nothing"),
         (f"7 {PARENT} 0 0", "x" * (MAX_CHARS + 1)),

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -22,12 +22,13 @@ from cedar.client import Negotiate, Resume, connect
 from cedar.codec import Reader
 from cedar.commands import Command
 from cedar.errors import PeerFault, Refused
-from cedar.inheritance import PRIVATE, PUBLIC, usable
+from cedar.inheritance import COOKIE, PRIVATE, PUBLIC, usable
 from cedar.server import Request, Served, Server, ServerPolicy
 from cedar.sessions import Session, SessionTable
 from cedar.sinful import Sinful
 from startd.lifetime import Facts, Limits, Wish, decide
 from startd.master import Master
+from tests.cedar.passingport import SharedPort
 
 INFO = '[Encryption="YES";Integrity="YES";CryptoMethods="AES"]'
 SECRET = "5ec2e7" * 8
@@ -56,7 +57,7 @@ async def until(holds: Callable[[], object]) -> None:
             await trio.sleep(0.02)
 
 
-def start(argv: list[str], environment: dict[str, str], here: Path, fds: tuple[int, ...] = ()) -> Child:
+def start(argv: list[str], environment: dict[str, str], here: Path, fds: Sequence[int] = ()) -> Child:
     return subprocess.Popen(argv, env=environment, pass_fds=fds, cwd=here, stdout=subprocess.PIPE)
 
 
@@ -78,7 +79,9 @@ class Parent:
         return path
 
     @asynccontextmanager
-    async def startd(self, *options: str, more: str = "") -> AsyncIterator[tuple[Child, int]]:
+    async def startd(
+        self, *options: str, more: str = "", endpoint: socket.socket | None = None, extra: Mapping[str, str] = {}
+    ) -> AsyncIterator[tuple[Child, int]]:
         """Started as a master does it: a listening socket and both variables. Gives the port, too."""
         for name in ("log", "lock"):
             (self.here / name).mkdir(exist_ok=True)
@@ -86,12 +89,17 @@ class Parent:
             socket.create_server(("127.0.0.1", 0)) as listener,
             socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
         ):
-            fds = (listener.fileno(), udp.fileno())
+            fds = [listener.fileno(), udp.fileno()]
+            sockets = f"1 {fds[0]}*4*0* 2 {fds[1]}*4*0*"
+            if endpoint is not None:
+                fds.append(endpoint.fileno())
+                sockets = f"SharedPort:{endpoint.getsockname()}*{fds[2]}*4*0*"
             environment = {
                 "PATH": os.environ["PATH"],
                 "CONDOR_CONFIG": str(self.config(more)),
-                PUBLIC: f"{os.getpid()} {self.address} 0 1 {fds[0]}*4*0* 2 {fds[1]}*4*0* 0",
+                PUBLIC: f"{os.getpid()} {self.address} 0 {sockets} 0",
                 PRIVATE: f" SessionKey:{CLAIM.text}",
+                **extra,
             }
             process = start([sys.executable, "-m", "startd.main", *options], environment, self.here / "log", fds)
             port = listener.getsockname()[1]
@@ -164,7 +172,7 @@ async def test_it_takes_what_it_is_left_tells_of_itself_and_ends_when_told(tmp_p
         written = (tmp_path / "log" / ".startd_address").read_text()
         assert written.startswith(f"<127.0.0.1:{port}?noUDP>\n$CondorVersion: ")
 
-        assert await total_cpus(port) == 1  # STARTD.NUM_CPUS goes before NUM_CPUS
+        assert await total_cpus(Sinful("127.0.0.1", port, {})) == 1  # STARTD.NUM_CPUS goes before NUM_CPUS
         own = children(process.pid)
         assert own
         assert not any(SECRET in environment_of(pid) for pid in (process.pid, *own))
@@ -176,6 +184,32 @@ async def test_it_takes_what_it_is_left_tells_of_itself_and_ends_when_told(tmp_p
         assert await ended(process) == 0
         assert not (tmp_path / "log" / ".startd_address").exists()
         assert "shutting down gracefully" in mine.log()
+
+
+async def test_behind_a_shared_port(tmp_path: Path) -> None:
+    """The master hands down the socket; its name and the port's own address make ours."""
+    cookie = "cookie-of-the-test"
+    (tmp_path / cookie).mkdir()
+    port = SharedPort(tmp_path / cookie)
+    async with parent(tmp_path) as mine, trio.open_nursery() as nursery:
+        await nursery.start(port.run)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as place:
+            place.bind(str(tmp_path / cookie / "startd_1_2"))
+            place.listen()
+            (tmp_path / "lock").mkdir()
+            ad = f'MyType = "SharedPort"\nMyAddress = "<127.0.0.1:{port.port}?noUDP&alias=here>"\n'
+            (tmp_path / "lock" / "shared_port_ad").write_text(ad)
+            extra = {COOKIE: str(tmp_path / cookie)}
+            async with mine.startd("-f", "-sock", "startd", endpoint=place, extra=extra) as (process, _port):
+                await until(lambda: mine.told(Command.SET_READY))
+                written = (tmp_path / "log" / ".startd_address").read_text().partition("\n")[0]
+                assert written == f"<127.0.0.1:{port.port}?alias=here&noUDP&sock=startd_1_2>"
+                assert await total_cpus(Sinful.parse(written)) == 1
+                assert port.asked == ["startd_1_2"]
+                shown = [environment_of(pid) for pid in (process.pid, *children(process.pid))]
+                assert len(shown) > 1
+                assert not any(cookie in text for text in shown)
+        nursery.cancel_scope.cancel()
 
 
 async def test_who_has_not_the_masters_session_cannot_use_its_name(tmp_path: Path) -> None:
@@ -202,16 +236,14 @@ async def test_a_local_name_has_knobs_of_its_own(tmp_path: Path) -> None:
     async with parent(tmp_path) as mine, mine.startd("-f", "-local-name", "OTHER", "-a", "other") as (process, port):
         await until(lambda: mine.told(Command.SET_READY))
         assert "started by the master" in (tmp_path / "log" / "StartLog.other").read_text()
-        assert await total_cpus(port) == 3
+        assert await total_cpus(Sinful("127.0.0.1", port, {})) == 3
         process.send_signal(signal.SIGQUIT)
         assert await ended(process) == 0
         assert "SIGQUIT: shutting down fast" in (tmp_path / "log" / "StartLog.other").read_text()
 
 
-async def total_cpus(port: int) -> int:
-    stream = await connect(
-        Sinful("127.0.0.1", port, {}), Command.QUERY_STARTD_ADS, Negotiate(authentication="OPTIONAL"), subsystem="TOOL"
-    )
+async def total_cpus(startd: Sinful) -> int:
+    stream = await connect(startd, Command.QUERY_STARTD_ADS, Negotiate(authentication="OPTIONAL"), subsystem="TOOL")
     async with stream:
         await stream.put(ClassAd())
         reader = await stream.get()
