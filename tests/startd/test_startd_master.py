@@ -47,7 +47,7 @@ STARTD_NOT_RESPONDING_TIMEOUT = 10
 SAILPLANE_MIN_FREE_DISK = 0
 {more}
 """
-WITHIN_S = 20.0
+WITHIN_S = 60.0
 Child = subprocess.Popen[bytes]
 
 
