@@ -22,6 +22,8 @@ SHOWN: Mapping[str, tuple[str, str]] = {
     "suspended": ("Claimed", "Suspended"), "retiring": ("Claimed", "Retiring"), "vacating": ("Claimed", "Busy"),
     "closing": ("Preempting", "Vacating"), "killing": ("Preempting", "Killing"), "gone": ("Claimed", "Idle"),
 }  # fmt: skip
+# The resources of every slot.
+_ALWAYS = ("Cpus", "Memory", "Disk")
 # What ``$$(CondorScratchDir)`` becomes; the starter replaces it.
 _SCRATCH_MARKER = "#CoNdOrScRaTcHdIr#"
 
@@ -131,6 +133,23 @@ def public_ad(machine: Machine, slot: SlotState, *, now: int, sequence: int) -> 
     return ad
 
 
+# What a partitionable slot tells of its dynamic ones, in lists of the same order: for the negotiator, and for
+# condor_status -compact.
+_ROLLED_UP = (
+    "Name", "DSlotId", "State", "Activity", "EnteredCurrentState", "RemoteUser", "RemoteOwner", "CurrentRank", "Cpus",
+    "Memory", "Disk",
+)  # fmt: skip
+
+
+def roll_up(ad: ClassAd, children: Sequence[ClassAd]) -> None:
+    """Child<Attribute> of a partitionable slot, from the ads of its dynamic slots."""
+    ad["PslotRollupInformation"] = True
+    names = (*_ROLLED_UP, *str(ad["MachineResources"]).split()[len(_ALWAYS) :])
+    for name in names:
+        values = [str(child.lookup(name)) if name in child else "undefined" for child in children]
+        ad[f"Child{name}"] = ExprTree("{ " + ", ".join(values) + " }")
+
+
 def private_ad(public: ClassAd, claim: ClaimId) -> ClassAd:
     """What only the collector keeps: the claim id. Name and MyAddress join it to the public ad (T12)."""
     ad = ClassAd()
@@ -198,7 +217,7 @@ def _sizes(ad: ClassAd, machine: Machine, slot: SlotState) -> None:
     ad["TotalSlotCpus"], ad["TotalSlotMemory"], ad["TotalSlotDisk"] = mine.cpus, mine.memory_mb, mine.disk_kb
     ad["VirtualMemory"] = have.memory_mb * 1024
     ad["TotalSlots"] = machine.slots
-    ad["MachineResources"] = " ".join(("Cpus", "Memory", "Disk", *total.custom))
+    ad["MachineResources"] = " ".join((*_ALWAYS, *total.custom))
     ad["SlotWeight"] = ExprTree("Cpus")
     ad["LoadAvg"] = ad["CondorLoadAvg"] = 0.0
     ad["KeyboardIdle"] = ad["ConsoleIdle"] = 0

@@ -54,7 +54,7 @@ from startd.processes import Spawner, degradations, owned_pids, run_procd
 from startd.proxykeys import ProxyKeys
 from startd.reconfigure import merge
 from startd.report import Job, Report, outcome_of
-from startd.slotads import Machine, SlotState, private_ad, public_ad
+from startd.slotads import Machine, SlotState, private_ad, public_ad, roll_up
 from startd.slotsettings import slot_settings
 from startd.slottypes import plan
 from startd.switchwatch import SwitchWatch
@@ -573,8 +573,16 @@ class Startd:
 
     def _ads_with_claims(self) -> list[tuple[ClassAd, ClaimId]]:
         """Of every slot, with the id that claims it next; a static slot that is claimed has one ad, as it is."""
-        own = [(self._own_ad(slot), slot.current) for slot in self._slots.own if not slot.claimed_whole]
-        return own + [(self._held_ad(held), self._slots.next_id(held)) for held in self._slots.held.values()]
+        claimed = [(held, self._held_ad(held)) for held in self._slots.held.values()]
+        own = []
+        for slot in self._slots.own:
+            if slot.claimed_whole:
+                continue
+            ad = self._own_ad(slot)
+            if slot.partitionable:
+                roll_up(ad, [child for held, child in claimed if held.parent is slot])
+            own.append((ad, slot.current))
+        return own + [(ad, self._slots.next_id(held)) for held, ad in claimed]
 
     def _all_ads(self) -> list[tuple[ClassAd, ClassAd]]:
         self._sequence += 1

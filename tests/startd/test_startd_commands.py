@@ -170,3 +170,28 @@ async def test_a_request_of_a_megabyte_is_answered_or_refused_soon(kind: str) ->
         assert trio.current_time() - began_s < 4
         assert len(here.slots.held) == (kind == "text"), "a long text is a job's own affair, nonsense is refused"
         await here.claim()
+
+
+async def test_one_request_may_carve_several_slots_as_long_as_there_is_room() -> None:
+    async with port() as here:
+        presented, room = here.slot.current, here.slot.free
+        wants = parse_old(
+            str_of(JOB) + "RequestCpus = 2\n_condor_NUM_DYNAMIC_SLOTS = 5\n_condor_SEND_CLAIMED_AD = true\n"
+            "_condor_SEND_LEFTOVERS = true\n_condor_SECURE_CLAIM_ID = true\n"
+        )
+        reader = await here.say(Command.REQUEST_CLAIM, presented, presented.text, wants, "", 10)
+        assert reader is not None
+        claims = []
+        for name in ("slot1_1@node", "slot1_2@node"):
+            assert reader.int() == ClaimReply.SLOT_AD
+            claims.append(reader.string())
+            ad = reader.ad()
+            assert (ad["Name"], ad["Cpus"]) == (name, 2)
+        assert reader.int() == ClaimReply.LEFTOVERS_2
+        claims.append(reader.string())
+        assert len(set(claims)) == 3, "each slot has a claim of its own"
+        assert claims[0] == presented.text
+        assert claims[2] == here.slot.current.text
+        left = reader.ad()
+        assert (left["Cpus"], left["NumDynamicSlots"], left["LastSlotName"]) == (0, 2, "slot1_2@node")
+        assert here.slot.free.memory_mb == room.memory_mb - 2 * 128

@@ -18,7 +18,7 @@ from pilot.settings import Settings, load
 from startd.discovery import discover
 from startd.inventory import Found, Source, by_answer, by_nvidia_smi, by_value, sources
 from startd.resources import DoesNotFit, Resources, Rounding, requested
-from startd.slotads import Machine, public_ad
+from startd.slotads import Machine, public_ad, roll_up
 from tests.startd.test_startd_slots import NOBODY, job, machine, slot_state, slots_of
 
 LOG = logging.LoggerAdapter(logging.getLogger("test"), {})
@@ -221,6 +221,23 @@ async def test_devices_are_given_by_what_the_job_requires_and_come_back() -> Non
         part(RequireGPUs=ExprTree("Capability > 7.2"))
     pool.give_back(held, broken=False)
     assert slot.free == total
+
+
+async def test_a_partitionable_slot_tells_of_its_dynamic_ones() -> None:
+    on, total = with_gpus()
+    pool = slots_of(total)
+    children = []
+    for cpus, gpus in ((1, ("GPU-6a96bd13",)), (2, ())):
+        held = pool.carve(pool.first, Resources(cpus, 100, 1, {"GPUs": gpus, "Licenses": 0}), NOBODY)
+        children.append(public_ad(on, held.slot_state(False), now=2, sequence=3))
+    ad = public_ad(on, slot_state(pool), now=2, sequence=3)
+    roll_up(ad, children)
+    for name, values in {
+        "ChildName": ["slot1_1@node", "slot1_2@node"], "ChildCpus": [1, 2], "ChildGPUs": [1, 0],
+        "ChildState": ["Claimed", "Claimed"], "ChildRemoteUser": ["alice@x", "alice@x"], "ChildLicenses": [0, 0],
+    }.items():  # fmt: skip
+        assert list(evaluate(ad, name)) == values
+    assert "ChildClaimIds" not in ad, "secrets"
 
 
 async def test_what_is_broken_takes_its_devices_along() -> None:
