@@ -19,8 +19,11 @@ from attrs import define, field
 from cedar import tokens
 from cedar.classads import from_wire, get_str
 from cedar.commands import Command
+from cedar.security_server import SslSide
 from cedar.server import Request, Served, Server, ServerPolicy
 from cedar.sessions import SessionTable
+from cedar.tls import ServerTls, TlsFiles
+from demo.grid import Certified, Grid, make_grid, make_proxy, write_private
 
 KEY = tokens.new_signing_key()
 DOMAIN = "pool.example"
@@ -85,7 +88,7 @@ async def answer_query(requests: list[Request], request: Request) -> None:
 
 
 @asynccontextmanager
-async def pool(tmp_path: Path, **policy: Any) -> AsyncIterator[Pool]:
+async def pool(tmp_path: Path, methods: tuple[str, ...] = ("TOKEN",), **policy: Any) -> AsyncIterator[Pool]:
     keys = tmp_path / "keys"
     keys.mkdir()
     (keys / "POOL").write_bytes(KEY)
@@ -95,11 +98,11 @@ async def pool(tmp_path: Path, **policy: Any) -> AsyncIterator[Pool]:
         int(Command.QUERY_STARTD_ADS): Served("READ", handle),
         int(Command.QUERY_SCHEDD_ADS): Served("DAEMON", handle),
     }
-    rules = ServerPolicy(keys, DOMAIN, ("TOKEN",), lambda caller, level: True, **policy)
+    rules = ServerPolicy(keys, DOMAIN, methods, lambda caller, level: True, **policy)
     server = Server(table, here.sessions, rules, report=lambda peer, error: here.faults.append(error))
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        here.address = f"<127.0.0.1:{listeners[0].socket.getsockname()[1]}>"
+        here.address = f"<127.0.0.1:{listeners[0].socket.getsockname()[1]}?alias=localhost>"
         await nursery.start(server.serve, listeners)
         yield here
         nursery.cancel_scope.cancel()
@@ -151,3 +154,65 @@ async def test_preferred_authentication_without_a_token_reads_anonymously(tmp_pa
     async with pool(tmp_path) as here:
         assert await here.query(**(ANONYMOUS | {"SEC_CLIENT_AUTHENTICATION": "PREFERRED"})) == [ADS]
         assert here.requests[0].identity == "unauthenticated@unmapped"
+
+
+# --- SSL ---
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Grid:
+    return make_grid(tmp_path_factory.mktemp("stock"), name="Stock CA", organisation="stock")
+
+
+@asynccontextmanager
+async def ssl_pool(tmp_path: Path, grid: Grid, host: str = "localhost") -> AsyncIterator[Pool]:
+    own = write_private(tmp_path / "host.pem", grid.host(host).pem)
+    tls = ServerTls(TlsFiles(None, grid.certificates_dir, False, own, own), allow_proxy=True)
+    side = SslSide(tls.context, lambda chain: f"somebody.{len(chain)}@{DOMAIN}")
+    async with pool(tmp_path, ("SSL", "TOKEN"), ssl=side) as here:
+        yield here
+
+
+def ssl_knobs(tmp_path: Path, grid: Grid, shown: Certified | None = None) -> dict[str, str]:
+    knobs = {
+        "SEC_CLIENT_AUTHENTICATION": "REQUIRED",
+        "SEC_CLIENT_AUTHENTICATION_METHODS": "SSL, TOKEN",
+        "AUTH_SSL_CLIENT_CADIR": str(grid.certificates_dir),
+        "AUTH_SSL_CLIENT_USE_DEFAULT_CAS": "False",
+    }
+    if shown is not None:
+        own = str(write_private(tmp_path / "own.pem", shown.pem))
+        knobs |= {"AUTH_SSL_CLIENT_CERTFILE": own, "AUTH_SSL_CLIENT_KEYFILE": own}
+    return knobs
+
+
+async def test_by_a_certificate_by_a_proxy_and_without(tmp_path: Path, grid: Grid) -> None:
+    alice = grid.user("Alice")
+    async with ssl_pool(tmp_path, grid) as here:
+        for shown, identity in {alice: "somebody.2", make_proxy(alice): "somebody.3", None: "unauthenticated"}.items():
+            (tmp_path / "own.pem").unlink(missing_ok=True)
+            assert await here.query(times=2, **ssl_knobs(tmp_path, grid, shown)) == [ADS] * 2
+            one, other = here.requests[-2:]
+            assert one.session is other.session
+            assert one.method == "SSL"
+            assert one.identity.partition("@")[0] == identity
+
+
+async def test_a_certificate_that_the_stock_client_does_not_believe(tmp_path: Path, grid: Grid) -> None:
+    async with ssl_pool(tmp_path, grid, "elsewhere.example") as here:
+        (answer,) = await here.query(kind="Schedd", **ssl_knobs(tmp_path, grid))
+        assert "HTCondorException" in answer
+        assert here.requests == []
+        assert "the other end gave up" in str(here.faults[0])
+        # The next method is tried on the same connection.
+        assert await here.query(kind="Schedd", token=mint(), **ssl_knobs(tmp_path, grid)) == [ADS]
+        assert here.requests[0].method == "TOKEN"
+
+
+async def test_a_client_that_we_do_not_believe(tmp_path: Path, grid: Grid) -> None:
+    other = make_grid(tmp_path / "other", name="Other CA", organisation="other")
+    async with ssl_pool(tmp_path, grid) as here:
+        (answer,) = await here.query(kind="Schedd", **ssl_knobs(tmp_path, grid, other.user("Alice")))
+        assert "HTCondorException" in answer
+        assert here.requests == []
+        assert "the certificate is not accepted" in str(here.faults[0])
