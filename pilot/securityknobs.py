@@ -6,7 +6,7 @@ from pathlib import Path
 
 import attrs
 
-from pilot.knobs import knob, methods, path, peers, yes_or_no
+from pilot.knobs import knob, methods, path, peers, text, yes_or_no
 from pilot.peers import Peers
 
 
@@ -79,6 +79,12 @@ class SecuritySettings:
         path(optional=True),
         "Its key, without a pass phrase, not to be read by others.",
         unset="AUTH_SSL_SERVER_CERTFILE has it",
+    )
+    host_alias: str | None = knob(
+        "",
+        text(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,250}[A-Za-z0-9])?", "a host name", optional=True),
+        "The host's name in our address, which clients compare with AUTH_SSL_SERVER_CERTFILE.",
+        unset="clients go by what else they know of us: the slot's name after the @",
     )
     auth_ssl_require_client_certificate: bool = knob(
         "False", yes_or_no(), "Refuses SSL to clients without a certificate, who may look (READ) otherwise."

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+import attrs
 import trio
 
 from cedar.classads import get_str, parse_old
@@ -129,6 +130,11 @@ async def listen(
     listeners = await _own_listeners(wanted, master)
     host, port = listeners[0].socket.getsockname()[:2]
     return [*listeners], Sinful(own_host(str(host), towards), int(port), {"noUDP": ""})
+
+
+def with_alias(address: Sinful, alias: str | None) -> Sinful:
+    """The address with HOST_ALIAS, by which clients check this host's certificate; that of a shared port may have one."""
+    return address if alias is None else attrs.evolve(address, params={**address.params, "alias": alias})
 
 
 async def _own_listeners(wanted: Wanted, master: Master | None) -> list[trio.SocketListener]:

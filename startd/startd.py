@@ -36,7 +36,7 @@ from startd.advertise import Advertiser
 from startd.authorisation import Rules
 from startd.claims import CODE_SHUTDOWN, Claims
 from startd.commands import Commands
-from startd.contact import AddressFile, collector_addresses, listen, where_now
+from startd.contact import AddressFile, collector_addresses, listen, where_now, with_alias
 from startd.cron import Cron
 from startd.discovery import discover
 from startd.health import Health, Look
@@ -138,7 +138,7 @@ class Startd:
                 f"cannot listen on {settings.network_interface}:{settings.startd_port}: {fault.strerror or fault}."
                 " Set NETWORK_INTERFACE to an address of this machine, and STARTD_PORT to a free port or to 0"
             ) from fault
-        address = str(sinful)
+        address = str(with_alias(sinful, settings.host_alias))
         found = await discover(settings, self.log)
         total = resources(settings, found)
         divided = slot_settings(settings)

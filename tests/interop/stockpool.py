@@ -160,6 +160,7 @@ class StockPool:
             "PATH": path,
             "LANG": "C.UTF-8",
             "CONDOR_CONFIG": str(self.here / "condor_config"),
+            "XDG_CACHE_HOME": str(self.site.layout.root / "cache"),  # of the keys of tokens' issuers
             leftovers.VARIABLE: str(self.site.layout.root),
         }
 
@@ -245,7 +246,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _make(site: Site, prefix: Path, *, stock_startd: bool) -> StockPool:
+def _make(site: Site, prefix: Path, more: str) -> StockPool:
     here, owner, port = site.layout.root / "stock", site.accounts["pool"], _free_port()
     here.mkdir(mode=0o755)
     for name in ("log", "spool", "execute", "run", "lock", "sock"):
@@ -260,18 +261,18 @@ def _make(site: Site, prefix: Path, *, stock_startd: bool) -> StockPool:
         _CONFIGURATION.format(
             prefix=prefix, here=here, uid=owner.uid, gid=owner.gid, account=owner.name, port=port, domain=DOMAIN
         )
-        + (_STARTD if stock_startd else "")
+        + more
     )
     return StockPool(site, prefix, here, port)
 
 
 @contextmanager
-def open_pool(site: Site, prefix: Path, *, stock_startd: bool = False) -> Iterator[StockPool]:
+def open_pool(site: Site, prefix: Path, *, stock_startd: bool = False, more: str = "") -> Iterator[StockPool]:
     """A running stock pool in ``site``, where ``site.start_startd`` finds its address and token; stopped afterwards.
 
-    ``stock_startd``: with an execution point of its own.
+    ``stock_startd``: with an execution point of its own; ``more``: configuration besides.
     """
-    pool = _make(site, prefix, stock_startd=stock_startd)
+    pool = _make(site, prefix, (_STARTD if stock_startd else "") + more)
     try:
         pool.start()
         layout = site.layout
