@@ -133,7 +133,7 @@ async def listen(
 
 
 def with_alias(address: Sinful, alias: str | None) -> Sinful:
-    """The address with HOST_ALIAS, by which clients check this host's certificate; that of a shared port may have one."""
+    """The address with HOST_ALIAS, by which clients check this host's certificate."""
     return address if alias is None else attrs.evolve(address, params={**address.params, "alias": alias})
 
 
