@@ -92,11 +92,24 @@ async def _connect(
     version: str,
 ) -> CedarStream:
     opening = security_client.Opening(command, str(address), subsystem, version, own_address, os.getpid())
-    stream = await _dial(address)
+    stream = await dial(address, subsystem)
     try:
-        await _pass_shared_port(stream, address, subsystem)
         stream.session = await handshake.run(stream, _handshake(address, opening, security))
         stream.lift_limit()
+    except BaseException:  # cancelled too: nobody else would close it
+        await trio.aclose_forcefully(stream)
+        raise
+    return stream
+
+
+async def dial(address: Sinful, own_name: str) -> CedarStream:
+    """A connection on which nothing was said yet to whom it leads; `own_name` is for the log of a shared port.
+
+    Raises PeerFault "closed", "address". Cancelling closes the connection.
+    """
+    stream = await _dial(address)
+    try:
+        await _pass_shared_port(stream, address, own_name)
     except BaseException:  # cancelled too: nobody else would close it
         await trio.aclose_forcefully(stream)
         raise

@@ -152,6 +152,11 @@ class CedarStream(trio.abc.AsyncResource):
         self._broken = self._exported = True
         return socket.socket(fileno=self._transport.socket.detach()), self._frames.export()
 
+    def detach(self) -> trio.SocketStream:
+        """Give up the connection; what was put on it in clear counts for nobody's digests."""
+        self._broken = self._exported = True
+        return self._transport
+
     @classmethod
     def adopt(cls, sock: socket.socket, state: Mapping[str, Any]) -> CedarStream:
         """Go on with an exported connection. Raises PeerFault("state"); the socket is the caller's then."""
