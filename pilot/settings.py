@@ -150,6 +150,28 @@ class Settings(SecuritySettings):
         "$(NOT_RESPONDING_TIMEOUT)", seconds(1), "The same for the startd alone, as the startd tells its master."
     )
     startd_port: int = knob("0", integer(0, 65535), "The startd's one TCP port; 0 lets the kernel choose.")
+    tcp_forwarding_host: str | None = knob(
+        "",
+        text(rf"{_HOST}|[0-9a-fA-F:.]+", "a host or an IP address", optional=True),
+        "The address to advertise where another host (a router) forwards connections to this one.",
+        unset="NETWORK_INTERFACE",
+    )
+    ccb_address: str | None = knob(
+        "",
+        text(optional=True),
+        "Brokers (collectors) that this startd is reached through where nobody can connect to it, as COLLECTOR_HOST;"
+        " usually $(COLLECTOR_HOST).",
+        unset="none: it is reached at its own port",
+    )
+    ccb_heartbeat_interval: float = knob(
+        "300", seconds(0), "Time between two signs of life to and from a broker; 0: none are sent, none are missed."
+    )
+    private_network_name: str | None = knob(
+        "",
+        text(r"[A-Za-z0-9._-]{1,200}", "letters, digits and ._-", optional=True),
+        "The network in which this startd can be connected to: peers of the same PRIVATE_NETWORK_NAME ask no broker.",
+        unset="nobody can",
+    )
     num_cpus: int | None = knob(
         "",
         integer(1, 65536, optional=True),

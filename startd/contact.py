@@ -34,9 +34,9 @@ SHARED_PORT_WITHIN_S, LOOK_EVERY_S = 10.0, 0.1
 MAX_ADDRESS_FILE_BYTES = 65_536
 
 
-def collector_addresses(text: str | None) -> list[Sinful]:
-    """COLLECTOR_HOST: names or addresses, with or without port, separated by commas or blanks. Port 0 stands for what
-    COLLECTOR_ADDRESS_FILE says.
+def collector_addresses(text: str | None, knob: str = "COLLECTOR_HOST") -> list[Sinful]:
+    """COLLECTOR_HOST, or another ``knob`` like it: names or addresses, with or without port, separated by commas or
+    blanks. Port 0 stands for what COLLECTOR_ADDRESS_FILE says.
 
     Raises:
         ValueError: a part that is no address.
@@ -54,7 +54,7 @@ def collector_addresses(text: str | None) -> list[Sinful]:
                 raise PeerFault("address")
             found.append(Sinful.parse(f"<{match[1]}:{match[2] or DEFAULT_COLLECTOR_PORT}{match[3] or ''}>"))
         except PeerFault:
-            raise ValueError(f"COLLECTOR_HOST has {part!r}: allowed are host, host:port or <host:port?...>") from None
+            raise ValueError(f"{knob} has {part!r}: allowed are host, host:port or <host:port?...>") from None
     return found
 
 
@@ -107,6 +107,8 @@ class Wanted(Protocol):
     @property
     def network_interface(self) -> str: ...
     @property
+    def tcp_forwarding_host(self) -> str | None: ...
+    @property
     def startd_port(self) -> int: ...
     @property
     def shared_port_daemon_ad_file(self) -> Path: ...
@@ -129,7 +131,8 @@ async def listen(
         sock.close()
     listeners = await _own_listeners(wanted, master)
     host, port = listeners[0].socket.getsockname()[:2]
-    return [*listeners], Sinful(own_host(str(host), towards), int(port), {"noUDP": ""})
+    told = wanted.tcp_forwarding_host or own_host(str(host), towards)
+    return [*listeners], Sinful(told, int(port), {"noUDP": ""})
 
 
 def with_alias(address: Sinful, alias: str | None) -> Sinful:

@@ -259,6 +259,14 @@ class Slots:
         """The one that stands for the startd, where something is asked of it as a whole."""
         return self.own[0]
 
+    def move(self, address: str) -> None:
+        """We are reached at another address: ids given out from now on carry it. Claims keep theirs."""
+        self.address = address
+        for slot in self.own:
+            if not slot.claimed_whole:
+                self.sessions.drop(slot.current.session_id)
+                slot.current = self._mint()
+
     def presented(self, session_id: str) -> Slot | None:
         """The slot that may be claimed with this id now."""
         free = (slot for slot in self.own if not slot.claimed_whole)

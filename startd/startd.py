@@ -34,6 +34,7 @@ from startd import cronjobs, lifetime, plugins, portsecurity
 from startd.administration import CAPABILITY, Administration, Manner
 from startd.advertise import Advertiser
 from startd.authorisation import Rules
+from startd.broker import Broker, reached_by
 from startd.claims import CODE_SHUTDOWN, Claims
 from startd.commands import Commands
 from startd.contact import AddressFile, collector_addresses, listen, where_now, with_alias
@@ -64,6 +65,8 @@ from starter.updates import one_line
 # A signal's orderly end is 0; glidein scripts expect 99 for one that the startd came to by itself.
 EXIT_DONE, EXIT_END_OF_LIFE = 0, 99
 SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT, signal.SIGHUP)
+# Brokers that are there answer at once; a pilot starts without those that are not.
+BROKERS_WITHIN_S = 20.0
 REAP_EVERY_S = 0.5
 # Refusals at the port that are logged in a minute; strangers must not fill the log.
 MAX_REPORTS_A_MINUTE = 20
@@ -138,7 +141,8 @@ class Startd:
                 f"cannot listen on {settings.network_interface}:{settings.startd_port}: {fault.strerror or fault}."
                 " Set NETWORK_INTERFACE to an address of this machine, and STARTD_PORT to a free port or to 0"
             ) from fault
-        address = str(with_alias(sinful, settings.host_alias))
+        self._direct = with_alias(sinful, settings.host_alias)
+        address = str(self._direct)
         found = await discover(settings, self.log)
         total = resources(settings, found)
         divided = slot_settings(settings)
@@ -166,11 +170,11 @@ class Startd:
                 for session in self._master.sessions():
                     sessions.add(session)
             with trio.open_signal_receiver(*SIGNALS) as signals:
-                await self._start_parts(nursery, listeners)
-                self._attend_master(nursery, address)
-                self._address_file.write(address)
+                await self._start_parts(nursery, [*listeners, *self._brokers])
+                self._attend_master(nursery, self._slots.address)
+                self._address_file.write(self._slots.address)
                 ready()
-                self.log.info("ready at %s as %s", address, settings.startd_name)
+                self.log.info("ready at %s as %s", self._slots.address, settings.startd_name)
                 await self._until_ended(signals)
             nursery.cancel_scope.cancel()
         self._address_file.remove()
@@ -277,6 +281,17 @@ class Startd:
             )
             for collector in collectors
         ]
+        self._brokers = [
+            Broker(
+                partial(where_now, broker, settings.collector_address_file),
+                pool_security.wishes,
+                settings.startd_name,
+                settings.ccb_heartbeat_interval,
+                self.log,
+                moved=self._moved,
+            )
+            for broker in collector_addresses(settings.ccb_address, "CCB_ADDRESS")
+        ]
 
     async def _start_parts(self, nursery: trio.Nursery, listeners: list[trio.abc.Listener[trio.SocketStream]]) -> None:
         async with trio.open_nursery() as starting:
@@ -294,8 +309,28 @@ class Startd:
         nursery.start_soon(self._switch_watch.run)
         nursery.start_soon(self._cron.run)
         await nursery.start(self._server.serve, listeners)
+        await self._find_brokers(nursery)
         for advertiser in self._advertisers:
             nursery.start_soon(advertiser.run)
+
+    async def _find_brokers(self, nursery: trio.Nursery) -> None:
+        """Before anybody learns our address: with one broker that knows us we can be reached. A pool that is away does
+        not end a pilot; the address is told anew when it is back."""
+        for broker in self._brokers:
+            nursery.start_soon(broker.run)
+        with trio.move_on_after(BROKERS_WITHIN_S):
+            for broker in self._brokers:
+                await broker.registered.wait()
+
+    def _moved(self) -> None:
+        """A broker knows us by another id: so does everybody who is told our address from now on."""
+        address = str(reached_by(self._direct, self._brokers, self.settings.private_network_name))
+        self._slots.move(address)
+        self._machine = attrs.evolve(self._machine, address=address)
+        for advertiser in self._advertisers:
+            advertiser.own_address = address
+        self._address_file.write(address)
+        self._changed()
 
     def _attend_master(self, nursery: trio.Nursery, address: str) -> None:
         """Signs of life and readiness for the master that started us, if one did."""

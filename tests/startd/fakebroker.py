@@ -1,4 +1,4 @@
-"""A broker and those who ask it, in one: what a collector does of CCB. The interop tests show the same with a real one."""
+"""A broker and those who ask it, in one: what a collector does of CCB; the interop tests show it with a real one."""
 
 from __future__ import annotations
 

@@ -90,6 +90,17 @@ async def test_carving_moves_the_claim_id_and_mints_a_registered_one() -> None:
     assert pool.sessions.get(before.session_id, trio.current_time()) is not None, "a last command may be in flight"
 
 
+async def test_at_another_address_new_ids_carry_it_and_claims_keep_theirs() -> None:
+    pool = slots()
+    held, before = carve(pool, Resources(1, 128, 1024)), pool.first.current
+    pool.move("<192.0.2.1:9618?CCBID=192.0.2.9:9618#7>")
+    assert "CCBID=192.0.2.9:9618#7" in pool.first.current.text
+    assert pool.sessions.get(pool.first.current.session_id, trio.current_time()) is not None
+    assert pool.sessions.get(before.session_id, trio.current_time()) is None, "nobody can come with it any more"
+    assert pool.sessions.get(held.claim_id.session_id, trio.current_time()) is not None
+    assert "CCBID" not in held.claim_id.text
+
+
 async def test_a_broken_slots_resources_are_withheld() -> None:
     pool = slots()
     pool.give_back(carve(pool, Resources(1, 128, 1024)), broken=True)
