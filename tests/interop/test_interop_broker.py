@@ -16,18 +16,20 @@ pytestmark = [pytest.mark.interop, pytest.mark.timeout(170)]
 NOWHERE = "127.0.0.99"
 
 
+def end_startd(stock: StockJobs) -> None:
+    assert stock.site.startd is not None
+    stock.site.startd.stop(signal.SIGQUIT, deadline_s=30)
+    stock.site.startd = None
+
+
 @pytest.fixture
 def hidden(stock: StockJobs) -> Iterator[StockJobs]:
     """The execution point behind a broker, for one test."""
-    startd = stock.site.startd
-    assert startd is not None
-    startd.stop(signal.SIGQUIT, deadline_s=30)
-    restart_startd(
-        stock, CCB_ADDRESS=f"127.0.0.1:{stock.pool.port}", TCP_FORWARDING_HOST=NOWHERE, CCB_HEARTBEAT_INTERVAL=5
-    )
+    end_startd(stock)
+    broker = f"127.0.0.1:{stock.pool.port}"
+    restart_startd(stock, CCB_ADDRESS=broker, TCP_FORWARDING_HOST=NOWHERE, CCB_HEARTBEAT_INTERVAL=5)
     yield stock
-    assert stock.site.startd is not None
-    stock.site.startd.stop(signal.SIGQUIT, deadline_s=30)
+    end_startd(stock)
     restart_startd(stock)
 
 
