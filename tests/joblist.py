@@ -214,6 +214,7 @@ with HTChirp() as chirp:
 # Counts its legs in its checkpoint, and tells by another file whether the sandbox is the same.
 _LEGS = """n=$(cat state 2>/dev/null || echo 0); n=$((n + 1)); echo $n >state
 echo "leg $n $(test -e here && echo same || echo new)"; touch here
+(sleep 600 &)
 [ $n -ge 3 ] || exit 85
 echo done"""
 _CHECKPOINT = {"checkpoint_exit_code": "85", "transfer_checkpoint_files": "state", "transfer_output_files": "state"}
@@ -320,7 +321,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("sends links to files", "mkdir d; echo x >x; ln -s ../x d/l; ln -s x l", {"transfer_output_files": "d, l"},
          back={"d/l": b"x\n", "l": b"x\n"}),
     # -- URLs ---------------------------------------------------------------------------------------------------------
-    Kind("moves files by URL", "cp data.bin result.bin; echo x >plain",
+    Kind("moves files by URL", "test -O data.bin && cp data.bin result.bin; echo x >plain",
          {"transfer_input_files": "{url}/data.bin", "transfer_output_files": "result.bin, plain",
           "transfer_output_remaps": '"result.bin={put}/result"'},
          back={"plain": b"x\n", "result.bin": None}, sent={"result": DATA}),

@@ -67,26 +67,6 @@ def server() -> Iterator[FileServer]:
         yield made
 
 
-def test_urls_are_moved_at_the_jobs_account_without_a_further_call(lingering: Jobs, server: FileServer) -> None:
-    data = os.urandom(200_000)
-    server.kept["/data.bin"] = data
-    job = lingering.submit(
-        "alice",
-        "sha256sum data.bin; stat -c %U data.bin; id -un; cp data.bin result.bin",
-        transfer_input_files=f"{server.url}/data.bin",
-        transfer_output_files="result.bin",
-        transfer_output_remaps=f'"result.bin={server.url}/put/result"',
-    )
-    lingering.done(job)
-    files = lingering.fetch("alice", job)
-    words = files["out"].decode().split()
-    assert words[0] == digest(data)
-    assert words[2] == words[3]
-    assert server.kept["/put/result"] == data
-    assert "result.bin" not in files
-    assert len(lingering.calls(job)) == 3
-
-
 def test_a_url_that_is_not_there_holds_the_job(lingering: Jobs, server: FileServer) -> None:
     job = lingering.submit("bob", "exit 0", transfer_input_files=f"{server.url}/missing?secret=s3cret")
     row = lingering.wait_for(job, "held", "completed")

@@ -68,6 +68,7 @@ _STATUS = {"HoldReasonSubCode": "ours says how the command ended; stock's is 0, 
 AD_OF: dict[str, dict[str, str]] = {
     "has a command before it that fails": _STATUS,
     "has a command after it that fails": _STATUS,
+    "takes too much memory": {"HoldReasonCode": "34 as with a cgroup; a stock startd's policy says 21"},
 }
 # A stock shadow knows of no removal or hold while its job runs, so every soft stop begins with kill_sig.
 _KILL_SIG = {"back": {"heard": b"INT\n"}}
@@ -81,4 +82,6 @@ IN_A_STOCK_POOL: dict[str, dict[str, Any]] = {
 ON_STOCK: dict[str, dict[str, Any]] = {
     "has a command before it that fails": {"hold": (43, 0)},
     "has a command after it that fails": {"hold": (44, 0)},
+    # Without a cgroup stock leaves memory to the startd's policy, whose code is 21 whatever it looked at.
+    "takes too much memory": {"hold": (21, 102)},
 }
