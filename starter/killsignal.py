@@ -1,8 +1,9 @@
 """Which signal a soft stop begins with: `kill_sig`, or what the job wants for a removal or a hold.
 
 The startd is told to end a job, never why; the shadow knows. It is asked only for a job that makes a difference of it,
-and an answer that takes long is not waited for. (A stock shadow keeps the status that the job had when it was started,
-and so leads to `kill_sig`, as with a stock starter.)
+and an answer that takes long is not waited for. (A stock shadow keeps the status that the job had when it was started.
+Then it is `remove_kill_sig`, where the job has one, for every soft stop, as with a stock starter: a removal is what
+such a job wants to know of.)
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from starter.work import Work
 
 # The job's grace begins after it, so it is short.
 ASK_S = 3.0
-REMOVED, HELD = "3", "5"
+HELD = "5"
 
 
 def signal_for(job: Description, status: str) -> int:
     """``status``: the JobStatus that the shadow tells, or anything else where it does not."""
-    wanted = {REMOVED: job.remove_kill_signal, HELD: job.hold_kill_signal}.get(status.strip())
+    wanted = job.hold_kill_signal if status.strip() == HELD else job.remove_kill_signal
     return wanted or job.kill_signal
 
 
 async def soft_signal(work: Work) -> int:
     """Asks the shadow where that matters."""
     job = work.description
-    if {signal_for(job, status) for status in (REMOVED, HELD)} == {job.kill_signal}:
-        return job.kill_signal
+    if signal_for(job, HELD) == signal_for(job, ""):
+        return signal_for(job, "")
     told: list[str] = []
     answered = trio.Event()
 

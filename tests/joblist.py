@@ -14,6 +14,7 @@ import attrs
 
 from tests.userlog import (
     ABORTED,
+    ATTRIBUTE,
     EVICTED,
     EXECUTING,
     GENERIC,
@@ -56,10 +57,10 @@ class Kind:
     ``lines``: of the submit file; ``files``: put into the job's place (a directory of the user's) before, by name.
     In both and in ``script``: {place} that directory, {url} a file server, {put} where this job may write on it,
     {later} a time that is to come, in seconds; in ``ad`` {identity} is the user's.
-    ``out``, ``err``: of the program; None where no such file comes. ``back``: what lies in the place then, None for
-    what must not. ``sent``: what has come to {put}.
+    ``out``, ``err``: of the program, empty if it completes and nothing is said; None where no such file comes.
+    ``back``: what lies in the place then, None for what must not. ``sent``: what has come to {put}.
     ``exit`` or ``signal``, or ``hold``: code and subcode; none of them: it is removed. ``words``: in our reason for a
-    hold. ``ad``: attributes of the job in the end. ``events``: of the user's log, but for updates of the image's size.
+    hold. ``ad``: attributes of the job in the end. ``events``: of the user's log, but for those of changed attributes.
     ``calls``: of the switch, on our side; None where it is not always the same number.
     ``not_embedded``: why the embedded pool cannot have such a job.
     """
@@ -68,14 +69,14 @@ class Kind:
     script: str
     lines: Mapping[str, str | None] = attrs.field(factory=dict)
     files: Mapping[str, bytes] = attrs.field(factory=dict)
-    out: str | None = ""
-    err: str | None = ""
-    back: Mapping[str, bytes | None] = attrs.field(factory=dict)
-    sent: Mapping[str, bytes] = attrs.field(factory=dict)
-    acts: tuple[Act, ...] = ()
     exit: int | None = 0
     signal: int | None = None
     hold: tuple[int, int] | None = None
+    out: str | None = attrs.field(default=attrs.Factory(lambda self: "" if self.completes else None, takes_self=True))
+    err: str | None = attrs.field(default=attrs.Factory(lambda self: "" if self.completes else None, takes_self=True))
+    back: Mapping[str, bytes | None] = attrs.field(factory=dict)
+    sent: Mapping[str, bytes] = attrs.field(factory=dict)
+    acts: tuple[Act, ...] = ()
     ad: Mapping[str, object] = attrs.field(factory=dict)
     events: tuple[int, ...] = _DONE
     calls: int | None = 3
@@ -150,11 +151,11 @@ def wanted_files(kind: Kind) -> dict[str, str]:
 
 
 def story(events: Sequence[int]) -> list[int]:
-    """What a user's log tells, in the order in which it must. A hold is told with or without the problem and the
-    eviction that led to it, and transfers when the shadow comes to it: their order is left out."""
-    told = [number for number in events if number not in (TRANSFER, IMAGE_SIZE)]
-    while HELD in told and told[(at := told.index(HELD)) - 1] in (PROBLEM, EVICTED):
-        del told[at - 1]
+    """What a user's log tells, in the order in which it must. A hold or a removal is told with or without the
+    problem and the eviction before it, and transfers when the shadow comes to it: their order is left out."""
+    told = [number for number in events if number not in (TRANSFER, IMAGE_SIZE, ATTRIBUTE)]
+    while len(told) > 1 and told[-1] in (HELD, ABORTED) and told[-2] in (PROBLEM, EVICTED):
+        del told[-2]
     return told
 
 
@@ -347,9 +348,9 @@ KINDS: tuple[Kind, ...] = (
     Kind("takes too much memory", 'exec /usr/bin/python3 -c "b = bytearray(300 << 20); import time; time.sleep(300)"',
          hold=(34, 102), words="request_memory", events=_HELD),
     # -- what is done to it -------------------------------------------------------------------------------------------
-    Kind("is removed", "sleep 300", acts=(Act("rm"),), exit=None, events=(*_RAN, ABORTED)),
+    Kind("is removed", "sleep 300", acts=(Act("rm"),), exit=None, events=(*_RAN, EVICTED, ABORTED)),
     Kind("hears of its removal", _HEARS, _SIGNALS, acts=(Act("rm", "ready"),), exit=None,
-         back={"heard": b"USR2\n"}, events=(*_RAN, ABORTED)),
+         back={"heard": b"USR2\n"}, events=(*_RAN, EVICTED, ABORTED)),
     Kind("hears of its hold", _HEARS, _SIGNALS, acts=(Act("hold", "ready"),), hold=(1, 0),
          back={"heard": b"USR1\n"}, events=(*_RAN, EVICTED, HELD)),
     Kind("hears of its hold by a periodic expression", _HEARS,
@@ -357,8 +358,8 @@ KINDS: tuple[Kind, ...] = (
           "periodic_hold_subcode": "7"},
          hold=(3, 7), back={"heard": b"USR1\n"}, events=(*_RAN, EVICTED, HELD),
          not_embedded="it evaluates no periodic expressions, and refuses a job that has one"),
-    Kind("hears that it is vacated", _HEARS, _SIGNALS, acts=(Act("vacate", "ready"),), out="INT\n",
-         back={"heard": b"INT\n"}, calls=6, events=(*_RAN, EVICTED, *_IN, EXECUTING, *_OUT, TERMINATED)),
+    Kind("hears that it is vacated", _HEARS, _SIGNALS, acts=(Act("vacate", "ready"),), out="USR2\n",
+         back={"heard": b"USR2\n"}, calls=6, events=(*_RAN, EVICTED, *_IN, EXECUTING, *_OUT, TERMINATED)),
     Kind("saves its files when it is vacated",
          "test -e part && exec cat part\ntrap 'echo more >>part; exit 0' TERM\n"
          "echo some >part; touch {place}/ready; sleep 300 & wait",

@@ -1,4 +1,4 @@
-"""Jobs that checkpoint themselves, and start again elsewhere from what was sent. (In the same sandbox: the list of jobs.)"""
+"""Jobs that checkpoint themselves, and start again elsewhere from what was sent; in place: in the list of jobs."""
 
 from __future__ import annotations
 

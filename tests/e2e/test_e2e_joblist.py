@@ -226,18 +226,12 @@ def test_a_kind_of_job_ends_as_the_list_says(run: Run, seen: dict[str, Seen], ki
     row = run.rows[run.ids[kind.name]]
     found, wanted = seen[kind.name], kind.ends_as(run.jobs.user("alice").dn)
     assert {name: found.ad.get(name) for name in wanted} == wanted, row["reason"]
-    assert found.files == come_back(kind)
+    assert found.files == joblist.wanted_files(kind)
     sent = {name: run.server.kept.get(f"/{run.place(kind).name}/{name}") for name in kind.sent}
     assert sent == kind.sent
     assert joblist.story(found.events) == joblist.story(kind.events)
     assert len(run.jobs.calls(run.ids[kind.name])) == kind.calls or kind.calls is None
     assert kind.words in row["reason"]
-
-
-def come_back(kind: Kind) -> dict[str, str]:
-    """condor_submit makes empty files for the streams, and nothing may ever come; `fetch` brings what there is."""
-    made = {} if kind.completes else {"out": joblist.content(None), "err": joblist.content(None)}
-    return {**joblist.wanted_files(kind), **made}
 
 
 def test_nothing_is_left_of_any(run: Run) -> None:

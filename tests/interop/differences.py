@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.joblist import MB
+from tests.userlog import EXECUTING, HELD, SUBMITTED, TERMINATED
+
 
 def _because(reasons: dict[str, str]) -> dict[str, str]:
     """By attribute, of names by reason."""
@@ -43,6 +46,7 @@ SOMETIMES = _because(
         " ActivationTeardownDuration CommittedTime CommittedSlotTime CumulativeSlotTime LastRemoteWallClockTime"
         " RemoteWallClockTime RemoteUserCpu RemoteSysCpu CumulativeRemoteUserCpu CumulativeRemoteSysCpu"
         " CumulativeRemoteCPU",
+        "when a job that ran twice began the first time": "JobLastStartDate",
         "whether the one slot of a side was busy when the negotiator looked": "LastRejMatchNegotiator"
         " LastRejMatchReason LastRejMatchTime",
         "a stock shadow reports a hold of its own once more for each try to end the job": "NumHolds NumHoldsByReason"
@@ -58,30 +62,72 @@ EVENTS = {6: "an update of the image's size: it comes with an update of usage, a
 EVENTS_OF = {
     "streams its output": "stock has nothing to transfer at the end",
     "has too much output": "the shadow may hold the job before it has written the transfer's end",
+    "lacks a token": "the shadow holds the job; stock's starter has a word of its own to it",
+    "wants a URL that is not there": "stock tries the transfer twice",
     "leaves a named pipe in its output": "stock leaves it out without a word",
     "has no program": "stock begins the execution first",
     "lost its input": "stock tries the transfer twice",
     "does not make its output": "the shadow may hold the job before it has written the transfer's end",
 }
-_STATUS = {"HoldReasonSubCode": "ours says how the command ended; stock's is 0, whatever it was"}
+# Of commands before and after the job.
+_COMMAND_ENDS = _because(
+    {
+        "ours says how the command ended; stock's is 0, whatever it was": "HoldReasonSubCode VacateReasonSubCode",
+        "stock's names for how they ended; ours says it in the reason of the hold": "PreExitBySignal PreExitCode"
+        " PostExitBySignal PostExitCode",
+        "stock's is the command's where that failed, ours the job's own": "ExitCode",
+    }
+)
 # By kind of job: attributes of its ad that may differ, and why.
 AD_OF: dict[str, dict[str, str]] = {
-    "has a command before it that fails": _STATUS,
-    "has a command after it that fails": _STATUS,
-    "takes too much memory": {"HoldReasonCode": "34 as with a cgroup; a stock startd's policy says 21"},
+    "is deferred": {"DeferralTime": "a time for each side"},
+    "has commands before and after it": _COMMAND_ENDS,
+    "has a command before it that fails": _COMMAND_ENDS,
+    "has a command after it that fails": _COMMAND_ENDS,
+    "takes too much memory": _because(
+        {
+            "34 as with a cgroup; a stock startd's policy says 21": "HoldReasonCode VacateReasonCode",
+            "it was killed for it, and ours says so": "ExitBySignal ExitSignal",
+        }
+    ),
+    "lacks a token": {"ExitCode": "ours reports the end that the shadow asked for, stock's its own problem only"},
+    "moves files by URL": {"TransferOutputRemaps": "a URL for each side"},
+    "speaks chirp": _because(
+        {
+            "the outputs differ, see there": "BytesSent",
+            "of a starter that is older than 25.3, as ours says it is, a shadow takes the whole update into the ad of a"
+            " job with WantIOProxy": "ChirpDelayedAttrs JobDuration JobState NumPids ProvisionedResources StarterIpAddr"
+            " SailplaneExitCodeExact SailplaneProxyExpiration _condor_JOBINFO_MAXINTERVAL",
+        }
+    ),
 }
-# A stock shadow knows of no removal or hold while its job runs, so every soft stop begins with kill_sig.
-_KILL_SIG = {"back": {"heard": b"INT\n"}}
+# By kind of job: files that may differ, and why.
+FILES_OF: dict[str, dict[str, str]] = {
+    "has too much output": {
+        "two": "stock sends what is below the limit; ours nothing of a file that is not sent whole"
+    },
+    "speaks chirp": {"out": "stock takes get_job_attr_delayed for get_job_attr of a name '_delayed'"},
+}
+# A stock shadow knows of no hold while its job runs.
+_REMOVE_KILL_SIG = {"back": {"heard": b"USR2\n"}}
+# What went before the file that cannot be sent has come.
+_STREAMS = {"out": "", "err": ""}
 # By kind of job: what is otherwise than in the list, on both sides.
 IN_A_STOCK_POOL: dict[str, dict[str, Any]] = {
-    "hears of its removal": _KILL_SIG,
-    "hears of its hold": _KILL_SIG,
-    "hears of its hold by a periodic expression": _KILL_SIG,
+    "hears of its hold": _REMOVE_KILL_SIG,
+    "hears of its hold by a periodic expression": _REMOVE_KILL_SIG,
+    "does not make its output": _STREAMS,
+    "has too much output": _STREAMS,
+    "sends a link to a directory": _STREAMS,
 }
 # By kind of job: what is otherwise than in the list on the stock execution point.
 ON_STOCK: dict[str, dict[str, Any]] = {
+    "has no program": {"events": (SUBMITTED, EXECUTING, HELD)},
     "has a command before it that fails": {"hold": (43, 0)},
     "has a command after it that fails": {"hold": (44, 0)},
     # Without a cgroup stock leaves memory to the startd's policy, whose code is 21 whatever it looked at.
     "takes too much memory": {"hold": (21, 102)},
+    "speaks chirp": {"out": "7\nUNDEFINED\nword\nb'2345'\nNotAuthorized\n"},
+    "has too much output": {"back": {"two": bytes(MB)}},
+    "leaves a named pipe in its output": {"events": (SUBMITTED, EXECUTING, TERMINATED)},
 }
