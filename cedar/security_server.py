@@ -37,11 +37,9 @@ from cedar.security import (
     reconcile,
     words,
 )
-from cedar.sessions import ANONYMOUS, MAX_SID_CHARS, Session, SessionTable, implied
+from cedar.sessions import ANONYMOUS, MAX_SID_CHARS, Session, SessionTable, implied, is_stranger
 
 _META_COMMANDS = (Command.AUTHENTICATE, Command.SEC_QUERY)
-# Whoever is known to a method, and to nobody here, is of this domain.
-_UNMAPPED = "@unmapped"
 
 
 @frozen
@@ -319,7 +317,7 @@ def _new_session(caller: Caller, command: int, key: bytes, terms: _Terms, side: 
 
 
 def _grants(caller: Caller, level: str, side: Side) -> bool:
-    if caller.identity.endswith(_UNMAPPED) and level not in side.anonymous_levels:
+    if is_stranger(caller.identity) and level not in side.anonymous_levels:
         return False
     if caller.scopes is not None and not any(level in implied(scope) for scope in caller.scopes):
         return level in side.anonymous_levels and side.authorise(_nobody(side), level)

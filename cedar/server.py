@@ -16,7 +16,7 @@ from cedar.commands import VERSION
 from cedar.errors import PeerFault, Refused
 from cedar.security import HANDSHAKE_DEADLINE_S, MAX_HANDSHAKE_BYTES
 from cedar.security_server import Caller, SslSide
-from cedar.sessions import ANONYMOUS, Session, SessionTable
+from cedar.sessions import Session, SessionTable, is_stranger
 from cedar.stream import CedarStream
 
 # Kept connections (one a startd at a pool) count too. Each costs about 100 KiB here and a descriptor: never more than
@@ -166,7 +166,7 @@ class Server:
             request = await self._accept(stream)
             if request is None:
                 return
-            limit_s = self._anonymous_s if request.identity == ANONYMOUS else math.inf
+            limit_s = self._anonymous_s if is_stranger(request.identity) else math.inf
             with trio.move_on_after(limit_s) as scope:
                 await self._table[request.command].handle(request)
             if scope.cancelled_caught:

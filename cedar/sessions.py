@@ -8,6 +8,8 @@ from cedar.errors import Refused
 
 # Whom nothing is known of.
 ANONYMOUS = "unauthenticated@unmapped"
+# Whoever is known to a method, as by a certificate, but to nobody here, is of this domain.
+_UNMAPPED = "@unmapped"
 # Their sessions last a minute; more of them at once are somebody's flood, which must not crowd out claims.
 MAX_ANONYMOUS = 1_000
 # A startd has a handful a slot; a pool of 1,000 pilots with 64 slots each stays below.
@@ -22,6 +24,11 @@ _IMPLIED = {
     "ADMINISTRATOR": frozenset({"ADMINISTRATOR", "WRITE", "READ"}),
     "DAEMON": frozenset({"DAEMON", "WRITE", "READ", "ADVERTISE_STARTD", "ADVERTISE_SCHEDD", "ADVERTISE_MASTER"}),
 }
+
+
+def is_stranger(identity: str) -> bool:
+    """Whether it is nobody's here."""
+    return identity.endswith(_UNMAPPED)
 
 
 def implied(level: str) -> frozenset[str]:
@@ -75,7 +82,7 @@ class SessionTable:
         if len(session.sid) > MAX_SID_CHARS:
             raise Refused("SID", "a session id is too long")
         self._sessions[session.sid] = session
-        if session.identity == ANONYMOUS:
+        if is_stranger(session.identity):
             self._anonymous[session.sid] = None
             if len(self._anonymous) > MAX_ANONYMOUS:
                 self.drop(next(iter(self._anonymous)))

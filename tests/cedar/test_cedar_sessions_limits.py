@@ -13,7 +13,7 @@ def test_a_flood_of_strangers_leaves_room_for_claims() -> None:
     table = SessionTable(limit=MAX_ANONYMOUS + 2)
     table.add(session("claim", "submit-side@matchsession"))
     for number in range(3 * MAX_ANONYMOUS):
-        table.add(session(f"s{number}", ANONYMOUS))
+        table.add(session(f"s{number}", (ANONYMOUS, "ssl@unmapped")[number % 2]))
     assert len(table) == MAX_ANONYMOUS + 1
     assert table.get("s0", 0.0) is None, "the oldest made room"
     assert table.get(f"s{3 * MAX_ANONYMOUS - 1}", 0.0) is not None

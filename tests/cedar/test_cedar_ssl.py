@@ -75,6 +75,8 @@ async def port(
     *,
     methods: tuple[str, ...] = ("SSL", "TOKEN"),
     require_certificate: bool = False,
+    identity: str = "",
+    **options: Any,
 ) -> AsyncIterator[Port]:
     keys = tmp_path / "keys"
     keys.mkdir(exist_ok=True)
@@ -83,16 +85,18 @@ async def port(
     async def handle(request: Request) -> None:
         on.requests.append(request)
         await request.stream.put(1)
+        if options:
+            await trio.sleep_forever()
 
     def authorise(caller: Caller, level: str) -> bool:
         return level == "READ" or caller.method in ("SSL", "TOKEN")
 
-    side = SslSide(tls.context, subjects, require_certificate)
+    side = SslSide(tls.context, lambda chain: identity or subjects(chain), require_certificate)
     policy = ServerPolicy(keys, "d", methods, authorise, ssl=side)
     table = {UPDATE: Served("DAEMON", handle), QUERY: Served("READ", handle)}
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     on = Port(Sinful("127.0.0.1", listeners[0].socket.getsockname()[1], {"alias": "localhost"}))
-    server = Server(table, SessionTable(), policy, report=lambda peer, error: on.faults.append(error))
+    server = Server(table, SessionTable(), policy, report=lambda peer, error: on.faults.append(error), **options)
     async with trio.open_nursery() as nursery:
         await nursery.start(server.serve, listeners)
         yield on
@@ -132,6 +136,17 @@ async def test_without_a_certificate_somebody_may_look_and_no_more(stage: Stage,
         assert error.code == "SSL"
         assert "the client has no certificate" in str(on.faults[0])
         assert on.requests == []
+
+
+async def test_whom_only_an_authority_knows_does_not_stay(stage: Stage, tmp_path: Path) -> None:
+    async with port(stage.server(), tmp_path, anonymous_deadline_s=0.2, identity="ssl@unmapped") as on:
+        alice = by_ssl(stage.files(stage.grid.user("Alice")))
+        stream = await connect(on.address, QUERY, alice, subsystem="TOOL")
+        async with stream:
+            assert (await stream.get()).int() == 1
+            with trio.fail_after(10), pytest.raises(PeerFault):
+                await stream.get()
+        assert "took too long" in str(on.faults[0])
 
 
 async def test_a_proxy_only_where_it_is_allowed(stage: Stage, tmp_path: Path) -> None:
