@@ -103,6 +103,7 @@ class Life:
     stopping_softly: bool = False
     disconnected: bool = False
     leaving: bool = False
+    to_stand_still: bool = False
     ended: JobEnded | None = None
     number: int = 0
     story: deque[Entry] = attrs.field(factory=lambda: deque(maxlen=STORY_LENGTH))
@@ -203,8 +204,8 @@ def _launch(_life: Life, _event: Event) -> Outcome:
     return _begin(State.LAUNCHING, Step.LAUNCH)
 
 
-def _run(_life: Life, _event: Event) -> Outcome:
-    return State.RUNNING, ()
+def _run(life: Life, _event: Event) -> Outcome:
+    return (State.SUSPENDED, (Suspend(),)) if life.to_stand_still else (State.RUNNING, ())
 
 
 def _failed_early(life: Life, event: Event) -> Outcome:
@@ -405,12 +406,15 @@ def _abandon_reporting(life: Life, event: Event) -> Outcome:
     return _end(life) if isinstance(event, ShadowLost) or life.disconnected else (life.state, ())
 
 
-def _suspend(_life: Life, _event: Event) -> Outcome:
-    return State.SUSPENDED, (Suspend(),)
+def _suspend(life: Life, _event: Event) -> Outcome:
+    """A job that does not run yet is stopped as soon as it does."""
+    life.to_stand_still = True
+    return (State.SUSPENDED, (Suspend(),)) if life.state is State.RUNNING else (life.state, ())
 
 
-def _resume(_life: Life, _event: Event) -> Outcome:
-    return State.RUNNING, (Resume(),)
+def _resume(life: Life, _event: Event) -> Outcome:
+    life.to_stand_still = False
+    return (State.RUNNING, (Resume(),)) if life.state is State.SUSPENDED else (life.state, ())
 
 
 def _limit_early(life: Life, event: Event) -> Outcome:
@@ -516,8 +520,8 @@ NUMBERED: tuple[tuple[tuple[State, ...], tuple[type, ...], Rule], ...] = (
     (_EARLY, _CREDENTIAL_OVER, _credential_over_early),  # 24
     ((S.LAUNCHING,), _CREDENTIAL_OVER, _credential_over_launch),  # 25
     ((S.RUNNING, S.SUSPENDED), _CREDENTIAL_OVER, _credential_over_running),  # 26
-    ((S.RUNNING,), (SuspendAsked,), _suspend),  # 27
-    ((S.SUSPENDED,), (ContinueAsked,), _resume),  # 28
+    ((*_EARLY, S.LAUNCHING, S.RUNNING, S.CHECKPOINTING), (SuspendAsked,), _suspend),  # 27
+    ((*_EARLY, S.LAUNCHING, S.SUSPENDED, S.CHECKPOINTING), (ContinueAsked,), _resume),  # 28
     (_EARLY, (LimitExceeded,), _limit_early),  # 29
     ((S.LAUNCHING, S.CHECKPOINTING), (LimitExceeded,), _limit_hard),  # 30
     ((S.RUNNING, S.SUSPENDED), (LimitExceeded,), _limit_running),  # 31

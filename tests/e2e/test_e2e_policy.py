@@ -22,7 +22,7 @@ POLICY = {
     "WANT_HOLD_SUBCODE": 42,
     "WANT_SUSPEND": 'TARGET.Wish =?= "suspend"',
     "SUSPEND": "TotalJobRunTime >= 1 && TotalJobSuspendTime == 0",
-    "CONTINUE": "time() - EnteredCurrentActivity >= 2",
+    "CONTINUE": "time() - EnteredCurrentActivity >= 6",
 }
 
 

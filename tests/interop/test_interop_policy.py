@@ -25,13 +25,12 @@ POLICY = {
     "WANT_HOLD_SUBCODE": 42,
     "WANT_SUSPEND": 'TARGET.Wish =?= "suspend"',
     "SUSPEND": "TotalJobRunTime >= 1 && TotalJobSuspendTime == 0",
-    "CONTINUE": "time() - EnteredCurrentActivity >= 2",
+    "CONTINUE": "time() - EnteredCurrentActivity >= 6",
 }
-STATIC = {
+ONE_SLOT = {
     "POLLING_INTERVAL": 0.5,
     "NUM_SLOTS_TYPE_1": 1,
     "SLOT_TYPE_1": "cpus=1, memory=1024, disk=50%",
-    "SLOT_TYPE_1_PARTITIONABLE": "False",
     "RANK": "TARGET.Importance",
 }
 
@@ -92,9 +91,11 @@ def test_a_job_is_suspended_by_policy_and_goes_on(choosy: StockJobs) -> None:
     assert [e.number for e in choosy.events(job)].count(SUSPENDED) == 1
 
 
-def test_a_job_of_higher_rank_has_the_slot_and_the_other_runs_again(stock: StockJobs) -> None:
-    with another_startd(stock, **STATIC):
+@pytest.mark.parametrize("partitionable", [False, True], ids=["static", "dynamic"])
+def test_a_job_of_higher_rank_has_the_slot_and_the_other_runs_again(stock: StockJobs, partitionable: bool) -> None:
+    with another_startd(stock, **ONE_SLOT, SLOT_TYPE_1_PARTITIONABLE=partitionable):
         go = stock.user("alice").home / "go-on"
+        go.unlink(missing_ok=True)
         low = stock.one("alice", f"while [ ! -e {go} ]; do sleep 0.2; done; echo low", **{"+Importance": "1"})
         stock.wait(low, EXECUTING)
         high = stock.one("bob", "echo high", **{"+Importance": "10"})

@@ -47,7 +47,7 @@ class Pilot:
         await trio.testing.wait_all_tasks_blocked()
 
     async def starter_hears(self) -> object:
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             return (await self.starter.receive())[0]
 
 
@@ -182,6 +182,6 @@ async def test_a_match_with_a_guessed_id_is_none() -> None:
 
 
 async def shown(at: Port, wanted: str) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while at.own_ad(at.slot)["State"] != wanted:
             await at.claims.wait_change()

@@ -64,14 +64,14 @@ class Busy:
 
 
 async def until(here: Port, wanted: Any) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while not wanted():
             await here.claims.wait_change()
 
 
 async def answer(stream: CedarStream) -> int:
     async with stream:
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             return (await stream.get()).int()
 
 
@@ -190,7 +190,7 @@ async def test_the_job_is_ended_when_its_retirement_is_over() -> None:
     async with busy(STATIC) as it:
         it.port.claims.retirement_s = lambda held: 0.0
         stream = await it.ask(it.next_id, 6)
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             told = (await it.starter.receive())[0]
         assert told == m.Deactivate("graceful", "a job of higher rank takes the slot", 1018)
         it.end_job()

@@ -362,3 +362,20 @@ def test_the_page_lists_the_table() -> None:
 def test_want_hold_holds_the_job_with_its_words_and_subcode(soft: bool) -> None:
     event = _asked(HoldJob(soft, 7, "uses more memory than it asked for"))
     assert event == LimitExceeded(Hold(21, 7, "uses more memory than it asked for"), soft=soft)
+
+
+@pytest.mark.parametrize("before", range(3))
+def test_a_suspension_that_comes_too_early_waits_for_the_job(before: int) -> None:
+    steps: list[Event] = [JobKnown(has_proxy=False, output_on_evict=False), StagedIn(), Started()]
+    life, commands = walk(*steps[:before], SuspendAsked(), *steps[before:])
+    assert (life.state, commands[-1]) == (State.SUSPENDED, Suspend())
+    assert life.handle(ContinueAsked(), now_s=9.0) == (Resume(),)
+    assert life.state is State.RUNNING
+    life, commands = walk(*steps[:before], SuspendAsked(), ContinueAsked(), *steps[before:])
+    assert life.state is State.RUNNING
+    assert Suspend() not in commands
+
+
+def test_a_job_that_is_started_again_from_its_checkpoint_stands_still_if_that_was_asked_for() -> None:
+    life, commands = walk(*RUNNING, CHECKPOINT, SuspendAsked(), FamilyStopped(()), CheckpointSent(), Started())
+    assert (life.state, commands[-1]) == (State.SUSPENDED, Suspend())
