@@ -206,10 +206,13 @@ class Commands:
     async def match_info(self, request: Request) -> None:
         """The negotiator tells of a match; that it knows the claim id says enough of who it is. No answer."""
         told = (await request.stream.get()).string().encode("utf-8", "surrogateescape")
-        own = [slot for slot in self.claims.slots.own if not slot.claimed_whole]
+        slots = self.claims.slots
+        own = [slot for slot in slots.own if not slot.claimed_whole]
         slot = next((slot for slot in own if hmac.compare_digest(told, slot.current.text.encode())), None)
-        if slot is None:
-            self.log.info("%s tells of a match with a claim id that no free slot has", request.identity)
+        if slot is None:  # most often the schedd was faster than the negotiator
+            made = any(hmac.compare_digest(told, held.claim_id.text.encode()) for held in slots.held.values())
+            what = "that is a claim already" if made else "with a claim id that no free slot has"
+            self.log.info("%s tells of a match %s", request.identity, what)
             return
         for command in slot.tell(Matched()):
             self.log.info("%s is matched (rule o%d)", slot.name, slot.open.number)

@@ -173,8 +173,10 @@ async def test_a_match_keeps_others_away_until_its_schedd_comes_or_its_time_is_o
         await at.claim()
 
 
-async def test_a_match_with_a_guessed_id_is_none() -> None:
+async def test_a_match_with_a_guessed_id_or_one_that_is_a_claim_by_now_is_none() -> None:
     async with port() as at:
+        held = await at.claim()
+        await at.say(Command.MATCH_INFO, held.claim_id, held.claim_id.text, answer=False)
         current = at.slot.current
         await at.say(Command.MATCH_INFO, current, guessed(current).text, answer=False)
         await at.claim()  # served after it
