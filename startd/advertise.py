@@ -23,7 +23,7 @@ from cedar.sessions import Session
 from cedar.sinful import Sinful
 from cedar.stream import CedarStream
 from startd.contact import is_own, where_now
-from startd.slotads import invalidation
+from startd.slotads import SLOT, invalidation
 from starter.updates import one_line
 
 # Changes that come closer together than this go out in one update.
@@ -38,8 +38,8 @@ GOODBYE_WITHIN_S = 3.0
 # A collector that does not take an update for so long is as good as away.
 SEND_WITHIN_S = 20.0
 
-# Public ad, private ad, of every slot that there is.
-Ads = Callable[[], list[tuple[ClassAd, ClassAd]]]
+# Public ad, private ad, of every slot that there is; the startd's own ad has no private one.
+Ads = Callable[[], list[tuple[ClassAd, ClassAd | None]]]
 
 
 def rest_s(cpu_s: float) -> float:
@@ -167,7 +167,7 @@ class Advertiser:
         for public, private in self.ads():
             head = [] if first else [int(Command.UPDATE_STARTD_AD)]
             first = False
-            await stream.put(*head, public, private)
+            await stream.put(*head, public, *([] if private is None else [private]))
         while self._destroyed:
             await stream.put(int(Command.INVALIDATE_STARTD_ADS), invalidation(self._destroyed[0], self.own_address))
             self._destroyed.pop(0)
@@ -177,8 +177,10 @@ class Advertiser:
         if self._stream is None:
             return
         try:
-            for name in (*self._destroyed, *(str(public["Name"]) for public, _ in self.ads())):
-                await self._stream.put(int(Command.INVALIDATE_STARTD_ADS), invalidation(name, self.own_address))
+            going = [(name, SLOT) for name in self._destroyed]
+            going += [(str(public["Name"]), str(public["MyType"])) for public, _ in self.ads()]
+            for name, kind in going:
+                await self._stream.put(int(Command.INVALIDATE_STARTD_ADS), invalidation(name, self.own_address, kind))
             await self._stream.aclose()
         except (PeerFault, trio.BrokenResourceError):
             return  # the ads expire by themselves

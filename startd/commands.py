@@ -31,6 +31,7 @@ from startd.openslot import ArmMatch, ClaimMade, Matched, MatchTimer
 from startd.preemption import Preemption
 from startd.proxykeys import ProxyKeys
 from startd.resources import DoesNotFit, Resources, Rounding, requested
+from startd.slotads import DAEMON, SLOT
 from starter.messages import Activation
 
 # JobLeaseDuration where the job has none (wire reference 3.4: 2400 s by the submit side, else 6 alive intervals).
@@ -68,11 +69,13 @@ _PINGS = {
 
 @attrs.frozen
 class Commands:
-    """Handlers of one startd. ``slot_ads`` gives all public ads, ``own_ad`` and ``held_ad`` one."""
+    """Handlers of one startd. ``slot_ads`` gives all public ads of slots, ``daemon_ad`` the startd's, ``own_ad`` and
+    ``held_ad`` one."""
 
     claims: Claims
     procd_socket: str
     slot_ads: Callable[[], list[ClassAd]]
+    daemon_ad: Callable[[], ClassAd]
     own_ad: Callable[[Slot], ClassAd]
     held_ad: Callable[[Held], ClassAd]
     log: logging.LoggerAdapter[logging.Logger]
@@ -369,7 +372,8 @@ class Commands:
         """QUERY_STARTD_ADS: (1, ad)*, 0 in one message."""
         wanted = (await request.stream.get()).ad()
         items: list[Item] = []
-        for ad in self.slot_ads():
+        kinds = [kind.strip() for kind in get_str(wanted, "TargetType", SLOT).split(",")]
+        for ad in [*([self.daemon_ad()] if DAEMON in kinds else []), *(self.slot_ads() if kinds != [DAEMON] else [])]:
             if "Requirements" not in wanted or evaluate(wanted, "Requirements", ad) is True:
                 items += [1, ad]
         await request.stream.put(*items, 0)

@@ -22,6 +22,8 @@ SHOWN: Mapping[str, tuple[str, str]] = {
     "suspended": ("Claimed", "Suspended"), "retiring": ("Claimed", "Retiring"), "vacating": ("Claimed", "Busy"),
     "closing": ("Preempting", "Vacating"), "killing": ("Preempting", "Killing"), "gone": ("Claimed", "Idle"),
 }  # fmt: skip
+# MyType of a slot's ad, and of the startd's own.
+SLOT, DAEMON = "Machine", "StartD"
 # The resources of every slot.
 _ALWAYS = ("Cpus", "Memory", "Disk")
 # What ``$$(CondorScratchDir)`` becomes; the starter replaces it.
@@ -160,11 +162,36 @@ def private_ad(public: ClassAd, claim: ClaimId) -> ClassAd:
     return ad
 
 
-def invalidation(name: str, address: str) -> ClassAd:
-    """The query of INVALIDATE_STARTD_ADS for one slot."""
+def daemon_ad(machine: Machine, slots: Sequence[SlotState], *, now: int, sequence: int) -> ClassAd:
+    """The ad of the startd itself, by which tools find it under its own name. It has no claim, and no private ad."""
+    ad = ClassAd()
+    _identity(ad, machine, slots[0])
+    ad["MyType"], ad["Name"] = DAEMON, machine.name
+    del ad["SlotID"], ad["TargetType"], ad["HasStartDaemonAd"]
+    _machine_sizes(ad, machine)
+    ad.update(machine.detected)
+    for name in machine.total.custom:
+        ad[f"Total{name}"] = machine.total.count(name)
+        if machine.total.ids(name):
+            _describe_devices(ad, machine, name, machine.total.ids(name))
+            attributes = [device_attribute(name, device) for device in dict.fromkeys(machine.total.ids(name))]
+            ad[f"Detected{name}"] = ExprTree("{ " + ", ".join(attributes) + " }")
+    broken = {f"slot{slot.slot_id}BrokenReason": slot.broken for slot in slots if slot.broken}
+    for attribute, why in broken.items():
+        set_str(ad, attribute, why)
+    if broken:
+        ad["BrokenReasons"] = ExprTree("{ " + ", ".join(broken) + " }")
+    for name, text in machine.attributes.items():
+        ad[name] = ExprTree(text)
+    ad["MyCurrentTime"], ad["UpdateSequenceNumber"] = now, sequence
+    return ad
+
+
+def invalidation(name: str, address: str, kind: str = SLOT) -> ClassAd:
+    """The query of INVALIDATE_STARTD_ADS for one slot, or for the startd's own ad (``DAEMON``)."""
     ad = ClassAd()
     ad["MyType"] = "Query"
-    ad["TargetType"] = "Machine"
+    ad["TargetType"] = kind
     set_str(ad, "Name", name)
     set_str(ad, "MyAddress", address)
     ad["Requirements"] = ExprTree(f"TARGET.Name == {_quoted(name)}")
@@ -176,7 +203,7 @@ def _quoted(text: str) -> str:
 
 
 def _identity(ad: ClassAd, machine: Machine, slot: SlotState) -> None:
-    ad["MyType"] = "Machine"
+    ad["MyType"] = SLOT
     ad["TargetType"] = "Job"
     ad["Name"] = slot.name
     ad["Machine"] = machine.fqdn
@@ -192,6 +219,7 @@ def _identity(ad: ClassAd, machine: Machine, slot: SlotState) -> None:
     ad["DaemonStartTime"] = machine.start_time
     ad["DaemonLastReconfigTime"] = machine.start_time
     ad["SlotID"] = slot.slot_id
+    ad["HasStartDaemonAd"] = True
     ad["SailplaneSwitch"] = machine.switch
     ad["SailplaneIsolated"] = machine.switch_isolates
     set_str(ad, "SailplaneIsolation", isolation(machine))
@@ -211,13 +239,9 @@ def isolation(machine: Machine) -> str:
 def _sizes(ad: ClassAd, machine: Machine, slot: SlotState) -> None:
     have, mine, total = slot.resources, slot.total, machine.total
     ad["Cpus"], ad["Memory"], ad["Disk"] = have.cpus, have.memory_mb, have.disk_kb
-    ad["TotalCpus"] = ad["DetectedCpus"] = total.cpus
-    ad["TotalMemory"] = ad["DetectedMemory"] = total.memory_mb
-    ad["TotalDisk"] = total.disk_kb
+    _machine_sizes(ad, machine)
     ad["TotalSlotCpus"], ad["TotalSlotMemory"], ad["TotalSlotDisk"] = mine.cpus, mine.memory_mb, mine.disk_kb
     ad["VirtualMemory"] = have.memory_mb * 1024
-    ad["TotalSlots"] = machine.slots
-    ad["MachineResources"] = " ".join((*_ALWAYS, *total.custom))
     ad["SlotWeight"] = ExprTree("Cpus")
     ad["LoadAvg"] = ad["CondorLoadAvg"] = 0.0
     ad["KeyboardIdle"] = ad["ConsoleIdle"] = 0
@@ -226,6 +250,15 @@ def _sizes(ad: ClassAd, machine: Machine, slot: SlotState) -> None:
         _custom(ad, machine, slot, name)
     if slot.broken and slot.withheld is not None:
         _broken(ad, slot.broken, slot.withheld)
+
+
+def _machine_sizes(ad: ClassAd, machine: Machine) -> None:
+    total = machine.total
+    ad["TotalCpus"] = ad["DetectedCpus"] = total.cpus
+    ad["TotalMemory"] = ad["DetectedMemory"] = total.memory_mb
+    ad["TotalDisk"] = total.disk_kb
+    ad["TotalSlots"] = machine.slots
+    ad["MachineResources"] = " ".join((*_ALWAYS, *total.custom))
 
 
 def _custom(ad: ClassAd, machine: Machine, slot: SlotState, name: str) -> None:
@@ -241,9 +274,14 @@ def _custom(ad: ClassAd, machine: Machine, slot: SlotState, name: str) -> None:
     if not mine:
         return
     set_str(ad, f"Assigned{name}", ",".join(mine))
-    descriptions = {device: machine.devices.get(name, {}).get(device, ClassAd()) for device in mine}
-    for attribute, expression in _common(list(descriptions.values())):
+    for attribute, expression in _common([machine.devices.get(name, {}).get(device, ClassAd()) for device in mine]):
         ad[f"{name}_{attribute}"] = expression
+    _describe_devices(ad, machine, name, mine)
+
+
+def _describe_devices(ad: ClassAd, machine: Machine, name: str, devices: Sequence[str]) -> None:
+    """A nested ad for each."""
+    descriptions = {device: machine.devices.get(name, {}).get(device, ClassAd()) for device in devices}
     for device, known in descriptions.items():
         described = ClassAd()
         described.update(known)

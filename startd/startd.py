@@ -55,7 +55,7 @@ from startd.processes import Spawner, degradations, owned_pids, run_procd
 from startd.proxykeys import ProxyKeys
 from startd.reconfigure import merge
 from startd.report import Job, Report, outcome_of
-from startd.slotads import Machine, SlotState, private_ad, public_ad, roll_up
+from startd.slotads import Machine, SlotState, daemon_ad, private_ad, public_ad, roll_up
 from startd.slotsettings import slot_settings
 from startd.slottypes import plan
 from startd.switchwatch import SwitchWatch
@@ -251,6 +251,7 @@ class Startd:
             proxy_keys=proxy_keys,
             plugins=self._machine.plugins,
             slot_ads=self._slot_ads,
+            daemon_ad=self._daemon_ad,
             own_ad=self._own_ad,
             held_ad=self._held_ad,
             log=self.log,
@@ -619,9 +620,14 @@ class Startd:
             own.append((ad, slot.current))
         return own + [(ad, self._slots.next_id(held)) for held, ad in claimed]
 
-    def _all_ads(self) -> list[tuple[ClassAd, ClassAd]]:
+    def _all_ads(self) -> list[tuple[ClassAd, ClassAd | None]]:
         self._sequence += 1
-        return [(self._with_capability(ad), private_ad(ad, claim)) for ad, claim in self._ads_with_claims()]
+        slots = [(self._with_capability(ad), private_ad(ad, claim)) for ad, claim in self._ads_with_claims()]
+        return [*slots, (self._with_capability(self._daemon_ad()), None)]
+
+    def _daemon_ad(self) -> ClassAd:
+        states = [self._slots.state(slot, refused_users=(), draining=False, trouble="") for slot in self._slots.own]
+        return daemon_ad(self._machine, states, now=int(time.time()), sequence=self._sequence)
 
     def _with_capability(self, ad: ClassAd) -> ClassAd:
         """For the collector, which shows it to administrators alone; never in an answer of our own."""

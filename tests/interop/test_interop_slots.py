@@ -26,6 +26,7 @@ END
 """
 SHOW = 'echo "$_CONDOR_SLOT|$_CONDOR_AssignedGPUs|$CUDA_VISIBLE_DEVICES|$NVIDIA_VISIBLE_DEVICES"'
 DIVIDED = {
+    "STARTD_NAME": "glidein@sailplane.example",
     "NUM_SLOTS_TYPE_1": 2, "SLOT_TYPE_1": "cpus=1, memory=512, disk=10%, gpus=0, licenses=0",
     "SLOT_TYPE_1_START": "TARGET.WantsStatic =?= true",
     "NUM_SLOTS_TYPE_2": 1, "SLOT_TYPE_2": "auto", "SLOT_TYPE_2_PARTITIONABLE": True,
@@ -76,7 +77,7 @@ def test_two_jobs_have_a_card_each_and_condor_status_shows_it(divided: StockJobs
     assert {ad["AssignedGPUs"] for ad in slots} == {"GPU-aaaaaaaa", "GPU-bbbbbbbb"}
     table = divided.pool.tool("condor_status")
     assert "?" not in table
-    assert table.count("@sailplane.example") == 5
+    assert table.count("@glidein@") == 5
     rows = [line.split() for line in divided.pool.tool("condor_status", "-compact").splitlines()]
     (whole,) = (row for row in rows if row[:1] == ["slot3"])
     assert whole[2:5] == ["2", "2", "2"], "two dynamic slots, of a slot with two cores and two cards"
@@ -84,6 +85,10 @@ def test_two_jobs_have_a_card_each_and_condor_status_shows_it(divided: StockJobs
     assert sorted(line.split()[-3:] for line in cards if "slot3_" in line) == [
         ["15.6", "GB", "Stand-in"], ["39.1", "GB", "Stand-in"],
     ]  # fmt: skip
+    daemon = divided.pool.tool("condor_status", "-startd", "-af", "Name", "TotalGPUs", "size(DetectedGPUs)")
+    assert daemon.split() == ["glidein@sailplane.example", "2", "2"]
+    direct = divided.pool.tool("condor_status", "-direct", "glidein@sailplane.example", "-af", "Name").split()
+    assert sorted(direct) == sorted(ad["Name"] for ad in divided.slots())
     (parent,) = (ad for ad in divided.slots() if ad["SlotType"] == "Partitionable")
     assert (parent["GPUs"], sum(parent["ChildGPUs"])) == (0, 2)
     for job in held:

@@ -27,7 +27,7 @@ from startd.commands import Commands
 from startd.held import Held, Slot, Slots
 from startd.processes import Spawner
 from startd.resources import Resources
-from startd.slotads import Machine, public_ad
+from startd.slotads import Machine, daemon_ad, public_ad
 from startd.slottypes import SlotType, plan
 from starter.messages import Activation
 
@@ -108,11 +108,16 @@ async def port(
             state = slots.state(slot, refused_users=(), draining=False, trouble="")
             return public_ad(machine, state, now=int(time.time()), sequence=1)
 
+        def own_daemon_ad() -> ClassAd:
+            states = [slots.state(slot, refused_users=(), draining=False, trouble="") for slot in slots.own]
+            return daemon_ad(machine, states, now=int(time.time()), sequence=1)
+
         def held_ad(held: Held) -> ClassAd:
             return public_ad(machine, held.slot_state(False), now=int(time.time()), sequence=1)
 
         commands = Commands(
             claims=claims, procd_socket="/nowhere", slot_ads=lambda: [*map(own_ad, slots.own)], own_ad=own_ad,
+            daemon_ad=own_daemon_ad,
             held_ad=held_ad, log=LOG,
         )  # fmt: skip
         policy = ServerPolicy(None, "x", ("FS",), lambda caller, level: level == "READ" or own_account)

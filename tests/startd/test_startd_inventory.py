@@ -18,7 +18,7 @@ from pilot.settings import Settings, load
 from startd.discovery import discover
 from startd.inventory import Found, Source, by_answer, by_nvidia_smi, by_value, sources
 from startd.resources import DoesNotFit, Resources, Rounding, requested
-from startd.slotads import Machine, public_ad, roll_up
+from startd.slotads import Machine, daemon_ad, public_ad, roll_up
 from tests.startd.test_startd_slots import NOBODY, job, machine, slot_state, slots_of
 
 LOG = logging.LoggerAdapter(logging.getLogger("test"), {})
@@ -268,3 +268,17 @@ def test_a_job_that_wants_more_than_there_is_does_not_match() -> None:
     assert matches(wants, ad)
     wants["RequireGPUs"] = ExprTree("Capability > 9")
     assert not matches(wants, ad)
+
+
+async def test_the_startd_has_an_ad_of_its_own_name() -> None:
+    on, total = with_gpus()
+    pool = slots_of(total)
+    pool.give_back(pool.carve(pool.first, Resources(1, 1, 1), NOBODY), broken=True)
+    ad = daemon_ad(on, [slot_state(pool)], now=2, sequence=3)
+    assert (ad["MyType"], ad["Name"], ad["TotalGPUs"], ad["DetectedCpus"]) == ("StartD", "node", 2, 4)
+    ad["Ids"] = ExprTree('join(",", evalInEachContext(Id, DetectedGPUs))')
+    assert evaluate(ad, "Ids") == "GPU-6a96bd13,GPU-c4a646d7"
+    assert "slot1_1@node" in str(evaluate(ad, "slot1BrokenReason"))
+    for of_a_slot in ("SlotID", "State", "Requirements", "Start", "ClaimId", "HasStartDaemonAd"):
+        assert of_a_slot not in ad
+    assert public_ad(on, slot_state(pool), now=2, sequence=3)["HasStartDaemonAd"]
