@@ -87,9 +87,9 @@ def without_startd(lead: Callable[[Walk], None], rule: int) -> Callable[[Walk], 
 
 
 def denied(walk: Walk) -> None:
-    """The proxy of somebody whom the site does not know."""
+    """The proxy of somebody whom the site does not know; somebody new, for the startd remembers for a while."""
     user = walk.jobs.user("alice")
-    certified = walk.site.grid.user("Mallory Stranger")
+    certified = walk.site.grid.user(f"Stranger {time.monotonic_ns()}")
     path = walk.site.put(user, f"stranger{time.monotonic_ns()}", make_proxy(certified).pem, mode=0o600)
     walk.to(5, lambda: walk.submit(DONE, x509userproxy=str(path)))
 

@@ -59,8 +59,9 @@ def test_outputs_listed_or_not() -> None:
     ],
 )
 def test_what_cannot_be_is_refused_in_words(attributes: dict[str, object], words: str) -> None:
-    with pytest.raises(Unrunnable, match=words):
+    with pytest.raises(Unrunnable, match=words) as refused:
         describe(ad(**attributes))
+    assert refused.value.code == HoldCode.IWD_ERROR
 
 
 @pytest.mark.parametrize("text", ["A=1 s3cret", "'A=s3cret", "'A=1' 's3cret", "=s3cret"])
