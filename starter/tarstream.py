@@ -35,7 +35,7 @@ class TarFault(Exception):
 @frozen
 class Limits:
     """What one stream may hold: bytes of content in all, entries (files and directories), bytes of all
-    names."""
+    names and of the directories that they lie in."""
 
     max_bytes: int
     max_files: int
@@ -107,6 +107,7 @@ class TarReader:
         self._padding = 0
         self._long_name: bytes | None = None
         self._names: dict[bytes, bool] = {}  # name -> directory
+        self._above: set[bytes] = set()  # directories that a name lies in
         self._names_bytes = 0
         self._total = 0
         self.ended = False
@@ -208,19 +209,23 @@ class TarReader:
 
     def _count(self, name: bytes, directory: bool, size: int) -> None:
         self._total += size
-        self._names_bytes += len(name)
         limits = self._limits
         if self._total > limits.max_bytes:
             raise TarFault("limit", f"more than {limits.max_bytes} bytes")
-        if len(self._names) >= limits.max_files or self._names_bytes > limits.names_bytes:
-            raise TarFault("limit", f"more than {limits.max_files} entries, or their names are too long")
         if name in self._names:
             raise TarFault("duplicate", f"two entries of one name: {name[:80]!a}")
+        if not directory and name in self._above:
+            raise TarFault("duplicate", f"a directory that is also a file: {name[:80]!a}")
+        self._names_bytes += len(name)
         above = name.rpartition(b"/")[0]
-        while above:
+        while above and above not in self._above:
             if self._names.get(above) is False:
                 raise TarFault("duplicate", f"a file that is also a directory: {above[:80]!a}")
+            self._above.add(above)
+            self._names_bytes += len(above)
             above = above.rpartition(b"/")[0]
+        if len(self._names) >= limits.max_files or self._names_bytes > limits.names_bytes:
+            raise TarFault("limit", f"more than {limits.max_files} entries, or their names are too long")
         self._names[name] = directory
 
 

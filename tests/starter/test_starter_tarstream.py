@@ -185,11 +185,23 @@ def made_by_tarfile(*, kind: bytes = tarfile.REGTYPE, format: int = tarfile.GNU_
         (header(b"x", mode=0) * 2 + END, "duplicate"),
         (header(b"x", mode=0) + header(b"x", mode=0, directory=True) + END, "duplicate"),
         (header(b"x", mode=0) + header(b"x/y", mode=0) + END, "duplicate"),
+        (header(b"x/y/z", mode=0) + header(b"x/y", mode=0) + END, "duplicate"),
+        (header(b"x/y/z", mode=0) + header(b"x", mode=0) + END, "duplicate"),
         (b"\1" * BLOCK, "header"),
     ],
 )
 def test_what_is_refused(data: bytes, code: str) -> None:
     assert outcome([data]) == code
+
+
+def test_a_directory_may_come_behind_what_lies_in_it() -> None:
+    assert outcome([header(b"x/y", mode=0) + header(b"x", mode=0, directory=True) + END]) != "duplicate"
+
+
+def test_the_directories_above_are_counted_with_the_names() -> None:
+    deep = header(b"/".join([b"d"] * 200), mode=0) + END
+    assert outcome([deep], Limits(max_bytes=0, max_files=9, names_bytes=10_000)) == "limit"
+    assert outcome([deep], Limits(max_bytes=0, max_files=9, names_bytes=100_000)) != "limit"
 
 
 def test_two_long_names_in_a_row() -> None:
