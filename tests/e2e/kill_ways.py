@@ -94,6 +94,17 @@ def denied(walk: Walk) -> None:
     walk.to(5, lambda: walk.submit(DONE, x509userproxy=str(path)))
 
 
+def judged(walk: Walk) -> None:
+    """The job is held; or, where nobody was left to be told, the startd matches no more jobs of that identity."""
+    text = "do not match here for a while"
+
+    def there() -> bool:
+        return walk.jobs.rows()[walk.job]["state"] == "held" or text in walk.log("StartLog")
+
+    walk.jobs.until("the site's word to be known", there)
+    walk.remove(hard=True)
+
+
 def site_down(walk: Walk) -> None:
     walk.to(2, lambda: walk.submit(DONE))
     walk.to(5, (walk.hooks / "down").touch)
@@ -267,7 +278,7 @@ WAYS = (
     Way(3, straight(DONE, 3), WITH_JOB, "completed"),
     Way(4, started, WITH_JOB, "completed"),
     Way(5, too_much_input, DAEMONS, "held"),
-    Way(5, denied, DAEMONS, "held", name="denied"),
+    Way(5, denied, DAEMONS, "removed", judged, name="denied"),
     Way(5, site_down, DAEMONS, "completed", site_up, name="down"),
     Way(6, no_interpreter, DAEMONS, "held"),
     Way(7, straight(DONE, 7, transfer_output_files="never"), DAEMONS, "held"),

@@ -35,7 +35,8 @@ def place() -> Iterator[tuple[Jobs, Path]]:
 
 @pytest.fixture
 def walk(place: tuple[Jobs, Path]) -> Iterator[Walk]:
-    made = Walk(*place)
+    jobs, hooks = place
+    made = Walk(jobs, hooks, log_began={name: len(jobs.log(name)) for name in ("StartLog", "StarterLog")})
     yield made
     made.over()
 
@@ -75,6 +76,8 @@ def check_end(walk: Walk, way: Way) -> None:
         assert outcomes[-1] == "completed"
         if row["exit_code"] == 0:
             assert walk.fetch()["out"].endswith(b"done\n")
+    if way.rule == 36:
+        assert walk.times_at(33) == 1, "a checkpoint that was sent is what the job goes on from"
     jobs.until_nothing_is_left_of("alice")
     jobs.until("slots for the next job", lambda: slots_are_usable(walk))
 

@@ -31,7 +31,7 @@ from pool import cli_fetch, cli_submit, submit_language
 from pool import messages as m
 from tests.e2e import halt_hook
 from tests.e2e.conftest import POOL_KNOBS, STARTD_KNOBS
-from tests.e2e.e2e_jobs import DEFAULTS, Jobs, _parent
+from tests.e2e.e2e_jobs import DEFAULTS, PATIENCE_S, Jobs, _parent
 from tests.jobwrapper.farsides import script as write_script
 
 # pidfd_getfd(2), which the standard library does not know.
@@ -40,17 +40,23 @@ _LIBC = ctypes.CDLL(None)
 MARGIN_S = 15.0
 # What the margin's jitter may add (starter.job).
 JITTER = 1.2
-KNOBS = STARTD_KNOBS | {"SAILPLANE_PROXY_MARGIN": MARGIN_S, "STARTER_UPDATE_INTERVAL": 60}
+# So many killed starters in a row would have no job match any more.
+KNOBS = STARTD_KNOBS | {
+    "SAILPLANE_PROXY_MARGIN": MARGIN_S,
+    "STARTER_UPDATE_INTERVAL": 60,
+    "SAILPLANE_BLACK_HOLE_JOBS": 0,
+}
 
 
 @attrs.define(eq=False)
 class Walk:
-    """One job's. ``halted``: the starter that stands still, if one does."""
+    """One job's. ``halted``: the starter that stands still, if one does; ``log_began``: how long logs were before."""
 
     jobs: Jobs
     hooks: Path
     job: str = ""
     halted: int = 0
+    log_began: dict[str, int] = attrs.field(factory=dict)
     gate: Path | None = None
 
     @property
@@ -67,6 +73,14 @@ class Walk:
         self.go()
         self.halted = self.jobs.until(f"rule {rule}", lambda: self._halted_at(rule))
         assert f"(rule {rule})" in self.jobs.log("StarterLog").splitlines()[-1]
+
+    def times_at(self, rule: int) -> int:
+        """How often starters have passed this rule since the walk began."""
+        return self.log("StarterLog").count(f"(rule {rule})")
+
+    def log(self, name: str) -> str:
+        """What one of the pilot's logs has got since the walk began."""
+        return self.jobs.log(name)[self.log_began[name] :]
 
     def _halted_at(self, rule: int) -> int | None:
         for found in self.hooks.glob(f"{rule}.*"):
@@ -315,4 +329,6 @@ def walked_site() -> Iterator[tuple[Jobs, Path]]:
 
 
 def start_startd(site: Site) -> None:
-    site.start_startd(**KNOBS, GLEXEC=site.layout.root / "halts" / "glexec")
+    """Start it and wait until jobs can come, however busy the machine is."""
+    startd = site.start_startd(wait=False, **KNOBS, GLEXEC=site.layout.root / "halts" / "glexec")
+    site.wait_until(startd.said_ready, what="startd to be ready", deadline_s=2 * PATIENCE_S)
