@@ -234,7 +234,10 @@ def go_on(walk: Walk) -> None:
 
 
 def continued(walk: Walk) -> None:
+    """Its shadow has to know first that the job is suspended."""
     suspended(walk)
+    walk.go()
+    walk.jobs.wait_for(walk.job, "suspended")
     walk.to(28, lambda: walk.act("continue"))
 
 
