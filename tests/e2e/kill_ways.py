@@ -12,6 +12,7 @@ from collections.abc import Callable
 import attrs
 
 from demo.grid import make_proxy
+from starter.limits import SHADOW_MARGIN_S
 from tests.e2e.conftest import POOL_KNOBS
 from tests.e2e.walks import JITTER, MARGIN_S, Walk
 
@@ -28,8 +29,10 @@ SLOW_LAUNCH = {"+PreCmd": '"/bin/sleep"', "+PreArguments": '"600"'}
 WAY_S = 6.0
 ENDING_S = MARGIN_S * JITTER + WAY_S
 LEASE_S = float(POOL_KNOBS["SAILPLANE_POOL_LEASE"])
-# Longer than the way to the launch takes.
-SOON_S = 4
+# A time that a job allows itself, and when the starter sees to it if the shadow does not (PERIODIC_EXPR_INTERVAL is 0).
+SHORT_S = 1
+LATE_S = SHORT_S + SHADOW_MARGIN_S
+MANY = "i=0; while [ $i -lt 30 ]; do sleep 600 & i=$((i + 1)); done; wait"
 
 DAEMONS = ("procd", "spawner", "starter", "startd", "pool")
 SWITCH = ("front", "root part")
@@ -242,18 +245,19 @@ def continued(walk: Walk) -> None:
 
 
 def late_early(walk: Walk) -> None:
-    walk.to(2, lambda: walk.submit(LONG, allowed_job_duration="1"))
-    walk.to(29, lambda: time.sleep(1.0))
+    walk.to(2, lambda: walk.submit(LONG, allowed_job_duration=str(SHORT_S)))
+    walk.to(29, lambda: time.sleep(LATE_S))
 
 
 def late_in_launch(walk: Walk) -> None:
-    launching(walk, allowed_job_duration=str(SOON_S))
+    launching(walk, allowed_job_duration=str(SHORT_S))
     walk.to(30)
 
 
 def late_while_stopping(walk: Walk) -> None:
-    removed(STUBBORN, 16, allowed_job_duration=str(SOON_S))(walk)
-    walk.to(32, lambda: time.sleep(SOON_S))
+    """Its shadow has it stopped first."""
+    walk.to(16, lambda: walk.submit(STUBBORN, allowed_job_duration=str(SHORT_S)))
+    walk.to(32, lambda: time.sleep(LATE_S))
 
 
 def removed_at_a_checkpoint(walk: Walk) -> None:
@@ -313,8 +317,8 @@ WAYS = (
     Way(28, continued, WITH_JOB, "completed"),
     Way(29, late_early, DAEMONS, "held"),
     Way(30, late_in_launch, WITH_JOB, "held"),
-    Way(31, straight(OBEDIENT, 31, allowed_execute_duration="1"), WITH_JOB, "held"),
-    Way(32, late_while_stopping, WITH_JOB, "removed"),
+    Way(31, straight(MANY, 31), WITH_JOB, "held"),
+    Way(32, late_while_stopping, WITH_JOB, "held"),
     Way(33, straight(CHECKPOINTS, 33, **CHECKPOINT), DAEMONS, "completed"),
     Way(34, removed(f"trap 'exit 85' TERM; {LONG}", 16, 34, **CHECKPOINT), DAEMONS, "removed"),
     Way(35, straight(CHECKPOINTS, 35, **CHECKPOINT), DAEMONS, "completed"),
