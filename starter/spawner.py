@@ -60,6 +60,7 @@ class Spawner:
         self.warm_up()
         gc.collect()
         gc.freeze()
+        self.log.info("the spawner is ready")
         self._answer(SpawnerReady())
         while not (self.startd_gone and not self.starters):
             self._wait(wakeup)

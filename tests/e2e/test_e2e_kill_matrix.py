@@ -47,6 +47,8 @@ def test_killed_at(walk: Walk, way: Way, victim: str) -> None:
     kill(walk, victim)
     walk.go()
     walk.restart()
+    if victim == "spawner":
+        walk.jobs.until("another spawner", lambda: "the spawner is ready" in walk.log("StarterLog"))
     walk.open_gate()
     way.finish(walk)
     check_end(walk, way)

@@ -75,7 +75,7 @@ class Walk:
             act()
         self.go()
         self.halted = self.jobs.until(f"rule {rule}", lambda: self._halted_at(rule))
-        assert f"(rule {rule})" in self.jobs.log("StarterLog").splitlines()[-1]
+        assert self.times_at(rule)
 
     def times_at(self, rule: int) -> int:
         """How often starters have passed this rule since the walk began."""
