@@ -12,6 +12,7 @@ import datetime
 import itertools
 import re
 import warnings
+from functools import lru_cache
 from typing import Final, Literal
 
 import attrs
@@ -212,6 +213,8 @@ def make_chain(certificates: list[bytes], key_pem: bytes | None) -> Chain:
     return Chain(links, owner, key_pem)
 
 
+# A job's proxies differ in one certificate: those above it come again with each.
+@lru_cache(maxsize=32)
 def decode(data: bytes) -> Link:
     """Decode one DER certificate, all of it: whatever cannot be decoded is refused here and not later."""
     if len(data) > MAX_CERTIFICATE_BYTES:

@@ -11,6 +11,7 @@ import re
 import shlex
 import stat
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -180,7 +181,8 @@ def _spelled(name: str) -> str:
     return name
 
 
-def _allowed_subjects(text: str, issuers: frozenset[str]) -> list[str]:
+@lru_cache(maxsize=8)
+def _allowed_subjects(text: str, issuers: frozenset[str]) -> tuple[str, ...]:
     """The patterns of the entries for this CA that grant CA:sign. Other lines grant nothing."""
     ours = signs = False
     patterns: list[str] = []
@@ -196,7 +198,7 @@ def _allowed_subjects(text: str, issuers: frozenset[str]) -> list[str]:
                 signs = True
             case ["cond_subjects", "globus", subjects] if ours and signs:
                 patterns += _quoted(subjects)
-    return patterns
+    return tuple(patterns)
 
 
 def _matches(pattern: str, name: str) -> bool:

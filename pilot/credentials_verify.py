@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Final
 
 from cryptography import x509
@@ -93,6 +94,7 @@ def check_issued(link: Link, above: Link) -> None:
         raise CredentialError("broken", f"{link.name} is not signed by {above.name}, whose name it gives as issuer.")
 
 
+@lru_cache(maxsize=32)
 def _signed(link: Link, above: Link) -> bool:
     certificate, key = link.certificate, above.certificate.public_key()
     try:

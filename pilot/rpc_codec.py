@@ -94,9 +94,12 @@ class Protocol:
     def prepare(self) -> None:
         """Do at once what is otherwise done at the first message of each class (about 0.5 ms): for processes that
         fork others."""
-        for cls in _with_nested(self._types.values()):
-            self._converter.get_structure_hook(cls)
-            self._converter.get_unstructure_hook(cls)
+        classes = _with_nested(self._types.values())
+        fields = [field.type for cls in classes for field in attrs.fields(cls)]
+        for _ in range(2):  # making one hook, the converter forgets others that it had found
+            for kind in dict.fromkeys([*classes, *filter(None, fields)]):
+                self._converter.get_structure_hook(kind)
+                self._converter.get_unstructure_hook(kind)
 
     def encode(self, message: Any) -> bytes:
         """The body of a message (no length in front).

@@ -40,6 +40,8 @@ STALE_S = 900.0
 # While a site is down, others look into the standing this often; that costs no call.
 WATCH_S = 1.0
 MAX_CREDENTIALS = 100
+# A pass that says nothing new is noted this often: it is for whom to forget, which is not worth a file a call.
+NOTE_EVERY_S = 5.0
 WORDS_CHARACTERS = 500
 
 Verdict = Literal["", "refused", "unclear"]
@@ -235,8 +237,19 @@ def set_aside(standing: Standing, key: str, *, identity: str, words: str, now_s:
 
 def passed(standing: Standing, key: str, *, identity: str, now_s: float) -> Standing:
     """A call for the credential passed: it is not refused, the site is up, and that is held against the others."""
+    if _is_known(standing, key, now_s):
+        return standing
     standing = _site_passed(standing, but=key, now_s=now_s)
     return _with(standing, key, Record(identity=identity, passed_s=now_s))
+
+
+def _is_known(standing: Standing, key: str, now_s: float) -> bool:
+    """Whether it passed a moment ago, and nobody's failure waits for a pass: a later one counts later passes only."""
+    trouble = standing.down or standing.lost or standing.pilot_failures
+    if trouble or any(record.failures or record.verdict for record in standing.records.values()):
+        return False
+    passed_s = _record(standing, key).passed_s
+    return passed_s is not None and 0 <= now_s - passed_s < NOTE_EVERY_S
 
 
 def pilot_passed(standing: Standing, *, now_s: float) -> Standing:

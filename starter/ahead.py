@@ -84,6 +84,10 @@ class Ahead:
             self._opened.settled.set()
             self._opened = None
 
+    def see_out(self, far: FarSide) -> None:
+        """A call that is done with: nobody waits for its end but the job's own."""
+        self.nursery.start_soon(far.end)
+
     def step_begins(self, step: Step) -> None:
         """Drop what this step leaves no use for."""
         if self._opened is not None and step not in WANTED_IN[self._opened.verb]:

@@ -20,11 +20,13 @@ async def lay(inward: Inward, name: str, data: bytes, mode: int) -> None:
     await inward.file(name, mode, len(data), _once(data))
 
 
-async def lay_ads(inward: Inward, job_ad: ClassAd, machine_ad: ClassAd) -> None:
+def ad_files(job_ad: ClassAd, machine_ad: ClassAd) -> dict[str, bytes]:
     """``.job.ad``, ``.machine.ad``, and room for the first ``.update.ad``."""
-    await lay(inward, JOB_AD_NAME, as_file(job_ad), OPEN)
-    await lay(inward, MACHINE_AD_NAME, as_file(machine_ad), OPEN)
-    await lay(inward, UPDATE_AD_NAME, b"\n" * PAGE_BYTES, OPEN)
+    return {
+        JOB_AD_NAME: as_file(job_ad),
+        MACHINE_AD_NAME: as_file(machine_ad),
+        UPDATE_AD_NAME: b"\n" * PAGE_BYTES,
+    }
 
 
 async def lay_credentials(inward: Inward, files: Mapping[str, bytes]) -> None:

@@ -145,11 +145,11 @@ class Job:
                 continue  # of a step that another one overtook while this waited
             before = self._life.state
             commands = self._life.handle(event, now_s=trio.current_time())
+            self._start_watching(event)
             if self._life.number:  # rule 0 changes nothing
                 self._log.info("job: %s -> %s (rule %d)", before.value, self._life.state.value, self._life.number)
             if self._life.state is not before:
                 await self._state_changed()
-            self._start_watching(event)
             for command in commands:
                 if isinstance(command, Exit):
                     return command.status
@@ -205,6 +205,8 @@ class Job:
     def _begin(self, step: Step) -> None:
         if step is Step.LAUNCH:
             self._police.note_launch()
+        if step is Step.STAGE_IN:
+            self._nursery.start_soon(self._prepare)
         self._step_scope.cancel()
         self._outcome = None
         if self._work.ahead is not None:
@@ -230,6 +232,13 @@ class Job:
             return
         self._outcome = event
         await self._post(event)
+
+    async def _prepare(self) -> None:
+        """Beside the first call of the switch."""
+        try:
+            await steps.prepare(self._work)
+        except (PeerFault, ShadowRefused) as fault:
+            await self._post(ShadowLost(f"{Step.STAGE_IN.value}: {fault}"))
 
     def _step(self, step: Step) -> Callable[[], Awaitable[Event]]:
         work, verdict = self._work, self._life.verdict

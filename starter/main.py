@@ -71,7 +71,7 @@ async def _activation(
     except OSError as fault:
         log.error("no job can run here now: %s: %s", fault.filename, fault.strerror)
         return EXIT_FAILURE
-    procd = await ProcdClient.connect(activation.procd_socket)
+    procd = ProcdClient(activation.procd_socket)
     work = Work(
         settings=settings,
         activation=activation,

@@ -31,6 +31,8 @@ _RUNS = frozenset({State.RUNNING, State.SUSPENDED})
 MEASURE_S = 60.0
 # With the longest of these sleeps a job that is suspended, or waits for its launch, is looked at again.
 LONGEST_SLEEP_S = 60.0
+# A job that has just begun uses nothing yet, and a short one is over by then.
+FIRST_LOOK_S = 0.2
 _SIGKILL = 9
 
 
@@ -71,6 +73,7 @@ class Police:
         if bounds.memory_kb is None and bounds.processes is None:
             return
         before = Measured(None, 0)
+        await trio.sleep(min(interval_s, FIRST_LOOK_S))
         while True:
             now = await self._measured()
             if now is None:

@@ -6,7 +6,7 @@ limited. Nothing of the job's is stored or opened here by a path.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -82,6 +82,7 @@ async def stage_out(
     deadline_s: float,
     far: FarSide | None = None,
     uploads: Uploads | None = None,
+    see_out: Callable[[FarSide], None] | None = None,
 ) -> AsyncIterator[Outward]:
     """Fetch what the job left; inside the block the manifest is known and the content can be read.
 
@@ -90,22 +91,26 @@ async def stage_out(
     `far`: a call that was opened ahead; it is this block's then.
     `uploads`: asked which output goes to URLs; plugins send it before the block is entered, and it is not
     in the manifest. For each it may last as long as its order says.
+    `see_out`: takes over a call whose sandbox was removed; else its end is waited for here.
 
     Raises StageFailed; code "limit" when the output exceeds `limits`, before any of it is read.
     """
     if far is None:
         far = await open_call(context, "stage-out", deadline_s=deadline_s)
+    outward = Outward(far, limits)
     try:
         check_owner(place, far.hello.uid)
         with deadline("ask for the output", deadline_s):
             await far.send(_request(place, wanted) | ({"ask": True} if uploads is not None else {}))
-        outward = Outward(far, limits)
         if uploads is not None:
             await outward.upload(uploads)
         await outward.begin()
         yield outward
     finally:
-        await far.end()
+        if outward.removed and see_out is not None:
+            see_out(far)
+        else:
+            await far.end()
 
 
 def _request(place: Place, wanted: Wanted) -> dict[str, Any]:
@@ -130,6 +135,7 @@ class Outward:
 
     def __init__(self, far: FarSide, limits: Limits) -> None:
         self.manifest = Manifest((), ())
+        self.removed = False
         self._far = far
         self._limits = limits
         self._reader = TarReader(limits)
@@ -187,6 +193,7 @@ class Outward:
         left = int_of(answer.get("left"))
         if left:
             raise StageFailed("left", f"{left} entries could not be removed: {text_of(answer.get('named'))}")
+        self.removed = True
         return _elsewhere(answer.get("elsewhere"))
 
     async def _receive_manifest(self) -> Manifest:

@@ -94,28 +94,53 @@ ASKED_KILL_S = 45.0
 
 
 async def ask(work: Work) -> Event:
-    """The job, and where its files are; the shadow is told who we are."""
+    """The job. One that is refused is so by a starter that the shadow knows."""
     ad = await work.shadow.get_job_info()
     try:
         description = describe(ad)
-        address = Sinful.parse(get_str(ad, "TransferSocket"))
+        Sinful.parse(get_str(ad, "TransferSocket"))
     except (Unrunnable, PeerFault) as fault:
         code = fault.code if isinstance(fault, Unrunnable) else HoldCode.IWD_ERROR
         hold = Hold(code, errno.EINVAL, updates.one_line(str(fault)))
         return JobKnown(has_proxy=False, output_on_evict=False, refusal=hold)
-    info = updates.starter_info(
-        work.activation, str(work.place.path), work.settings.uid_domain, reconnects=description.lease_s > 0
-    )
-    await work.shadow.register_starter_info(info)
-    told = await work.shadow.get_transfer_session()
-    session = ClaimId.from_parts(told.session_id, told.info, told.key).session(EXECUTE_SIDE)
-    work.know(ad, description, Route(address, session, get_str(ad, "TransferKey")))
-    await work.shadow.register_job_info(updates.provisioned(work.activation))
+    work.know(ad, description)
+    refusal = launching.missed(description.deferral, work.host) or _refuse_without_proxy(work)
+    if refusal is not None:
+        await introduce(work)
     return JobKnown(
         has_proxy=description.proxy_name is not None,
         output_on_evict=description.output_on_evict,
-        refusal=launching.missed(description.deferral, work.host) or _refuse_without_proxy(work),
+        refusal=refusal,
     )
+
+
+async def introduce(work: Work) -> None:
+    """The shadow is told who we are, and says how the job's files are reached.
+
+    Raises:
+        PeerFault, ShadowRefused: the shadow is lost.
+    """
+    assert work.job_ad is not None
+    reconnects = work.description.lease_s > 0
+    info = updates.starter_info(work.activation, str(work.place.path), work.settings.uid_domain, reconnects=reconnects)
+    await work.shadow.register_starter_info(info)
+    told = await work.shadow.get_transfer_session()
+    session = ClaimId.from_parts(told.session_id, told.info, told.key).session(EXECUTE_SIDE)
+    address, key = Sinful.parse(get_str(work.job_ad, "TransferSocket")), get_str(work.job_ad, "TransferKey")
+    work.know_route(Route(address, session, key))
+    await work.shadow.register_job_info(updates.provisioned(work.activation))
+
+
+async def prepare(work: Work) -> None:
+    """What stage-in needs beside the switch: there is time for it while the first call is under way.
+
+    Raises:
+        PeerFault, ShadowRefused: the shadow is lost; ``work.prepared`` is never set then.
+    """
+    assert work.job_ad is not None
+    await introduce(work)
+    work.ads = furnish.ad_files(work.job_ad, ClassAd(work.activation.slot_ad))
+    work.prepared.set()
 
 
 def _refuse_without_proxy(work: Work) -> Verdict | None:
@@ -134,6 +159,7 @@ async def fetch_credential(work: Work) -> Event:
         credential = await fetch_proxy(work.shadow, work.description, work.trust, work.keys)
     except ProxyUnusable as fault:
         record(work, "proxy-refused", why=fault.why)
+        await introduce(work)
         return StepFailed(fault.hold, sandbox=False)
     work.credential = credential
     path = work.credential_path
@@ -155,6 +181,7 @@ async def fill_sandbox(work: Work) -> Event:
     try:
         async with stage_in(work.context(), work.place, deadline_s=work.settings.sailplane_switch_deadline) as inward:
             work.account = inward.account
+            await work.prepared.wait()
             await _furnish(work, inward)
             sink = InputSink(
                 inward,
@@ -181,8 +208,8 @@ async def fill_sandbox(work: Work) -> Event:
 
 
 async def _furnish(work: Work, inward: Inward) -> None:
-    assert work.job_ad is not None
-    await furnish.lay_ads(inward, work.job_ad, ClassAd(work.activation.slot_ad))
+    for name, data in work.ads.items():
+        await furnish.lay(inward, name, data, furnish.OPEN)
     if work.settings.user_job_wrapper is not None:
         await furnish.lay(inward, WRAPPER_FAILURE_NAME, b"", furnish.OPEN)
     if work.description.services:
@@ -393,6 +420,7 @@ async def send_sandbox(work: Work, verdict: Verdict) -> Event:
             uploads=uploads,
             deadline_s=work.settings.sailplane_switch_deadline,
             far=await ahead.taken(work.ahead, ahead.STAGE_OUT),
+            see_out=work.ahead.see_out if work.ahead is not None else None,
         ) as outward:
             complete = isinstance(verdict, Exited) and not _failed(work, verdict)
             await tell_results(work, "Output", uploads.judged if uploads is not None else ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
@@ -89,6 +90,9 @@ class Work:
     job_ad: ClassAd | None = attrs.field(default=None, repr=False)
     _description: Description | None = None
     _route: Route | None = None
+    # what lies beside the user's files, by name; and that this and the route are there
+    ads: Mapping[str, bytes] = attrs.field(factory=dict, repr=False)
+    prepared: trio.Event = attrs.field(factory=trio.Event)
     # made on the way
     credential: Credential | None = None
     account: Account | None = None
@@ -134,13 +138,17 @@ class Work:
 
     @property
     def route(self) -> Route:
-        """Known from the first step on."""
+        """Known when the stage-in is prepared."""
         assert self._route is not None
         return self._route
 
-    def know(self, job_ad: ClassAd, description: Description, route: Route) -> None:
+    def know(self, job_ad: ClassAd, description: Description) -> None:
         """Set by the first step, once."""
-        self.job_ad, self._description, self._route = job_ad, description, route
+        self.job_ad, self._description = job_ad, description
+
+    def know_route(self, route: Route) -> None:
+        """Unless a shadow that has taken the job up meanwhile has told another."""
+        self._route = self._route or route
 
     def reroute(self, route: Route) -> None:
         """Another shadow has taken the job up."""

@@ -498,3 +498,12 @@ async def test_connections_above_the_limit_wait(tmp_path: Path) -> None:
         await first.aclose()
         assert await second.receive() == (Done("second"), [])
         await second.aclose()
+
+
+def test_a_prepared_protocol_has_nothing_left_to_find_out() -> None:
+    prepared = Protocol(Draw, Done)
+    prepared.prepare()
+    hooks = prepared._converter._unstructure_func.dispatch
+    before = hooks.cache_info().misses
+    prepared.encode(Done(""))
+    assert hooks.cache_info().misses == before

@@ -29,6 +29,25 @@ SOON = Wish(begun_s=0.0, ends_s=1e9)
 # -- the decider ----
 
 
+def test_a_pass_that_says_nothing_new_is_noted_now_and_then() -> None:
+    first = standing.passed(Standing(probe=True), USER, identity=USER, now_s=100.0)
+    assert standing.passed(first, USER, identity=USER, now_s=100.1) is first
+    later = standing.passed(first, USER, identity=USER, now_s=100.0 + standing.NOTE_EVERY_S)
+    assert later.records[USER].passed_s == 100.0 + standing.NOTE_EVERY_S
+
+
+def test_a_pass_is_noted_at_once_while_another_credential_fails() -> None:
+    first = standing.passed(Standing(probe=True), USER, identity=USER, now_s=100.0)
+    doubt = fail(first, OTHER, now_s=100.1)
+    assert standing.passed(doubt, USER, identity=USER, now_s=100.2).records[USER].passed_s == 100.2
+
+
+def test_a_pass_is_noted_at_once_while_the_pilot_fails() -> None:
+    first = standing.passed(Standing(probe=True), USER, identity=USER, now_s=100.0)
+    doubt = standing.pilot_failed(first, words="no", now_s=100.1, dice=0.0)
+    assert standing.passed(doubt, USER, identity=USER, now_s=100.2).pilot_failures == 0
+
+
 def fail(now: Standing, key: str = USER, *, now_s: float = 0.0, kind: standing.Kind = "denied") -> Standing:
     return standing.failed(now, key, identity=key, words="no", kind=kind, now_s=now_s, rules=RULES, dice=0.0)
 

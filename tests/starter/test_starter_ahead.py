@@ -74,6 +74,16 @@ async def test_a_call_for_something_else_is_not_given() -> None:
         assert await opened.take(STAGE_OUT) is None
 
 
+async def test_a_call_that_is_seen_out_is_waited_for_by_nobody_but_the_job() -> None:
+    async with calls() as opened:
+        begin(opened, LAUNCH)
+        far = await opened.take(LAUNCH)
+        assert far is not None
+        opened.see_out(far)
+        assert own_children(), "it goes on"
+        await no_child()
+
+
 async def test_what_nobody_took_ends_with_the_job() -> None:
     async with calls() as opened:
         begin(opened, LAUNCH)

@@ -149,13 +149,16 @@ async def test_the_outcome_of_a_step_that_was_overtaken_in_the_same_moment_is_no
     async def clean(_work: Work) -> Event:
         return Cleaned("")
 
+    async def prepare(_work: Work) -> None:
+        await trio.sleep_forever()
+
     async def report(*_: Any) -> Event:
         return Reported()
 
     async def nothing(*_: Any) -> None:
         await trio.lowlevel.checkpoint()
 
-    for step in (fill_sandbox, clean):
+    for step in (fill_sandbox, clean, prepare):
         monkeypatch.setattr(steps, step.__name__, step)
     monkeypatch.setattr("starter.job.report", report)
     work = cast(Work, SimpleNamespace(ahead=None, account=None, launched=None))

@@ -395,7 +395,15 @@ async def test_a_role_that_a_user_merely_states_is_no_other_user_for_the_site(si
     assert keys == [(f"{mine}\n\n", mine)] * 2 + [(f"{mine}\n/demo/Role=pilot\n", mine)]
 
 
-async def test_somebody_elses_proxy_holds_the_job_and_is_in_the_audit(site: Site, job: Job) -> None:
+async def test_somebody_elses_proxy_holds_the_job_and_is_in_the_audit(
+    site: Site, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    introduced: list[object] = []
+
+    async def introduce(work: Work) -> None:
+        introduced.append(work)
+
+    monkeypatch.setattr(steps, "introduce", introduce)
     bob = site.grid.user("Bob Baker")
     before = job.on_disk()
     job.work.shadow = Asked(make_proxy(bob).pem)
@@ -409,6 +417,7 @@ async def test_somebody_elses_proxy_holds_the_job_and_is_in_the_audit(site: Site
     assert record["event"] == "proxy-refused"
     assert bob.identity in record["why"]
     assert job.on_disk() == before
+    assert introduced == [job.work], "the shadow knows whose word the hold is"
 
 
 async def _signed(source: bytes, request: bytes) -> bytes:
