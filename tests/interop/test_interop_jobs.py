@@ -56,10 +56,10 @@ def test_the_proxy_comes_before_any_file_and_again_as_an_item(stock: StockJobs) 
     ]
     assert seen[:5] == [
         "get_job_info",
+        "get_delegated_proxy",
         "register_starter_info",
         "get_sec_session_info",
         "register_job_info",
-        "get_delegated_proxy",
     ]
     assert [step for step in seen if step.startswith("item")] == [
         "item 4 proxy",
