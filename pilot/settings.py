@@ -314,7 +314,7 @@ class Settings(SecuritySettings):
     filetransfer_plugins: str | None = knob(
         "",
         text(optional=True),
-        "Programs that move files from and to URLs at the job's account, as absolute paths with commas between; by"
+        "Programs that move files from and to URLs at the job's account, as absolute paths, with commas or blanks; by"
         " HTCondor's multi-file protocol. Of two for one kind of URL the last is used.",
         unset="curl_plugin.py in SAILPLANE_WRAPPER_DIR, for http and https, where there is a curl",
     )

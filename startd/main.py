@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import signal
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -74,6 +75,7 @@ def main(
     switch is not available now.
     """
     given = Given(**of_master)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a condor_master blocks all that it would tell us by
     try:
         master = Master.of(os.environ)
         config = under_master(os.environ, given, config, master)

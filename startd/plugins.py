@@ -24,7 +24,7 @@ def named(settings: Settings) -> list[str]:
         return []
     if settings.filetransfer_plugins is None:
         return [str(settings.sailplane_wrapper_dir / "curl_plugin.py")]
-    return [path.strip() for path in settings.filetransfer_plugins.split(",") if path.strip()]
+    return settings.filetransfer_plugins.replace(",", " ").split()
 
 
 async def ask(paths: Sequence[str], log: logging.LoggerAdapter[logging.Logger]) -> dict[str, str]:

@@ -58,7 +58,12 @@ async def until(holds: Callable[[], object]) -> None:
 
 
 def start(argv: list[str], environment: dict[str, str], here: Path, fds: Sequence[int] = ()) -> Child:
-    return subprocess.Popen(argv, env=environment, pass_fds=fds, cwd=here, stdout=subprocess.PIPE)
+    """With the mask of signals that a master leaves to its children: everything blocked."""
+    before = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    try:
+        return subprocess.Popen(argv, env=environment, pass_fds=fds, cwd=here, stdout=subprocess.PIPE)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @attrs.define(eq=False)
