@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pwd
 import random
 import re
 import signal
@@ -82,6 +83,17 @@ class Master:
     def sessions(self) -> Iterable[Session]:
         """Those by which the master and its other daemons may come to us."""
         return [session for session in (self.session, self.family) if session is not None]
+
+    def accounts(self) -> set[str]:
+        """Names of the accounts that it runs at: as root it acts for the account that HTCondor has."""
+        names = set()
+        with suppress(OSError):
+            text = Path(f"/proc/{self.pid}/status").read_text("ascii", "replace")
+            line = next((line for line in text.splitlines() if line.startswith("Uid:")), "")
+            for uid in map(int, line.split()[1:]):
+                with suppress(KeyError):
+                    names.add(pwd.getpwuid(uid).pw_name)
+        return names
 
     async def wait_end(self) -> None:
         """Until the master has ended, whoever ended it."""

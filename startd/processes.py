@@ -9,7 +9,9 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
@@ -25,6 +27,8 @@ FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 10.0
 # A process that lived so long was fine: the next pause is short again.
 HEALTHY_AFTER_S = 60.0
 READY_WITHIN_S = 30.0
+# sockaddr_un(7), with the byte that ends it.
+MAX_SOCKET_PATH_BYTES = 108
 DESCRIBED_WITHIN_S = 5.0
 
 
@@ -143,6 +147,17 @@ class Spawner:
         self.log.warning("the spawner (pid %d) was not ready in time; see StarterLog", process.pid)
         process.kill()
         raise ChannelClosed("the spawner was not ready in time")
+
+
+@contextmanager
+def procd_socket(run_dir: Path) -> Iterator[Path]:
+    """Where procd listens: in ``run_dir``, or in a private directory of the system's where that path is too long."""
+    usual = run_dir / "procd"
+    if len(os.fsencode(usual)) < MAX_SOCKET_PATH_BYTES:
+        yield usual
+        return
+    with tempfile.TemporaryDirectory(prefix="sailplane-") as short:
+        yield Path(short) / "procd"
 
 
 async def run_procd(

@@ -51,7 +51,7 @@ from startd.owncredentials import OwnCredentials
 from startd.pilotproxy import PilotProxy, parse_myproxy
 from startd.polling import PolicyWatch
 from startd.poolsecurity import PoolSecurity
-from startd.processes import Spawner, degradations, owned_pids, run_procd
+from startd.processes import Spawner, degradations, owned_pids, procd_socket, run_procd
 from startd.proxykeys import ProxyKeys
 from startd.reconfigure import merge
 from startd.report import Job, Report, outcome_of
@@ -105,7 +105,7 @@ class Startd:
         self._master = master
         self._validation = validation
         self.settings, self.config, self.switch, self.log = settings, config, switch, log
-        self._procd_socket = settings.sailplane_run_dir / "procd"
+        self._procd_socket: Path
         self._advertisers: list[Advertiser] = []
         self._sequence = 0
         self._status = EXIT_DONE
@@ -164,6 +164,20 @@ class Startd:
             settings.startd_name, address, self._machine.start_time, sessions, plans, cores=cores(settings)
         )
         await self._refuse_namesake(self._collectors_now(collectors), address)
+        with procd_socket(settings.sailplane_run_dir) as self._procd_socket:
+            await self._run(ready, sessions, address, collectors, listeners)
+        self._address_file.remove()
+        self._write_report()
+        return self._status
+
+    async def _run(
+        self,
+        ready: Callable[[], None],
+        sessions: SessionTable,
+        address: str,
+        collectors: list[Sinful],
+        listeners: list[trio.abc.Listener[trio.SocketStream]],
+    ) -> None:
         async with trio.open_nursery() as nursery:
             self._build(nursery, sessions, address, collectors)
             if self._master is not None:
@@ -174,12 +188,9 @@ class Startd:
                 self._attend_master(nursery, self._slots.address)
                 self._address_file.write(self._slots.address)
                 ready()
-                self.log.info("ready at %s as %s", self._slots.address, settings.startd_name)
+                self.log.info("ready at %s as %s", self._slots.address, self.settings.startd_name)
                 await self._until_ended(signals)
             nursery.cancel_scope.cancel()
-        self._address_file.remove()
-        self._write_report()
-        return self._status
 
     def _collectors_now(self, collectors: list[Sinful]) -> list[Sinful]:
         """Those whose address is known at this moment."""

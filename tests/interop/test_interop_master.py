@@ -28,7 +28,7 @@ DAEMON_LIST = MASTER COLLECTOR NEGOTIATOR SCHEDD {shared_port} STARTD
 USE_SHARED_PORT = {use}
 STARTD = {program}
 STARTD_USERID = {account}
-STARTD_ADDRESS_FILE = {pilot}/log/.startd_address
+STARTD_ADDRESS_FILE = {pilot}/address/startd
 STARTD_NOT_RESPONDING_TIMEOUT = {hung_s}
 MASTER_BACKOFF_CONSTANT = 1
 MASTER_BACKOFF_CEILING = 2
@@ -63,8 +63,8 @@ def mastered(request: pytest.FixtureRequest) -> Iterator[StockJobs]:
     """A pool whose master runs our startd."""
     with Site.open("test", linger=True) as site:
         owner = site.accounts["pilot"]
-        for name in ("log", "run", "tokens.d"):
-            (site.layout.pilot / name).mkdir(mode=0o700, exist_ok=True)
+        for name in ("log", "run", "tokens.d", "address"):
+            (site.layout.pilot / name).mkdir(mode=0o755 if name == "address" else 0o700, exist_ok=True)
             os.chown(site.layout.pilot / name, owner.uid, owner.gid)
         more = configuration(site, shared_port=request.param)
         with open_pool(site, Path(os.environ[VARIABLE]), more=more) as pool:
@@ -75,6 +75,7 @@ def mastered(request: pytest.FixtureRequest) -> Iterator[StockJobs]:
             jobs = StockJobs(site, pool)
             until_there(jobs)
             yield jobs
+            print(jobs.start_log()[-8000:])  # shown if something failed
         assert pool.processes() == []
         jobs.until(lambda: not ours(pool) or None, "everything of ours to be gone")
         site.stop()

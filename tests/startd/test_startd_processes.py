@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from startd.processes import NotReady, _ended, keep_running
+from startd.processes import NotReady, _ended, keep_running, procd_socket
 
 LOG = logging.LoggerAdapter(logging.getLogger("test"), {})
 
@@ -73,3 +73,13 @@ def test_a_port_that_is_taken_is_said_in_words(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert "STARTD_PORT" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_procd_listens_in_a_directory_of_its_own_where_the_path_would_be_too_long(tmp_path: Path) -> None:
+    with procd_socket(tmp_path) as usual:
+        assert usual == tmp_path / "procd"
+    with procd_socket(tmp_path / ("x" * 100)) as short:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(short))
+        assert short.parent.stat().st_mode & 0o777 == 0o700
+    assert not short.parent.exists()
