@@ -4,6 +4,7 @@ means where something ran around it.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -256,10 +257,13 @@ def _not_started(work: Work, failure: ExecFailed) -> Verdict:
         text = f"USER_JOB_WRAPPER {wrapper} could not be started on {work.host}: {failure.text}"
         return Requeue(HoldCode.FAILED_TO_CREATE_PROCESS, updates.one_line(text))
     words, code = _STEPS.get(failure.step, (f"'{job.program}' could not be started", HoldCode.FAILED_TO_CREATE_PROCESS))
+    reason = failure.text
+    if failure.step == "exec" and failure.errno == errno.ENOENT:  # the kernel's word for a missing interpreter, too
+        reason += ", or an invalid interpreter in its first line (#!)"
     return Hold(
         code,
         failure.errno,
-        updates.one_line(f"Failed to start job {job.job_id} on {work.host} ({failure.step}): {words}: {failure.text}"),
+        updates.one_line(f"Failed to start job {job.job_id} on {work.host} ({failure.step}): {words}: {reason}"),
     )
 
 

@@ -124,6 +124,8 @@ def test_why_a_job_did_not_start(step: str, wrapper: str, kind: Any, code: int) 
     assert isinstance(verdict, kind)
     assert verdict.code == code
     assert "No such file" in verdict.text
+    # What the kernel says of a script whose interpreter is missing, too.
+    assert ("invalid interpreter" in verdict.text) == (step == "exec" and not wrapper)
 
 
 @pytest.mark.parametrize(
