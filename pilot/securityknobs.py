@@ -104,13 +104,13 @@ class SecuritySettings:
         "",
         peers(optional=True),
         "Who may do what needs WRITE, and with it READ.",
-        unset="the daemon's own account",
+        unset="the daemon's own account, and root",
     )
     allow_administrator: tuple[Peers, ...] | None = knob(
         "",
         peers(optional=True),
         "Who may vacate, drain, reconfigure and end the startd, and with it WRITE and READ.",
-        unset="the daemon's own account; the pool's administrators have the collector's capability",
+        unset="the daemon's own account, and root; the pool's administrators have the collector's capability",
     )
     allow_daemon: tuple[Peers, ...] | None = knob(
         "",
