@@ -104,7 +104,6 @@ def _match_over(slot: OpenSlot, fact: Fact) -> Outcome:
 
 
 def _claimed(slot: OpenSlot, _fact: Fact) -> Outcome:
-    slot.serial += 1
     return slot.free, ()
 
 
@@ -117,10 +116,7 @@ def _judged(slot: OpenSlot, fact: Fact) -> Outcome:
 def _draining(slot: OpenSlot, fact: Fact) -> Outcome:
     """A match is not kept: the claim would be refused."""
     assert isinstance(fact, Draining)
-    if not fact.on:
-        return slot.state, ()
-    slot.serial += 1
-    return State.DRAINED, ()
+    return State.DRAINED if fact.on else slot.state, ()
 
 
 def _drained(slot: OpenSlot, fact: Fact) -> Outcome:

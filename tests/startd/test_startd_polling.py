@@ -57,7 +57,7 @@ def usage(memory_mb: int) -> str:
 
 async def test_usage_beyond_the_slots_ends_in_a_hold() -> None:
     knobs = {
-        "PREEMPT": "MemoryUsage > Memory", "WANT_HOLD": "MemoryUsage > Memory", "WANT_HOLD_SUBCODE": "102",
+        "PREEMPT": "MemoryUsage > Memory", "WANT_HOLD": "TARGET.MemoryUsage > MY.Memory", "WANT_HOLD_SUBCODE": "102",
         "WANT_HOLD_REASON": 'strcat("used ", MemoryUsage, " MB")',
     }  # fmt: skip
     async with watched(knobs) as (at, held, watch):
