@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 
 import trio
+from classad2 import ClassAd
 
 from cedar.errors import PeerFault
 from starter import updates
@@ -32,7 +33,7 @@ async def report(work: Work, verdict: Verdict, ended: JobEnded | None, story: st
             with trio.move_on_after(SHADOW_CLOSES_WITHIN_S):
                 await work.shadow.wait_gone()
         else:
-            update = updates.final(verdict, ended, work.usage, work.duration_s)
+            update = _final(work, verdict, ended)
             if work.chirp is not None:
                 updates.add_delayed(update, as_ad(work.chirp.delayed.pending()), work.shadow_version)
             wait_status = ended.wait_status if ended else 0
@@ -51,4 +52,12 @@ async def _tell_usage(work: Work, verdict: Verdict, ended: JobEnded | None) -> N
         address = work.activation.startd_address
         await work.shadow.register_job_info(updates.running(work.usage, suspended=False, address=address))
     if ended is not None and not isinstance(verdict, Killed):
-        await work.shadow.register_job_info(updates.final(verdict, ended, work.usage, work.duration_s))
+        await work.shadow.register_job_info(_final(work, verdict, ended))
+
+
+def _final(work: Work, verdict: Verdict, ended: JobEnded | None) -> ClassAd:
+    update = updates.final(verdict, ended, work.usage, work.duration_s)
+    after = work.launched.after if work.launched else None
+    if ended is not None and after is not None:
+        updates.put_command_after(update, after.wait_status)
+    return update

@@ -147,6 +147,15 @@ def _put_wait_status(ad: ClassAd, ended: JobEnded) -> None:
         ad["SailplaneExitCodeExact"] = ended.exact
 
 
+def put_command_after(ad: ClassAd, wait_status: int | None) -> None:
+    """How the command after the job (+PostCmd) ended, by HTCondor's names; None: there was none, or it did not run."""
+    if wait_status is None:
+        return
+    number = wait_status & 0x7F
+    ad["PostExitBySignal"] = bool(number)
+    ad["PostExitSignal" if number else "PostExitCode"] = number or wait_status >> 8
+
+
 def add_delayed(ad: ClassAd, delayed: ClassAd, shadow_version: str) -> None:
     """Attributes that the job set by chirp: since 25.3 as an ad of their own, before that as they are."""
     if not len(delayed):

@@ -343,7 +343,8 @@ KINDS: tuple[Kind, ...] = (
     # -- limits -------------------------------------------------------------------------------------------------------
     Kind("runs for too long", "sleep 60", {"allowed_execute_duration": "1"}, hold=(47, 0),
          words="allowed_execute_duration", events=_HELD),
-    Kind("takes too long", "sleep 60", {"allowed_job_duration": "1"}, hold=(46, 0),
+    # Longer than the way to its start, in which a schedd holds it, too.
+    Kind("takes too long", "sleep 60", {"allowed_job_duration": "8"}, hold=(46, 0),
          words="allowed_job_duration", events=_HELD),
     Kind("takes too much memory", 'exec /usr/bin/python3 -c "b = bytearray(300 << 20); import time; time.sleep(300)"',
          hold=(34, 102), words="request_memory", events=_HELD),

@@ -45,7 +45,7 @@ SOMETIMES = _because(
         "durations, in whole seconds": "ActivationDuration ActivationSetupDuration ActivationExecutionDuration"
         " ActivationTeardownDuration CommittedTime CommittedSlotTime CumulativeSlotTime LastRemoteWallClockTime"
         " RemoteWallClockTime RemoteUserCpu RemoteSysCpu CumulativeRemoteUserCpu CumulativeRemoteSysCpu"
-        " CumulativeRemoteCPU",
+        " CumulativeRemoteCPU CommittedSuspensionTime CumulativeSuspensionTime",
         "when a job that ran twice began the first time": "JobLastStartDate",
         "whether the one slot of a side was busy when the negotiator looked": "LastRejMatchNegotiator"
         " LastRejMatchReason LastRejMatchTime",
@@ -73,15 +73,14 @@ EVENTS_OF = {
 _COMMAND_ENDS = _because(
     {
         "ours says how the command ended; stock's is 0, whatever it was": "HoldReasonSubCode VacateReasonSubCode",
-        "stock's names for how they ended; ours says it in the reason of the hold": "PreExitBySignal PreExitCode"
-        " PostExitBySignal PostExitCode",
+        "stock's names for how the one before it ended; ours says it in the reason of the hold": "PreExitBySignal"
+        " PreExitCode",
         "stock's is the command's where that failed, ours the job's own": "ExitCode",
     }
 )
 # By kind of job: attributes of its ad that may differ, and why.
 AD_OF: dict[str, dict[str, str]] = {
     "is deferred": {"DeferralTime": "a time for each side"},
-    "has commands before and after it": _COMMAND_ENDS,
     "has a command before it that fails": _COMMAND_ENDS,
     "has a command after it that fails": _COMMAND_ENDS,
     "takes too much memory": _because(

@@ -142,3 +142,16 @@ def test_delayed_attributes_stand_where_the_shadow_looks_for_them(version: str, 
     assert ("ChirpDelayedAttrs" in ad) == nested
     assert ("ChirpA" in ad) != nested
     updates.add_delayed(ad, ClassAd(), version)
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (0, {"PostExitBySignal": False, "PostExitCode": 0}), (3 << 8, {"PostExitBySignal": False, "PostExitCode": 3}),
+        (9, {"PostExitBySignal": True, "PostExitSignal": 9}), (None, {}),
+    ],
+)  # fmt: skip
+def test_how_the_command_after_the_job_ended_is_told(status: int | None, said: dict[str, object]) -> None:
+    ad = ClassAd()
+    updates.put_command_after(ad, status)
+    assert dict(ad.items()) == said
