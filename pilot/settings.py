@@ -702,6 +702,8 @@ _MASTER_DEFAULTS = {
     "SEC_TOKEN_DIRECTORY": "$(SEC_TOKEN_SYSTEM_DIRECTORY)",
     "SHARED_PORT_DAEMON_AD_FILE": "$(LOCK)/shared_port_ad",
     "SAILPLANE_RUN_DIR": "$(LOCK)/sailplane_",
+    # Configurations add to it: $(FILETRANSFER_PLUGINS) is what there is without them.
+    "FILETRANSFER_PLUGINS": str(_wrapper_dir() / "curl_plugin.py"),
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pilot import knobs
-from pilot.settings import KNOBS, Settings, SettingsError, from_values, load
+from pilot.settings import KNOBS, UNDER_MASTER, Settings, SettingsError, from_values, load
 
 
 def config(directory: Path, text: str) -> Path:
@@ -154,3 +154,22 @@ def test_settings_whose_names_the_administrator_makes_up_are_read_by_family(tmp_
     assert found["SLOT_TYPE_1"] == "cpus=2"
     assert found["MACHINE_RESOURCE_TAPE"] == "a, b"
     assert "OTHER_TYPE_1" not in found
+
+
+def test_under_a_master_its_configuration_adds_to_htcondors_defaults(tmp_path: Path) -> None:
+    file = config(
+        tmp_path,
+        "LOCAL_DIR = /x\nLOG = $(LOCAL_DIR)/log\nLOCK = $(LOCAL_DIR)/lock\nCONDOR_HOST = cm.example\nNUM_CPUS = 1\n"
+        "FILETRANSFER_PLUGINS = $(FILETRANSFER_PLUGINS) /x/plugin\nSTARTD.MEMORY = 7\nOTHER.NUM_CPUS = 3\n",
+    )
+    settings = load(file, {UNDER_MASTER: "OTHER"})
+    assert (settings.num_cpus, settings.memory, settings.network_interface) == (3, 7, "*")
+    assert (settings.collector_host, settings.sailplane_run_dir) == ("cm.example", Path("/x/lock/sailplane_other"))
+    assert (settings.filetransfer_plugins or "").split() == [
+        str(settings.sailplane_wrapper_dir / "curl_plugin.py"),
+        "/x/plugin",
+    ]
+    plain = load(file, {})
+    assert (plain.num_cpus, plain.memory, plain.network_interface) == (1, None, "127.0.0.1")
+    with pytest.raises(SettingsError, match="-local-name"):
+        load(file, {UNDER_MASTER: "a b"})
