@@ -60,14 +60,19 @@ EVENTS = {6: "an update of the image's size: it comes with an update of usage, a
 # more so where the starter goes on at once.
 # By kind of job: why its log has other events.
 EVENTS_OF = {
-    "streams its output": "stock has nothing to transfer at the end",
-    "has too much output": "the shadow may hold the job before it has written the transfer's end",
     "lacks a token": "the shadow holds the job; stock's starter has a word of its own to it",
-    "wants a URL that is not there": "stock tries the transfer twice",
     "leaves a named pipe in its output": "stock leaves it out without a word",
     "has no program": "stock begins the execution first",
+}
+_HELD_FIRST = "the shadow may hold the job before it has written the transfer's end"
+# By kind of job: why its log has more or fewer events of file transfers.
+TRANSFERS_OF = {
+    "streams its output": "stock has nothing to transfer at the end",
+    "has too much output": _HELD_FIRST,
+    "does not make its output": _HELD_FIRST,
+    "sends a link to a directory": _HELD_FIRST,
+    "wants a URL that is not there": "stock tries the transfer twice",
     "lost its input": "stock tries the transfer twice",
-    "does not make its output": "the shadow may hold the job before it has written the transfer's end",
 }
 # Of commands before and after the job.
 _COMMAND_ENDS = _because(
