@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
 
 from pool import messages as m
@@ -86,9 +85,7 @@ def check_end(walk: Walk, way: Way) -> None:
 
 def slots_are_usable(walk: Walk) -> bool:
     """Of the startd that is there now: all that it offers, and what is claimed for a next job, is idle and sound."""
-    startd = walk.site.startd
-    assert startd is not None
-    since = psutil.Process(startd.pid).create_time()
+    since = (walk.site.layout.pilot / "startd.conf").stat().st_mtime  # written at its start
     page: m.Slots = walk.ask(lambda channel: channel.call(m.ListSlots(0)))
     rows = [row for row in page.rows if row.heard_at > since]
     return any(row.kind == "Partitionable" for row in rows) and all(
