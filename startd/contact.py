@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -30,6 +30,7 @@ _WILDCARDS = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 _HOST_PORT = re.compile(r"(\[[^\]]+\]|[^:\s<>?]+)(?::(\d{1,5}))?(\?[^\s<>]*)?")
 # A master starts its shared port before us, and waits for that file.
 SHARED_PORT_WITHIN_S, LOOK_EVERY_S = 10.0, 0.1
+FOLLOW_EVERY_S = 20.0
 # An address file is three lines and an ad.
 MAX_ADDRESS_FILE_BYTES = 65_536
 
@@ -87,18 +88,41 @@ def own_host(bound: str, towards: Iterable[Sinful]) -> str:
     return "::1" if family == socket.AF_INET6 else "127.0.0.1"
 
 
+def shared_port_now(name: str, ad_file: Path) -> Sinful:
+    """Our address behind a shared port, which says in a file where it is.
+
+    Raises OSError, PeerFault: the file is not there, or just being written.
+    """
+    with ad_file.open("rb") as file:
+        text = file.read(MAX_ADDRESS_FILE_BYTES).decode("utf-8", "replace")
+    address = Sinful.parse(get_str(parse_old(text), "MyAddress"))
+    return Sinful(address.host, address.port, {**address.params, "sock": name})
+
+
 async def behind_shared_port(name: str, ad_file: Path, within_s: float = SHARED_PORT_WITHIN_S) -> Sinful | None:
-    """Our address behind a shared port, which says in a file where it is; None if it does not in time."""
+    """The same, waited for; None if it does not come in time."""
     with trio.move_on_after(within_s):
         while True:
             try:
-                with ad_file.open("rb") as file:
-                    text = file.read(MAX_ADDRESS_FILE_BYTES).decode("utf-8", "replace")
-                address = Sinful.parse(get_str(parse_old(text), "MyAddress"))
-                return Sinful(address.host, address.port, {**address.params, "sock": name})
-            except (OSError, PeerFault):  # not yet there, or just being written
+                return shared_port_now(name, ad_file)
+            except (OSError, PeerFault):
                 await trio.sleep(LOOK_EVERY_S)
     return None
+
+
+async def follow_shared_port(
+    told: Sinful, ad_file: Path, moved: Callable[[Sinful], None], look_s: float = FOLLOW_EVERY_S
+) -> None:
+    """Until cancelled: ``moved`` hears of each new address of ours, when the shared port has come back elsewhere."""
+    while told.sock is not None:
+        await trio.sleep(look_s)
+        try:
+            now = shared_port_now(told.sock, ad_file)
+        except (OSError, PeerFault):
+            continue
+        if now != told:
+            told = now
+            moved(now)
 
 
 class Wanted(Protocol):

@@ -37,7 +37,7 @@ from startd.authorisation import Rules
 from startd.broker import Broker, reached_by
 from startd.claims import CODE_SHUTDOWN, Claims
 from startd.commands import Commands
-from startd.contact import AddressFile, collector_addresses, listen, where_now, with_alias
+from startd.contact import AddressFile, collector_addresses, follow_shared_port, listen, where_now, with_alias
 from startd.cron import Cron
 from startd.discovery import discover
 from startd.health import Health, Look
@@ -141,6 +141,7 @@ class Startd:
                 f"cannot listen on {settings.network_interface}:{settings.startd_port}: {fault.strerror or fault}."
                 " Set NETWORK_INTERFACE to an address of this machine, and STARTD_PORT to a free port or to 0"
             ) from fault
+        self._behind = sinful
         self._direct = with_alias(sinful, settings.host_alias)
         address = str(self._direct)
         found = await discover(settings, self.log)
@@ -334,6 +335,11 @@ class Startd:
             for broker in self._brokers:
                 await broker.registered.wait()
 
+    def _shared_port_moved(self, now: Sinful) -> None:
+        self.log.warning("the shared port is at another address: we are at %s now", now)
+        self._direct = with_alias(now, self.settings.host_alias)
+        self._moved()
+
     def _moved(self) -> None:
         """A broker knows us by another id: so does everybody who is told our address from now on."""
         address = str(reached_by(self._direct, self._brokers, self.settings.private_network_name))
@@ -352,6 +358,9 @@ class Startd:
         timeout_s = self.settings.startd_not_responding_timeout
         nursery.start_soon(self._master.tell_alive, timeout_s, address, self.log)
         nursery.start_soon(self._tell_ready, self._master, address)
+        if self._master.endpoint is not None:
+            ad_file = self.settings.shared_port_daemon_ad_file
+            nursery.start_soon(follow_shared_port, self._behind, ad_file, self._shared_port_moved)
 
     async def _tell_ready(self, master: Master, address: str) -> None:
         with trio.move_on_after(READY_WITHIN_S):
