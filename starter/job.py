@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 
 import trio
 
@@ -55,6 +56,7 @@ from starter.events import (
     SuspendAsked,
 )
 from starter.furnish import as_file
+from starter.handover import HandOver, Reached, hand_over
 from starter.launching import verdict_around
 from starter.life import Life, State
 from starter.messages import (
@@ -89,45 +91,118 @@ MAX_WAITING_EVENTS = 64
 PROXY_LOOK_EVERY_S = 30.0
 # So that the jobs of one proxy do not all end in the same second.
 PROXY_JITTER_FRACTION = 0.2
+# A renewal or a visit that is under way when the input is there: how soon its end is seen.
+QUIET_LOOK_S = 0.02
 # Exit status of a wrapper or switch that could not tell the job's own (wait(2) form of exit code 255).
 UNKNOWN_WAIT_STATUS = 255 << 8
 
 
 class Job:
-    """One activation. ``run`` once."""
+    """One activation. ``run`` once.
 
-    def __init__(self, work: Work, channel: Channel, log: logging.LoggerAdapter[logging.Logger]) -> None:
+    ``until_launch``: another process is to launch the job. ``handed``: this is that process.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        channel: Channel,
+        log: logging.LoggerAdapter[logging.Logger],
+        *,
+        until_launch: bool = False,
+        handed: HandOver | None = None,
+    ) -> None:
         self._work = work
         self._channel = channel
         self._log = log
-        self._life = Life()
+        self._until_launch = until_launch
+        self._handed = handed
+        self._life = Life() if handed is None else handed.reached.life()
         self._visits = Visits(work, lambda: self._life.state, log)
         self._renewals = Renewals(work, lambda: self._life.state, self._post, log)
         self._police = Police(work, self._visits, lambda: self._life.state, self._post, log)
+        if handed is not None:
+            self._police.began_s = handed.began_s
         self._tell, self._told = trio.open_memory_channel[Event](MAX_WAITING_EVENTS)
         self._step_scope = trio.CancelScope()
         self._step_over = trio.Event()
         self._step_over.set()
         self._outcome: Event | None = None
+        self._under_way = 0
+        self._hushed = False
+        self._listening = trio.CancelScope()
+        self._deaf = trio.Event()
 
-    async def run(self) -> int:
-        """Until the activation is over; returns the starter's exit status.
+    async def run(self) -> int | None:
+        """Until the activation is over; returns the starter's exit status. None: until its launch, which is for another
+        process, with what `hand_over` gives.
 
         Cancelling it abandons the job where it stands: procd stops the family when this process ends.
         """
+        status: int | None = None
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            self._work.ahead = Ahead(nursery, self._log)
+            if self._work.ahead is None:
+                self._work.ahead = Ahead(nursery, self._log)
             nursery.start_soon(self._watch_shadow)
             nursery.start_soon(self._watch_startd)
             nursery.start_soon(reap_orphans)
             nursery.start_soon(self._work.procd.keep)
-            self._begin(Step.ASK)
+            if self._handed is None:
+                self._begin(Step.ASK)
+            else:
+                self._go_on(self._handed)
             status = await self._live()
             await self._tell_of_trouble(status)
             await self._say(self._ended())
             nursery.cancel_scope.cancel()
         return status
+
+    def _go_on(self, handed: HandOver) -> None:
+        """Take up the watches of another process, and launch the job."""
+        self._renewals.resume(handed.proxy_words, stale=handed.proxy_stale)
+        if self._work.credential is not None:
+            self._nursery.start_soon(self._watch_proxy)
+            self._nursery.start_soon(self._renewals.run)
+        self._nursery.start_soon(self._police.watch_time)
+        self._serve_chirp()
+        self._begin(Step.LAUNCH)
+
+    async def _stop_before_launch(self) -> None:
+        """Have ``run`` end when nothing else is under way: what is half done would be lost with this process."""
+        while self._life.state is State.LAUNCHING:
+            self._hushed = True
+            self._listening.cancel()
+            await self._deaf.wait()
+            if self._is_quiet():
+                self._nursery.cancel_scope.cancel()
+                return
+            self._hushed, self._deaf = False, trio.Event()
+            self._nursery.start_soon(self._watch_startd)
+            await trio.sleep(QUIET_LOOK_S)
+
+    def _is_quiet(self) -> bool:
+        waiting = self._told.statistics()
+        return (
+            self._life.state is State.LAUNCHING
+            and not self._life.disconnected
+            and not self._under_way
+            and not waiting.current_buffer_used
+            and not waiting.tasks_waiting_send
+            and self._channel.idle
+            and self._work.shadow.idle
+            and self._renewals.idle
+        )
+
+    def hand_over(self) -> tuple[HandOver, list[int]]:
+        """For the process that launches the job, after ``run`` gave None: the message, and its descriptors.
+
+        Raises:
+            PeerFault: the shadow went away in this very moment.
+        """
+        renewals = self._renewals
+        reached = Reached.of(self._life)
+        return hand_over(self._work, reached, self._police.began_s, words=renewals.words, stale=renewals.stale)
 
     async def _tell_of_trouble(self, status: int) -> None:
         """For the logs: how a failure came about, and what is left of the job."""
@@ -166,8 +241,8 @@ class Job:
             self._nursery.start_soon(self._watch_proxy)
             self._nursery.start_soon(self._renewals.known)
             self._nursery.start_soon(self._renewals.run)
-        elif isinstance(event, StagedIn) and self._work.chirp is not None:
-            self._nursery.start_soon(self._work.chirp.run)
+        elif isinstance(event, StagedIn) and not self._until_launch:
+            self._serve_chirp()
         elif isinstance(event, JobKnown) and event.refusal is None:
             self._nursery.start_soon(self._police.watch_time)
         if isinstance(event, Started):
@@ -183,8 +258,14 @@ class Job:
         elif isinstance(event, JobEnded) and self._life.verdict is not None and wants_output(self._life.verdict):
             steps.open_output(self._work)
 
+    def _serve_chirp(self) -> None:
+        if self._work.chirp is not None:
+            self._nursery.start_soon(self._work.chirp.run)
+
     async def _carry_out(self, command: Command) -> None:
         match command:
+            case Begin(step=Step.LAUNCH) if self._until_launch:
+                self._nursery.start_soon(self._stop_before_launch)
             case Begin(step=step):
                 self._begin(step)
             case Suspend():
@@ -303,21 +384,38 @@ class Job:
 
     async def _watch_startd(self) -> None:
         try:
-            while True:
-                message, fds = await self._channel.receive()
-                if isinstance(message, PassedCommand) and len(fds) == 1:
-                    serve = self._server_of(message.command)
-                    self._nursery.start_soon(serve, message, fds[0])
-                    continue
-                for fd in fds:
-                    os.close(fd)
-                if isinstance(message, RenewalAnnounced):
-                    self._nursery.start_soon(self._renewals.announced)
-                    continue
-                await self._post(_asked(message))
+            while not self._hushed:
+                with trio.CancelScope() as self._listening:
+                    message, fds = await self._channel.receive()
+                if not self._listening.cancelled_caught:
+                    await self._heard(message, fds)
         except (ChannelClosed, RpcFault):
             self._work.procd.expect_no_other()
             await self._post(StartdLost())
+        finally:
+            self._deaf.set()
+
+    async def _heard(self, message: object, fds: list[int]) -> None:
+        if isinstance(message, PassedCommand) and len(fds) == 1:
+            serve = self._server_of(message.command)
+            self._start_serving(partial(serve, message, fds[0]))
+            return
+        for fd in fds:
+            os.close(fd)
+        if isinstance(message, RenewalAnnounced):
+            self._start_serving(self._renewals.announced)
+            return
+        await self._post(_asked(message))
+
+    def _start_serving(self, serve: Callable[[], Awaitable[None]]) -> None:
+        self._under_way += 1
+        self._nursery.start_soon(self._serve, serve)
+
+    async def _serve(self, serve: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await serve()
+        finally:
+            self._under_way -= 1
 
     def _server_of(self, command: int) -> Callable[[PassedCommand, int], Awaitable[None]]:
         match command:
