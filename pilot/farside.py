@@ -23,7 +23,7 @@ from typing import Any
 import trio
 from attrs import evolve, frozen
 
-from pilot.inquiry import Patience, Whose, ask_pilot, inquire
+from pilot.inquiry import Patience, Whose, ask_pilot, end_in_count, inquire
 from pilot.ledger import identity_of
 from pilot.standing import Rules
 from pilot.switch import (
@@ -223,7 +223,7 @@ async def open_call(asking: Asking, verb: str, *, deadline_s: float, control: bo
     key, identity = identity_of(asking.credential)
     rules = Rules(asking.settings.glexec_retries, asking.settings.glexec_retry_delay)
     result = await inquire(
-        partial(_attempt, asking, verb, deadline_s, control),
+        partial(_counted_attempt, asking, verb, deadline_s, control),
         partial(ask_pilot, asking.switch, deadline_s),
         Whose(key, identity),
         rules,
@@ -238,7 +238,7 @@ async def _open_plainly(asking: Asking, verb: str, deadline_s: float, control: b
     retries = make_retries(asking.settings)
     failures = 0
     while True:
-        attempt = await _attempt(asking, verb, deadline_s, control)
+        attempt = await _counted_attempt(asking, verb, deadline_s, control)
         if isinstance(attempt, FarSide):
             return attempt
         failures += 1
@@ -320,6 +320,18 @@ def _is_there(pid: int) -> bool:
     except OSError:
         return False
     return True
+
+
+async def _counted_attempt(asking: Asking, verb: str, deadline_s: float, control: bool) -> FarSide | Outcome:
+    """One attempt, counted where the node's calls are."""
+    end = "abandoned"
+    try:
+        result = await _attempt(asking, verb, deadline_s, control)
+        end = "passed" if isinstance(result, FarSide) else end_in_count(result)
+        return result
+    finally:
+        if asking.patience is not None:
+            asking.patience.ledger.count(end)
 
 
 async def _attempt(asking: Asking, verb: str, deadline_s: float, control: bool) -> FarSide | Outcome:

@@ -127,7 +127,7 @@ def _note_failure(
 
 
 async def note_pilot(ledger: Ledger, outcome: Outcome, dice: float) -> None:
-    """Note what became of a call of the pilot's own."""
+    """Count a call of the pilot's own, and note what became of it."""
 
     def note(now: Standing, now_s: float) -> tuple[Standing, None]:
         if outcome == Exited(0):
@@ -136,7 +136,15 @@ async def note_pilot(ledger: Ledger, outcome: Outcome, dice: float) -> None:
             return standing.pilot_unusable(now, now_s=now_s), None
         return standing.pilot_failed(now, words=words_of(outcome), now_s=now_s, dice=dice), None
 
+    ledger.count(end_in_count(outcome))
     await ledger.change(note)
+
+
+def end_in_count(outcome: Outcome) -> str:
+    """How a call ended, as `pilot.ledger` counts it. A user's call that passed has no outcome yet."""
+    if outcome == Exited(0):
+        return "passed"
+    return "misused" if isinstance(outcome, Misused) else kind_of(outcome)
 
 
 def kind_of(outcome: Outcome) -> standing.Kind:

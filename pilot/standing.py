@@ -47,6 +47,9 @@ WORDS_CHARACTERS = 500
 Verdict = Literal["", "refused", "unclear"]
 # The switch itself said no (203); it is out of order (202, no answer); the call ended in a way without a meaning.
 Kind = Literal["", "denied", "unavailable", "broken"]
+# How calls are counted, for the report of a pilot: as single calls, whatever they turn out to mean together. Abandoned:
+# the caller was told to end before the far side had spoken.
+ENDS = ("passed", "denied", "unavailable", "misused", "broken", "abandoned")
 
 
 @frozen

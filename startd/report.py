@@ -1,13 +1,16 @@
-"""What a pilot has done by its end: jobs and seconds by outcome, CPU, memory. Pure; the startd writes it down."""
+"""What a pilot has done by its end: jobs and seconds by outcome, CPU, memory, calls of the identity switch. Pure; the
+startd writes it down."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
 
 from pilot import osgtest
+from pilot.standing import ENDS
 
 # In the order of the table. The first four are glideinWMS's good and bad ends.
 OUTCOMES = (
@@ -51,12 +54,13 @@ def outcome_of(job: Job) -> str:
 
 @attrs.define
 class Report:
-    """Counts from the pilot's start on. ``cpus``: what it has."""
+    """Counts from the pilot's start on. ``cpus``: what it has. ``calls``: of the switch, by their ends (ENDS)."""
 
     name: str
     started_at: float
     cpus: int
     rows: dict[str, Row] = attrs.field(factory=lambda: {outcome: Row() for outcome in OUTCOMES})
+    calls: Mapping[str, int] = attrs.field(factory=lambda: dict.fromkeys(ENDS, 0))
 
     def add(self, job: Job) -> None:
         """One more."""
@@ -80,6 +84,7 @@ class Report:
             "jobs": sum(row.jobs for row in self.rows.values()),
             "busy_fraction": round(self._busy(now), 4),
             "outcomes": jobs,
+            "switch_calls": {"all": sum(self.calls.values()), **self.calls},
         }
 
     def _busy(self, now: float) -> float:
@@ -102,9 +107,17 @@ class Report:
                 )
         if not any(row.jobs for row in self.rows.values()):
             table.add_row("no job", "0", "0", "0", "0")
+        calls = Table()
+        calls.add_column("switch calls")
+        calls.add_column("number", justify="right")
+        calls.add_row("all", str(sum(self.calls.values())))
+        for end, number in self.calls.items():
+            if number:
+                calls.add_row(end, str(number))
         console = Console(width=width, file=None, force_terminal=False)
         with console.capture() as captured:
             console.print(table)
+            console.print(calls)
         return captured.get()
 
     def as_xml(self, *, now: float, reason: str, status: int) -> str:
@@ -115,6 +128,8 @@ class Report:
             metrics += [(f"{word}JobsNr", str(row.jobs)), (f"{word}JobsTime", f"{row.slot_s:.0f}")]
         total = sum(row.jobs for row in self.rows.values())
         metrics += [("TotalJobsNr", str(total)), ("BusyFraction", f"{self._busy(now):.4f}")]
+        metrics += [("SwitchCallsNr", str(sum(self.calls.values())))]
+        metrics += [(f"SwitchCalls{end.capitalize()}Nr", str(number)) for end, number in self.calls.items()]
         ok = status in (0, 99)
         if not ok:
             metrics.insert(0, ("failure", "WN_Resource"))

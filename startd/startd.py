@@ -204,6 +204,7 @@ class Startd:
     def _write_report(self) -> None:
         """A table for people, and files for scripts beside the logs. One that cannot be written ends no pilot badly."""
         now, status, reason = time.time(), self._status, self._reason
+        self.report.calls = self._switch_watch.ledger.counts()
         print(self.report.as_table(now=now, reason=reason), end="", flush=True)
         files = {
             "pilot-report.json": json.dumps(self.report.as_json(now=now, reason=reason, status=status), indent=1)

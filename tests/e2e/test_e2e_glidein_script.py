@@ -123,11 +123,14 @@ def test_a_batch_systems_warning_ends_the_pilot_in_order(jobs: Jobs) -> None:
     assert jobs.done(first)["exit_code"] == 0
     second = jobs.submit("alice", "sleep 600")
     jobs.wait_for(second, "running")
+    jobs.until("its program", lambda: "sleep" in jobs.processes("alice").values())
     run.process.send_signal(signal.SIGTERM)
     status, said = run.ends()
     assert status == 0, said
     metrics = {metric.get("name"): metric.text for metric in run.result.iter("metric")}
     assert (metrics["ExitedWith0JobsNr"], metrics["EvictedJobsNr"]) == ("1", "1"), f"{metrics} {said}"
+    asked = len(jobs.calls(first) + jobs.calls(second))  # by the site's own root log
+    assert (metrics["SwitchCallsNr"], metrics["SwitchCallsPassedNr"]) == (str(asked), str(asked))
     jobs.wait_for(second, "idle")
     jobs.remove("alice", second)
     jobs.until_nothing_is_left_of("alice")

@@ -6,6 +6,7 @@ import fcntl
 import json
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from pilot import standing
 from pilot.inquiry import Patience, Whose, ask_pilot, inquire, note_pilot
 from pilot.ledger import Ledger, identity_of, note_identity
 from pilot.standing import Go, Rules, Standing, Stop, Wait, Wish
-from pilot.switch import Broken, Denied, Exited, GlexecSwitch, Misused, Outcome, Unavailable
+from pilot.switch import Broken, Denied, Exited, GlexecSwitch, Misused, Outcome, Signalled, Unavailable
 
 RULES = Rules(retries=3, delay_s=5.0)
 USER, OTHER = "user", "other"
@@ -540,6 +541,38 @@ async def test_who_holds_the_lock_for_ever_stops_nobody(tmp_path: Path, autojump
         passed = await ledger.change(lambda now, now_s: (standing.passed(now, "u", identity="", now_s=now_s), "result"))
     assert passed == "result"
     assert ledger.read() == Standing(probe=True)
+
+
+def test_calls_are_counted_by_many_at_once_and_by_their_ends(tmp_path: Path) -> None:
+    ledger = Ledger.of(tmp_path)
+    ledger.begin(probe=True)
+    with ThreadPoolExecutor(8) as several:
+        for end in standing.ENDS:
+            for _ in range(50):
+                several.submit(Ledger.of(tmp_path).count, end)
+        several.submit(ledger.count, "denied")
+    assert ledger.counts() == {**dict.fromkeys(standing.ENDS, 50), "denied": 51}
+    assert (tmp_path / "switch-calls").stat().st_mode & 0o777 == 0o600
+    ledger.begin(probe=True)
+    assert ledger.counts() == dict.fromkeys(standing.ENDS, 0)
+
+
+def test_a_count_that_cannot_be_written_costs_no_call(tmp_path: Path) -> None:
+    ledger = Ledger.of(tmp_path / "not there")
+    ledger.count("passed")
+    assert ledger.counts() == dict.fromkeys(standing.ENDS, 0)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "end"),
+    [
+        (Exited(0), "passed"), (Exited(1), "broken"), (Signalled(9), "broken"), (Denied("no"), "denied"),
+        (Unavailable("503"), "unavailable"), (Misused("root"), "misused"), (Broken("127"), "broken"),
+    ],
+)  # fmt: skip
+async def test_each_call_of_the_pilots_own_is_counted(ledger: Ledger, outcome: Outcome, end: str) -> None:
+    await note_pilot(ledger, outcome, 0.0)
+    assert ledger.counts() == {**dict.fromkeys(standing.ENDS, 0), end: 1}
 
 
 def test_whose_a_credential_is_stands_beside_it(tmp_path: Path) -> None:

@@ -6,17 +6,19 @@ import json
 import os
 import signal
 import socket
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 import trio
+from attrs import evolve
 
 from pilot.control import Ended, Linger, parse_control, read_ended, read_linger
 from pilot.farside import Asking, CallFailed, open_call, without_hello
 from pilot.inquiry import Patience
 from pilot.ledger import Ledger, note_identity
-from pilot.standing import refused
+from pilot.standing import ENDS, refused
 from pilot.switch import (
     Broken,
     Call,
@@ -385,9 +387,37 @@ async def failure(context: Context, *, deadline_s: float = 20) -> CallFailed:
 )
 async def test_a_call_without_a_hello(tmp_path: Path, text: str, attempts: int, code: str, outcome: Outcome) -> None:
     count = tmp_path / "count"
-    failed = await failure(glexec_context(tmp_path / "glexec", f"echo >> {count}\n{text}", retries=2))
+    ledger = Ledger.of(tmp_path)
+    context = glexec_context(tmp_path / "glexec", f"echo >> {count}\n{text}", retries=2)
+    failed = await failure(evolve(context, patience=Patience(ledger, 60.0)))
     assert (failed.code, failed.outcome) == (code, outcome)
     assert len(count.read_text().splitlines()) == attempts
+    assert ledger.counts() == {**dict.fromkeys(ENDS, 0), code: attempts}
+
+
+async def test_failed_calls_of_a_users_and_the_pilots_own_are_counted(tmp_path: Path) -> None:
+    mark, ledger = tmp_path / "mark", Ledger.of(tmp_path)
+    ledger.begin(probe=True)
+    glexec = script(tmp_path / "glexec", f'echo >> {mark}; [ $(wc -l < {mark}) -gt 2 ] && exec "$@"; exit 203')
+    asking = Asking(
+        GlexecSwitch(glexec, None, log_only=True), Settings(), "t", tmp_path / "proxy.pem",
+        patience=Patience(ledger, 60.0),
+    )  # fmt: skip
+    far = await open_call(asking, "launch", deadline_s=20)
+    await far.end()
+    assert ledger.counts() == {**dict.fromkeys(ENDS, 0), "denied": 2, "passed": 2}
+
+
+async def test_a_call_that_is_cancelled_is_counted_as_abandoned(tmp_path: Path) -> None:
+    ledger = Ledger.of(tmp_path)
+    context = glexec_context(tmp_path / "glexec", f"echo $$ > {tmp_path}/pid; exec sleep 600", retries=0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(open_call, evolve(context, patience=Patience(ledger, 60.0)), "x", deadline_s=60))
+        with trio.fail_after(20):
+            while not (tmp_path / "pid").exists():  # noqa: ASYNC110 - a file, written by a process
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    assert ledger.counts() == {**dict.fromkeys(ENDS, 0), "abandoned": 1}
 
 
 async def test_a_call_that_works_the_second_time(tmp_path: Path) -> None:

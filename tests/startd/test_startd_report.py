@@ -48,6 +48,25 @@ def test_jobs_add_up() -> None:
     assert (whole["jobs"], whole["lived_s"], whole["busy_fraction"]) == (3, 100.0, round(41 / 400, 4))
 
 
+def test_calls_of_the_switch_are_in_every_form() -> None:
+    made = report()
+    made.calls = {"passed": 7, "denied": 2, "unavailable": 0, "misused": 0, "broken": 1}
+    said = made.as_json(now=1100.0, reason="", status=0)["switch_calls"]
+    assert said == {"all": 10, "passed": 7, "denied": 2, "unavailable": 0, "misused": 0, "broken": 1}
+    rows = [line.strip("│┃ ").split() for line in made.as_table(now=1100.0, reason="").splitlines()]
+    assert [(row[0], row[-1]) for row in rows if row and row[-1].isdigit()][-4:] == [
+        ("all", "10"), ("passed", "7"), ("denied", "2"), ("broken", "1"),
+    ]  # fmt: skip
+    root = ElementTree.fromstring(made.as_xml(now=1100.0, reason="", status=0))
+    metrics = {metric.get("name"): metric.text for metric in root.iter("metric")}
+    assert (metrics["SwitchCallsNr"], metrics["SwitchCallsPassedNr"], metrics["SwitchCallsDeniedNr"]) == (
+        "10",
+        "7",
+        "2",
+    )
+    assert (metrics["SwitchCallsUnavailableNr"], metrics["SwitchCallsBrokenNr"]) == ("0", "1")
+
+
 def test_the_table_shows_what_happened_and_nothing_else() -> None:
     table = report().as_table(now=1100.0, reason="it is time")
     assert "exited with 0" in table
