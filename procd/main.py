@@ -141,14 +141,17 @@ class Daemon:
         self._check_every_s = settings.sailplane_full_scan_interval
 
     async def run(self, log: logs.Contextual) -> bool:
-        """Serve until SIGTERM, SIGINT or the lifeline's end, then stop all families; True when all are
-        empty."""
+        """Serve until the lifeline's end, or SIGINT or (without one) SIGTERM, then stop all families; True when all are
+        empty. A batch system sends SIGTERM to all of a pilot: the startd ends it in order, and needs us for that."""
         service = Service(
             self._families, self._lookout, self._signaller, self._trackers, log, check_every_s=self._check_every_s
         )
         # The kernel's, when the startd dies while one of this process group is stopped: there is work to do then.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        with self._always, trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        if self._lifeline_fd is not None:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        wanted = {signal.SIGINT, signal.SIGTERM} if self._lifeline_fd is None else {signal.SIGINT}
+        with self._always, trio.open_signal_receiver(*wanted) as signals:
             async with trio.open_nursery() as nursery:
                 if self._calls is not None:
                     await nursery.start(self._calls.run)

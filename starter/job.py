@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import random
+import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 
@@ -93,6 +94,8 @@ PROXY_LOOK_EVERY_S = 30.0
 PROXY_JITTER_FRACTION = 0.2
 # A renewal or a visit that is under way when the input is there: how soon its end is seen.
 QUIET_LOOK_S = 0.02
+# 1013: the vacate code of a pilot that shuts down.
+TERMINATED = DeactivateAsked("the batch system ends the pilot (SIGTERM)", 1013, soft=True, output=False)
 # Exit status of a wrapper or switch that could not tell the job's own (wait(2) form of exit code 255).
 UNKNOWN_WAIT_STATUS = 255 << 8
 
@@ -128,6 +131,8 @@ class Job:
         self._step_over = trio.Event()
         self._step_over.set()
         self._outcome: Event | None = None
+        # a SIGTERM has come, and nothing has followed from it yet
+        self._told_to_end = False
         self._under_way = 0
         self._hushed = False
         self._listening = trio.CancelScope()
@@ -144,6 +149,7 @@ class Job:
             self._nursery = nursery
             if self._work.ahead is None:
                 self._work.ahead = Ahead(nursery, self._log)
+            self._hear_signal()
             nursery.start_soon(self._watch_shadow)
             nursery.start_soon(self._watch_startd)
             nursery.start_soon(reap_orphans)
@@ -157,6 +163,29 @@ class Job:
             await self._say(self._ended())
             nursery.cancel_scope.cancel()
         return status
+
+    def _hear_signal(self) -> None:
+        """A batch system that ends a pilot may send SIGTERM to every process of it: the job has had its own, too."""
+        wake = trio.lowlevel.current_trio_token().run_sync_soon
+
+        def told(*_: object) -> None:
+            self._told_to_end = True
+            wake(self._tell_signal)
+
+        signal.signal(signal.SIGTERM, told)
+
+    def _tell_signal(self) -> None:
+        with suppress(trio.WouldBlock, trio.BrokenResourceError):  # then there are others that will be looked at
+            self._tell.send_nowait(TERMINATED)
+
+    async def _events(self) -> AsyncIterator[Event]:
+        """In their order, but what the signal wants goes first: a job that had it, too, did not end by itself."""
+        async for event in self._told:
+            if self._told_to_end:
+                self._told_to_end = False
+                yield TERMINATED
+            if event is not TERMINATED:
+                yield event
 
     def _go_on(self, handed: HandOver) -> None:
         """Take up the watches of another process, and launch the job."""
@@ -215,7 +244,7 @@ class Job:
             await self._say(LeftElsewhere(updates.one_line(left)))
 
     async def _live(self) -> int:
-        async for event in self._told:
+        async for event in self._events():
             if type(event) not in FACTS and event is not self._outcome:
                 continue  # of a step that another one overtook while this waited
             before = self._life.state

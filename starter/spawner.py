@@ -174,7 +174,7 @@ def _wakeup_on_child() -> int:
 def _forget_parent(keep: set[int]) -> None:
     """The child's own state: no wakeup, default signals, no descriptor of the spawner's."""
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGCHLD, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     for name in os.listdir("/proc/self/fd"):
         if int(name) not in keep:
@@ -186,6 +186,7 @@ def _forget_parent(keep: set[int]) -> None:
 
 def ignore_terminal() -> None:
     """The startd decides what becomes of its starters: not Ctrl-C at a terminal, which goes to the whole process group,
-    and not SIGHUP, which the kernel sends to the group when the startd dies while one of us is stopped (setpgid(2))."""
-    for number in (signal.SIGINT, signal.SIGHUP):
+    not a batch system that sends SIGTERM to all of a pilot, and not SIGHUP, which the kernel sends to the group when
+    the startd dies while one of us is stopped (setpgid(2))."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import xml.etree.ElementTree as ElementTree
@@ -12,20 +11,17 @@ from pathlib import Path
 import attrs
 import pytest
 
-from demo import layout
 from demo.daemons import switched
-from demo.site import Site
-from tests.e2e.conftest import POOL_KNOBS, STARTD_KNOBS
+from tests.e2e.e2e_glidein import own, pool_for_glideins, prepare
 from tests.e2e.e2e_jobs import Jobs
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.timeout(300)]
 
-SCRIPT = Path(__file__).parents[2] / "conf" / "glidein.sh"
 WITHIN_S = 90.0
 
 
 @attrs.define
-class Glidein:
+class Run:
     """One run of the script at the pilot's account."""
 
     process: subprocess.Popen[str]
@@ -41,63 +37,21 @@ class Glidein:
         return ElementTree.parse(self.work / "otrb_output.xml").getroot()
 
 
+def glidein(jobs: Jobs, name: str, lines: dict[str, object], **knobs: object) -> Run:
+    made = prepare(jobs, name, lines, **knobs)
+    process = subprocess.Popen(
+        made.argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=made.environment | {"_CONDOR_START": "FALSE", "PYTHONHOME": "/nowhere"}, cwd=made.home, umask=0o022,
+        start_new_session=True, **switched(jobs.site.accounts["pilot"]),
+    )  # fmt: skip
+    return Run(process, made.work)
+
+
 @pytest.fixture(scope="module")
 def jobs() -> Iterator[Jobs]:
-    """A pool without an execution point; its end must leave nothing behind."""
-    with Site.open("test", linger=True) as site:
-        site.start_pool(**POOL_KNOBS)
-        token = site.layout.pilot / "tokens.d" / "startd.token"
-        token.write_bytes(site.layout.startd_token.read_bytes())
-        own(site, token, 0o600)
-        yield Jobs(site)
-        site.stop()
-        assert site.left == []
-
-
-def own(site: Site, path: Path, mode: int) -> None:
-    account = site.accounts["pilot"]
-    os.chown(path, account.uid, account.gid)
-    path.chmod(mode)
-
-
-def runtime(site: Site) -> Path:
-    """A directory as a script would have fetched it."""
-    program = site.layout.root / "runtime" / "bin" / "sailplane-startd"
-    if not program.exists():
-        program.parent.mkdir(parents=True)
-        words = site.runtime.argv("sailplane-startd")
-        exports = "".join(f"export {name}='{value}'\n" for name, value in site.runtime.environment.items())
-        program.write_text(f'#!/bin/sh\n{exports}exec {words[0]} {words[1]} "{words[2]}" "$@"\n')
-        program.chmod(0o755)
-    return program.parent.parent
-
-
-def glidein(jobs: Jobs, name: str, lines: dict[str, object], **knobs: object) -> Glidein:
-    site, pilot = jobs.site, jobs.site.layout.pilot
-    assert site.installed is not None
-    collector = site.layout.collector_address.read_text().splitlines()[0]
-    values = layout.startd_values(site.layout, collector=collector, switch=site.installed.front) | STARTD_KNOBS
-    for taken in ("LOCAL_DIR", "NUM_CPUS", "COLLECTOR_HOST", "SAILPLANE_PILOT_PROXY"):
-        values.pop(taken, None)
-    values["SEC_TOKEN_DIRECTORY"] = pilot / "tokens.d"
-    work = pilot / name
-    settings = pilot / f"{name}.conf"
-    settings.write_text(layout.text(values | knobs))
-    own(site, settings, 0o644)
-    keys: dict[str, object] = {
-        "SAILPLANE_RUNTIME": runtime(site), "SAILPLANE_CONFIG": settings, "GLIDEIN_Collector": collector,
-        "X509_USER_PROXY": site.layout.pilot_proxy, "GLIDEIN_CPUS": 2, "GLIDEIN_Site": "TEST-SITE", **lines,
-    }  # fmt: skip
-    config = pilot / f"{name}.glidein_config"
-    config.write_text("".join(f"{key} {value}\n" for key, value in keys.items()))
-    own(site, config, 0o600)
-    process = subprocess.Popen(
-        ["/bin/bash", str(SCRIPT), str(config), str(work)],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=site.environment(pilot) | {"_CONDOR_START": "FALSE", "PYTHONHOME": "/nowhere"}, cwd=pilot, umask=0o022,
-        start_new_session=True, **switched(site.accounts["pilot"]),
-    )  # fmt: skip
-    return Glidein(process, work)
+    """A pool without an execution point."""
+    with pool_for_glideins() as made:
+        yield made
 
 
 def test_a_pilot_that_finds_no_job_ends_well_and_reports(jobs: Jobs) -> None:
