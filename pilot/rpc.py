@@ -165,11 +165,6 @@ class Channel:
             raise RpcRefused(reply.code, reply.text)
         return reply, received
 
-    @property
-    def idle(self) -> bool:
-        """Whether it is between two messages both ways: another process that has the socket, too, may go on."""
-        return not (self._unsent or self._sending.locked() or self._incoming.begun)
-
     def close(self) -> None:
         """Close at once; whoever waits in `send` or `receive` gets ChannelClosed."""
         self._sock.close()
@@ -215,10 +210,6 @@ class _Incoming:
         message = protocol.decode(body)
         fds, self._fds = self._fds, []
         return message, fds
-
-    @property
-    def begun(self) -> bool:
-        return self._frame.begun or bool(self._fds)
 
     def discard(self) -> None:
         _close_all(self._fds)

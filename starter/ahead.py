@@ -11,7 +11,6 @@ A call that is not taken in time was one too many for the site, so it is opened 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 import attrs
 import trio
@@ -114,40 +113,11 @@ class Ahead:
                 await far.end()
 
 
-@attrs.define(eq=False)
-class AheadElsewhere:
-    """The same for a process that ends before the call is wanted: ``tell`` has another one open it, and with None drop
-    it."""
-
-    tell: Callable[[Asking | None], None]
-    _opened: bool = False
-
-    def open(self, asking: Asking, verb: str, *, deadline_s: float, control: bool = False) -> None:
-        """As ``Ahead.open``, with the bounds that the other process knows; only for the launch."""
-        assert verb == LAUNCH
-        if not self._opened:
-            self._opened = True
-            self.tell(asking)
-
-    async def take(self, _verb: str) -> None:
-        """There is none here."""
-
-    def drop(self) -> None:
-        if self._opened:
-            self._opened = False
-            self.tell(None)
-
-    def step_begins(self, step: Step) -> None:
-        """As ``Ahead.step_begins``."""
-        if step not in WANTED_IN[LAUNCH]:
-            self.drop()
-
-
 async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
     await event.wait()
     scope.cancel()
 
 
-async def taken(ahead: Ahead | AheadElsewhere | None, verb: str) -> FarSide | None:
+async def taken(ahead: Ahead | None, verb: str) -> FarSide | None:
     """The call for `verb` of a job that may have nobody to keep one."""
     return None if ahead is None else await ahead.take(verb)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hmac
 import logging
 import secrets
-import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
@@ -77,15 +76,6 @@ class ChirpServer:
             raise StageFailed("chirp", f"no port for the job's chirp: {fault.strerror}") from fault
         port = self._listener.socket.getsockname()[1]
         return chirp.config_line(port, self.cookie)
-
-    def detach(self) -> int:
-        """Give up the descriptor that is listened on, before ``run``: for another process, and its ``adopt``."""
-        assert self._listener is not None
-        return self._listener.socket.detach()
-
-    def adopt(self, fd: int) -> None:
-        """Go on with one of another process, in place of ``open``."""
-        self._listener = trio.SocketListener(trio.socket.from_stdlib_socket(socket.socket(fileno=fd)))
 
     async def run(self) -> None:
         """Serve until cancelled."""

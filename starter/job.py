@@ -13,7 +13,6 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from functools import partial
 
 import trio
 
@@ -57,7 +56,6 @@ from starter.events import (
     SuspendAsked,
 )
 from starter.furnish import as_file
-from starter.handover import HandOver, Reached, hand_over
 from starter.launching import verdict_around
 from starter.life import Life, State
 from starter.messages import (
@@ -92,8 +90,6 @@ MAX_WAITING_EVENTS = 64
 PROXY_LOOK_EVERY_S = 30.0
 # So that the jobs of one proxy do not all end in the same second.
 PROXY_JITTER_FRACTION = 0.2
-# A renewal or a visit that is under way when the input is there: how soon its end is seen.
-QUIET_LOOK_S = 0.02
 # 1013: the vacate code of a pilot that shuts down.
 TERMINATED = DeactivateAsked("the batch system ends the pilot (SIGTERM)", 1013, soft=True, output=False)
 # Exit status of a wrapper or switch that could not tell the job's own (wait(2) form of exit code 255).
@@ -101,31 +97,16 @@ UNKNOWN_WAIT_STATUS = 255 << 8
 
 
 class Job:
-    """One activation. ``run`` once.
+    """One activation. ``run`` once."""
 
-    ``until_launch``: another process is to launch the job. ``handed``: this is that process.
-    """
-
-    def __init__(
-        self,
-        work: Work,
-        channel: Channel,
-        log: logging.LoggerAdapter[logging.Logger],
-        *,
-        until_launch: bool = False,
-        handed: HandOver | None = None,
-    ) -> None:
+    def __init__(self, work: Work, channel: Channel, log: logging.LoggerAdapter[logging.Logger]) -> None:
         self._work = work
         self._channel = channel
         self._log = log
-        self._until_launch = until_launch
-        self._handed = handed
-        self._life = Life() if handed is None else handed.reached.life()
+        self._life = Life()
         self._visits = Visits(work, lambda: self._life.state, log)
         self._renewals = Renewals(work, lambda: self._life.state, self._post, log)
         self._police = Police(work, self._visits, lambda: self._life.state, self._post, log)
-        if handed is not None:
-            self._police.began_s = handed.began_s
         self._tell, self._told = trio.open_memory_channel[Event](MAX_WAITING_EVENTS)
         self._step_scope = trio.CancelScope()
         self._step_over = trio.Event()
@@ -133,31 +114,21 @@ class Job:
         self._outcome: Event | None = None
         # a SIGTERM has come, and nothing has followed from it yet
         self._told_to_end = False
-        self._under_way = 0
-        self._hushed = False
-        self._listening = trio.CancelScope()
-        self._deaf = trio.Event()
 
-    async def run(self) -> int | None:
-        """Until the activation is over; returns the starter's exit status. None: until its launch, which is for another
-        process, with what `hand_over` gives.
+    async def run(self) -> int:
+        """Until the activation is over; returns the starter's exit status.
 
         Cancelling it abandons the job where it stands: procd stops the family when this process ends.
         """
-        status: int | None = None
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            if self._work.ahead is None:
-                self._work.ahead = Ahead(nursery, self._log)
+            self._work.ahead = Ahead(nursery, self._log)
             self._hear_signal()
             nursery.start_soon(self._watch_shadow)
             nursery.start_soon(self._watch_startd)
             nursery.start_soon(reap_orphans)
             nursery.start_soon(self._work.procd.keep)
-            if self._handed is None:
-                self._begin(Step.ASK)
-            else:
-                self._go_on(self._handed)
+            self._begin(Step.ASK)
             status = await self._live()
             await self._tell_of_trouble(status)
             await self._say(self._ended())
@@ -186,52 +157,6 @@ class Job:
                 yield TERMINATED
             if event is not TERMINATED:
                 yield event
-
-    def _go_on(self, handed: HandOver) -> None:
-        """Take up the watches of another process, and launch the job."""
-        self._renewals.resume(handed.proxy_words, stale=handed.proxy_stale)
-        if self._work.credential is not None:
-            self._nursery.start_soon(self._watch_proxy)
-            self._nursery.start_soon(self._renewals.run)
-        self._nursery.start_soon(self._police.watch_time)
-        self._serve_chirp()
-        self._begin(Step.LAUNCH)
-
-    async def _stop_before_launch(self) -> None:
-        """Have ``run`` end when nothing else is under way: what is half done would be lost with this process."""
-        while self._life.state is State.LAUNCHING:
-            self._hushed = True
-            self._listening.cancel()
-            await self._deaf.wait()
-            if self._is_quiet():
-                self._nursery.cancel_scope.cancel()
-                return
-            self._hushed, self._deaf = False, trio.Event()
-            self._nursery.start_soon(self._watch_startd)
-            await trio.sleep(QUIET_LOOK_S)
-
-    def _is_quiet(self) -> bool:
-        waiting = self._told.statistics()
-        return (
-            self._life.state is State.LAUNCHING
-            and not self._life.disconnected
-            and not self._under_way
-            and not waiting.current_buffer_used
-            and not waiting.tasks_waiting_send
-            and self._channel.idle
-            and self._work.shadow.idle
-            and self._renewals.idle
-        )
-
-    def hand_over(self) -> tuple[HandOver, list[int]]:
-        """For the process that launches the job, after ``run`` gave None: the message, and its descriptors.
-
-        Raises:
-            PeerFault: the shadow went away in this very moment.
-        """
-        renewals = self._renewals
-        reached = Reached.of(self._life)
-        return hand_over(self._work, reached, self._police.began_s, words=renewals.words, stale=renewals.stale)
 
     async def _tell_of_trouble(self, status: int) -> None:
         """For the logs: how a failure came about, and what is left of the job."""
@@ -270,8 +195,8 @@ class Job:
             self._nursery.start_soon(self._watch_proxy)
             self._nursery.start_soon(self._renewals.known)
             self._nursery.start_soon(self._renewals.run)
-        elif isinstance(event, StagedIn) and not self._until_launch:
-            self._serve_chirp()
+        elif isinstance(event, StagedIn) and self._work.chirp is not None:
+            self._nursery.start_soon(self._work.chirp.run)
         elif isinstance(event, JobKnown) and event.refusal is None:
             self._nursery.start_soon(self._police.watch_time)
         if isinstance(event, Started):
@@ -287,14 +212,8 @@ class Job:
         elif isinstance(event, JobEnded) and self._life.verdict is not None and wants_output(self._life.verdict):
             steps.open_output(self._work)
 
-    def _serve_chirp(self) -> None:
-        if self._work.chirp is not None:
-            self._nursery.start_soon(self._work.chirp.run)
-
     async def _carry_out(self, command: Command) -> None:
         match command:
-            case Begin(step=Step.LAUNCH) if self._until_launch:
-                self._nursery.start_soon(self._stop_before_launch)
             case Begin(step=step):
                 self._begin(step)
             case Suspend():
@@ -413,38 +332,21 @@ class Job:
 
     async def _watch_startd(self) -> None:
         try:
-            while not self._hushed:
-                with trio.CancelScope() as self._listening:
-                    message, fds = await self._channel.receive()
-                if not self._listening.cancelled_caught:
-                    await self._heard(message, fds)
+            while True:
+                message, fds = await self._channel.receive()
+                if isinstance(message, PassedCommand) and len(fds) == 1:
+                    serve = self._server_of(message.command)
+                    self._nursery.start_soon(serve, message, fds[0])
+                    continue
+                for fd in fds:
+                    os.close(fd)
+                if isinstance(message, RenewalAnnounced):
+                    self._nursery.start_soon(self._renewals.announced)
+                    continue
+                await self._post(_asked(message))
         except (ChannelClosed, RpcFault):
             self._work.procd.expect_no_other()
             await self._post(StartdLost())
-        finally:
-            self._deaf.set()
-
-    async def _heard(self, message: object, fds: list[int]) -> None:
-        if isinstance(message, PassedCommand) and len(fds) == 1:
-            serve = self._server_of(message.command)
-            self._start_serving(partial(serve, message, fds[0]))
-            return
-        for fd in fds:
-            os.close(fd)
-        if isinstance(message, RenewalAnnounced):
-            self._start_serving(self._renewals.announced)
-            return
-        await self._post(_asked(message))
-
-    def _start_serving(self, serve: Callable[[], Awaitable[None]]) -> None:
-        self._under_way += 1
-        self._nursery.start_soon(self._serve, serve)
-
-    async def _serve(self, serve: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await serve()
-        finally:
-            self._under_way -= 1
 
     def _server_of(self, command: int) -> Callable[[PassedCommand, int], Awaitable[None]]:
         match command:

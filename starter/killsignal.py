@@ -14,7 +14,6 @@ import trio
 
 from cedar.commands import Syscall
 from cedar.errors import PeerFault
-from starter.ahead import Ahead
 from starter.description import Description
 from starter.shadow import ShadowRefused
 from starter.work import Work
@@ -43,7 +42,7 @@ async def soft_signal(work: Work) -> int:
             told.append((await work.shadow.remote(Syscall.GET_JOB_ATTR, "JobStatus"))[1].string())
         answered.set()
 
-    if isinstance(work.ahead, Ahead):  # in the job's nursery: a call to the shadow cannot be cut off, only left alone
+    if work.ahead is not None:  # in the job's nursery: a call to the shadow cannot be cut off, only left alone
         work.ahead.nursery.start_soon(ask)
         with trio.move_on_after(ASK_S):
             await answered.wait()

@@ -24,17 +24,12 @@ from pilot.inquiry import Patience
 from pilot.ledger import Ledger
 from pilot.rpc import Channel
 from pilot.settings import Settings, SettingsError, load
-from pilot.switch import Switch, make_switch
+from pilot.switch import make_switch
 from procd.client import ProcdClient
 from procd.messages import PROCD
-from starter import forerunner
-from starter.ahead import LAUNCH, Ahead, AheadElsewhere
 from starter.credential import Keys
 from starter.events import EXIT_FAILURE, EXIT_NORMAL
-from starter.forerunner import Forerunner
-from starter.handover import HANDOVER, OpenLaunch, take_over
 from starter.job import Job
-from starter.launch import Deadlines
 from starter.leftovers import search, words
 from starter.messages import STARTER, Activation
 from starter.orphans import become_subreaper
@@ -54,7 +49,7 @@ def warm_up() -> None:
     """What every starter would otherwise do for the first time by itself: lazy imports, message codecs (15 ms)."""
     "localhost".encode("idna").decode("ascii")  # codecs are imported with the first text in them
     list(Path("/nonexistent").glob("*"))
-    for protocol in (STARTER, PROCD, HANDOVER):
+    for protocol in (STARTER, PROCD):
         protocol.prepare()
     credentials.make_request("ec")
 
@@ -62,38 +57,17 @@ def warm_up() -> None:
 def run_starter(settings: Settings, activation: Activation, shadow: socket.socket, startd: socket.socket) -> int:
     """One activation in this process, which the spawner has just forked; returns its exit status."""
     become_subreaper()
-    switch, identity = make_switch(settings), own_identity()
-    log = logs.get("starter", slot=activation.slot.partition("@")[0])
-
-    def begin(starter: socket.socket | None) -> int:
-        return trio.run(_activation, settings, activation, switch, identity, shadow, startd, starter, log)
-
-    if settings.sailplane_switch == "userns":  # helper and lease are kept by the process that made the first call
-        return begin(None)
-    try:
-        fore = forerunner.fork(begin, log)
-    except OSError as fault:
-        log.warning("no forerunner (%s): the whole activation runs in one process", fault.strerror)
-        return begin(None)
-    shadow.close()
-    return trio.run(_launched, settings, activation, switch, fore, startd, log)
+    return trio.run(_activation, settings, activation, shadow, startd)
 
 
 async def _activation(
-    settings: Settings,
-    activation: Activation,
-    switch: Switch,
-    identity: tuple[int, int],
-    shadow_socket: socket.socket,
-    startd_socket: socket.socket,
-    starter: socket.socket | None,
-    log: logging.LoggerAdapter[logging.Logger],
+    settings: Settings, activation: Activation, shadow_socket: socket.socket, startd_socket: socket.socket
 ) -> int:
-    """All of it; or up to the launch, for a ``starter`` that goes on from there. ``identity``: the starter's."""
+    log = logs.get("starter", slot=activation.slot.partition("@")[0])
     channel = Channel(trio.socket.from_stdlib_socket(startd_socket), STARTER)
     shadow = Shadow(CedarStream.adopt(shadow_socket, activation.stream_state))
     try:
-        private_dir, place = _make_places(settings, ClassAd(activation.job_ad), identity)
+        private_dir, place = _make_places(settings, ClassAd(activation.job_ad))
     except OSError as fault:
         log.error("no job can run here now: %s: %s", fault.filename, fault.strerror)
         return EXIT_FAILURE
@@ -101,7 +75,7 @@ async def _activation(
     work = Work(
         settings=settings,
         activation=activation,
-        switch=switch,
+        switch=make_switch(settings),
         procd=procd,
         shadow=shadow,
         private_dir=private_dir,
@@ -109,21 +83,16 @@ async def _activation(
         place=place,
         keys=Keys(list(activation.proxy_keys), rsa=settings.sailplane_proxy_key == "rsa"),
     )
-    if starter is not None:
-        work.ahead = AheadElsewhere(partial(forerunner.tell_of_launch, starter))
-    job = Job(work, channel, log, until_launch=starter is not None)
-    status = await job.run()
-    if status is None:
-        assert starter is not None
-        forerunner.hand_over(starter, work, job)
-        return EXIT_NORMAL
-    await _end(work, log)
+    status = await Job(work, channel, log).run()
+    await shadow.aclose()
+    procd.close()
+    _tidy(work, log)
     return status
 
 
-def _make_places(settings: Settings, job_ad: ClassAd, identity: tuple[int, int]) -> tuple[Path, Place]:
+def _make_places(settings: Settings, job_ad: ClassAd) -> tuple[Path, Place]:
     """The private directory and the sandbox's; neither is there if one of them, or its note, cannot be."""
-    private_dir = make_private_dir(settings.sailplane_run_dir, *identity)
+    private_dir = make_private_dir(settings.sailplane_run_dir, *own_identity())
     with ExitStack() as on_failure:
         on_failure.callback(remove_private_dir, private_dir)
         place = make_place(settings.execute)
@@ -131,62 +100,6 @@ def _make_places(settings: Settings, job_ad: ClassAd, identity: tuple[int, int])
         write_note(private_dir, place, str(get_str(job_ad, "GlobalJobId", "unknown")))
         on_failure.pop_all()
     return private_dir, place
-
-
-async def _launched(
-    settings: Settings,
-    activation: Activation,
-    switch: Switch,
-    fore: Forerunner,
-    startd_socket: socket.socket,
-    log: logging.LoggerAdapter[logging.Logger],
-) -> int:
-    """What follows on the forerunner's part, if anything does."""
-    channel = Channel(trio.socket.from_stdlib_socket(startd_socket), STARTER)
-    procd = ProcdClient(activation.procd_socket)
-    async with trio.open_nursery() as nursery:
-        ahead = Ahead(nursery, log)
-        handed = await fore.listen(partial(_open_launch, settings, switch, ahead))
-        if handed is None:
-            status: int | None = await fore.ended()
-        else:
-            work = take_over(
-                handed.message,
-                handed.fds,
-                handed.catalogue,
-                settings=settings,
-                activation=activation,
-                switch=switch,
-                procd=procd,
-                ahead=ahead,
-            )
-            status = await Job(work, channel, log, handed=handed.message).run()
-            await _end(work, log)
-        nursery.cancel_scope.cancel()
-    assert status is not None
-    return status
-
-
-def _open_launch(settings: Settings, switch: Switch, ahead: Ahead, wanted: OpenLaunch | None) -> None:
-    if wanted is None:
-        ahead.drop()
-        return
-    patience = Patience(Ledger.of(settings.sailplane_run_dir), settings.sailplane_switch_patience, once=True)
-    context = Context(
-        switch=switch,
-        settings=settings,
-        audit_id=wanted.audit_id,
-        credential=wanted.credential,
-        place=wanted.root,
-        patience=patience,
-    )
-    ahead.open(context, LAUNCH, deadline_s=Deadlines().hello_s, control=True)
-
-
-async def _end(work: Work, log: logging.LoggerAdapter[logging.Logger]) -> None:
-    await work.shadow.aclose()
-    work.procd.close()
-    _tidy(work, log)
 
 
 def _tidy(work: Work, log: logging.LoggerAdapter[logging.Logger]) -> None:

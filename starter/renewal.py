@@ -101,7 +101,6 @@ class Renewals:
     _waiting: bytes | None = attrs.field(default=None, repr=False)
     _unstored: Credential | None = None
     _in_sandbox: Credential | None = None
-    _replacing: bool = False
     _broken_off_s: float = -math.inf
     _pulled_s: float = -math.inf
 
@@ -240,33 +239,20 @@ class Renewals:
             with trio.move_on_after(math.inf if done else pause_s):
                 await changed.wait()
 
-    @property
-    def idle(self) -> bool:
-        """Whether nothing of a renewal is under way that would be lost with this process."""
-        return not (self._one.locked() or self._replacing or self._waiting or self._unstored)
-
-    @property
-    def stale(self) -> bool:
-        """Whether the sandbox has an older proxy than we."""
-        return self.work.proxy_in_sandbox and self._in_sandbox is not self.work.credential
-
-    def resume(self, words: str, *, stale: bool) -> None:
-        """Go on from where another process was that knew the job's own proxy."""
-        self.words = words
-        self._in_sandbox = None if stale else self.work.credential
-
     def state_changed(self) -> None:
         """The job is in another phase: the sandbox may have become complete."""
-        if self.stale:
+        if self._stale():
             self._note_change()
+
+    def _stale(self) -> bool:
+        return self.work.proxy_in_sandbox and self._in_sandbox is not self.work.credential
 
     async def _up_to_date(self) -> bool:
         """False: to be tried again."""
-        if not self.stale or self.state() not in _WITH_SANDBOX:
+        if not self._stale() or self.state() not in _WITH_SANDBOX:
             return True
         new = self.work.credential
         assert new is not None
-        self._replacing = True
         try:
             await self._replace(new)
         except StageFailed as fault:
@@ -274,8 +260,6 @@ class Renewals:
             # What the job itself has put in the way stays its own affair until the next renewal.
             if fault.code != "store":
                 return False
-        finally:
-            self._replacing = False
         self._in_sandbox = new
         return True
 

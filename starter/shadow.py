@@ -7,9 +7,8 @@ then callers wait, and may be cancelled. How long a shadow is waited for is deci
 from __future__ import annotations
 
 import errno
-import socket
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import attrs
 import trio
@@ -111,19 +110,6 @@ class Shadow:
         """No other socket is waited for: whoever waits for one gets ``fault``."""
         self._given_up = fault
         self._taken.set()
-
-    @property
-    def idle(self) -> bool:
-        """Whether there is a socket, and no call under way on it."""
-        return not (self.lost or self._one_call.locked())
-
-    def export(self) -> tuple[socket.socket, dict[str, Any]]:
-        """Give up the present socket, for another process to go on with; ``listen`` has ended.
-
-        Raises:
-            PeerFault: it has ended.
-        """
-        return self._socket.export()
 
     async def aclose(self) -> None:
         await self._socket.drop(PeerFault("closed", "the job has ended"))

@@ -16,7 +16,6 @@ import socket
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 import attrs
 
@@ -121,13 +120,20 @@ class Spawner:
             self._answer(StarterFailed(ticket, f"fork: {fault.strerror}"))
             return
         if pid == 0:
-            end_with(lambda: self._be_child(work, fds), self.log)
+            self._be_child(work, fds)
         self.starters.add(pid)
         self._answer(StarterStarted(ticket, pid, ticks_of(pid) or 0))
 
-    def _be_child(self, work: Callable[[], int], fds: list[int]) -> int:
-        _forget_parent(keep={0, 1, 2, *fds, *logs.descriptors()})
-        return work()
+    def _be_child(self, work: Callable[[], int], fds: list[int]) -> None:
+        status = EXIT_BUG
+        try:
+            _forget_parent(keep={0, 1, 2, *fds, *logs.descriptors()})
+            status = work()
+        except BaseException:  # whatever it was: the process ends here, and must not go on as a second spawner
+            self.log.error("starter failed: %s", traceback.format_exc())
+        finally:
+            logging.shutdown()
+            os._exit(status)
 
     def _reap(self) -> None:
         """Wait for every child that has ended: starters, and orphans of starters that died."""
@@ -149,18 +155,6 @@ class Spawner:
             send_blocking(self.startd, SPAWNER, message)
         except (ChannelClosed, OSError):
             self.startd_gone = True
-
-
-def end_with(work: Callable[[], int], log: logging.LoggerAdapter[logging.Logger]) -> NoReturn:
-    """In a process that was just forked: do ``work`` and exit with its status."""
-    status = EXIT_BUG
-    try:
-        status = work()
-    except BaseException:  # whatever it was: the process ends here, and must not go on as a second of its parent
-        log.error("starter failed: %s", traceback.format_exc())
-    finally:
-        logging.shutdown()
-        os._exit(status)
 
 
 def _wakeup_on_child() -> int:

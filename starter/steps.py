@@ -21,12 +21,14 @@ from cedar.commands import HoldCode
 from cedar.errors import PeerFault, Refused
 from cedar.filetransfer import Ack, TransferLimits
 from cedar.sinful import Sinful
-from pilot import credentials, standing
+from pilot import credentials, logs, standing
 from pilot.ledger import identity_of, note_identity
 from pilot.rpc import RpcRefused
 from pilot.switch import Denied, Misused, Outcome, Unavailable
 from starter import ahead, checkpoint, furnish, launching, leftovers, orphans, tokens, updates
 from starter.checkpoint import checkpoint_names
+from starter.chirp import Delayed
+from starter.chirpserver import ChirpServer
 from starter.credential import ProxyUnusable, check_proxy, fetch_proxy, same_as
 from starter.description import CHIRP_CONFIG_NAME, WRAPPER_FAILURE_NAME, Unrunnable, describe
 from starter.events import (
@@ -227,7 +229,10 @@ async def _furnish_chirp(work: Work, inward: Inward) -> None:
     wishes = frozenset(wish for wish in work.description.chirp if settings.enable_chirp and allowed[wish])
     if not wishes:
         return
-    work.chirp = work.chirp_server(wishes)
+    assert work.job_ad is not None
+    patterns = settings.chirp_delayed_update_prefix.replace(",", " ").split()
+    delayed = Delayed(patterns, settings.chirp_delayed_update_max_attrs)
+    work.chirp = ChirpServer(work.shadow, wishes, delayed, work.job_ad, logs.get("chirp", slot=work.host))
     await furnish.lay(inward, CHIRP_CONFIG_NAME, await work.chirp.open(), furnish.PRIVATE)
 
 
@@ -415,7 +420,7 @@ async def send_sandbox(work: Work, verdict: Verdict) -> Event:
             uploads=uploads,
             deadline_s=work.settings.sailplane_switch_deadline,
             far=await ahead.taken(work.ahead, ahead.STAGE_OUT),
-            see_out=work.ahead.see_out if isinstance(work.ahead, ahead.Ahead) else None,
+            see_out=work.ahead.see_out if work.ahead is not None else None,
         ) as outward:
             complete = isinstance(verdict, Exited) and not _failed(work, verdict)
             await tell_results(work, "Output", uploads.judged if uploads is not None else ())

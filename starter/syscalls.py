@@ -6,9 +6,8 @@ known here.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import trio
 
@@ -58,10 +57,6 @@ class SyscallSocket:
         self.fault = self.fault or fault
         self._answer.close()
         await self._stream.aclose()
-
-    def export(self) -> tuple[socket.socket, dict[str, Any]]:
-        """Give up the socket between two calls, as ``CedarStream.export``; ``listen`` has ended."""
-        return self._stream.export()
 
     async def turn(self, make: Callable[[SyscallSocket], Awaitable[T]]) -> T:
         """``make`` one call: shielded from cancelling, so that a call is never cut off in the middle, and bounded.

@@ -11,7 +11,6 @@ import trio
 from classad2 import ClassAd
 
 from cedar.classads import get_str
-from pilot import logs
 from pilot.credentials import Credential
 from pilot.inquiry import Patience
 from pilot.ledger import Ledger
@@ -20,8 +19,7 @@ from pilot.settings import Settings
 from pilot.switch import Switch
 from procd.client import ProcdClient
 from procd.messages import Usage
-from starter.ahead import Ahead, AheadElsewhere
-from starter.chirp import Delayed
+from starter.ahead import Ahead
 from starter.chirpserver import ChirpServer
 from starter.credential import Keys, Trust
 from starter.description import Description
@@ -130,7 +128,7 @@ class Work:
     ended: trio.Event = attrs.field(factory=trio.Event)
     guests: Guests = attrs.field(factory=Guests)
     # calls opened ahead, where the job has somebody to keep them
-    ahead: Ahead | AheadElsewhere | None = None
+    ahead: Ahead | None = None
 
     @property
     def description(self) -> Description:
@@ -227,14 +225,6 @@ class Work:
             place=self.place.root,
             patience=Patience(self.ledger, seconds, waits=started, once=once),
         )
-
-    def chirp_server(self, wishes: frozenset[str]) -> ChirpServer:
-        """For a job that may do what it wishes; still without a port."""
-        assert self.job_ad is not None
-        settings = self.settings
-        patterns = settings.chirp_delayed_update_prefix.replace(",", " ").split()
-        delayed = Delayed(patterns, settings.chirp_delayed_update_max_attrs)
-        return ChirpServer(self.shadow, wishes, delayed, self.job_ad, logs.get("chirp", slot=self.host))
 
     @property
     def ledger(self) -> Ledger:

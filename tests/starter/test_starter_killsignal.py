@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,12 +11,9 @@ import trio.testing
 from classad2 import ClassAd
 
 from cedar.errors import PeerFault
-from starter.ahead import Ahead
 from starter.description import Description, describe
 from starter.killsignal import ASK_S, signal_for, soft_signal
 from starter.work import Work
-
-LOG = logging.LoggerAdapter(logging.getLogger("test"), {})
 
 
 def described(**more: object) -> Description:
@@ -38,7 +34,9 @@ def test_what_is_not_said_is_kill_sig() -> None:
 
 async def asked(job: Description, remote: Any) -> int:
     async with trio.open_nursery() as nursery:
-        work = SimpleNamespace(description=job, ahead=Ahead(nursery, LOG), shadow=SimpleNamespace(remote=remote))
+        work = SimpleNamespace(
+            description=job, ahead=SimpleNamespace(nursery=nursery), shadow=SimpleNamespace(remote=remote)
+        )
         number = await soft_signal(cast(Work, work))
         nursery.cancel_scope.cancel()
     return number

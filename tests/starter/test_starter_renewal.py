@@ -502,7 +502,7 @@ async def test_what_the_job_puts_in_the_way_hurts_only_itself(site: Site, job: J
             (proxy / "sub").mkdir(parents=True)
     async with job.kept_up_to_date():
         assert await job.push(site.proxy(2)) == 1
-        await until(lambda: job.renewals.calls == 1 and not job.renewals.stale)
+        await until(lambda: job.renewals.calls == 1 and not job.renewals._stale())
     assert victim.read_text() == "theirs"
     assert not (job.place.path / "proxy.tmp").exists()
     assert proxy.is_dir() if trap == "directory" else job.in_sandbox() == job.on_disk()
