@@ -66,7 +66,16 @@ def main(
     except (click.UsageError, SettingsError, ValueError) as wrong:
         click.echo(f"sailplane-procd: {wrong}", err=True)
         sys.exit(EXIT_USAGE)
+    _ignore_signals(startds=lifeline_fd is not None)
     sys.exit(0 if trio.run(daemon.run, logger) else EXIT_REQUEST_FAILED)
+
+
+def _ignore_signals(*, startds: bool) -> None:
+    """SIGHUP is the kernel's, when the startd dies while one of this process group is stopped: there is work to do.
+    SIGTERM may be a batch system's, to all of a pilot: the startd ends that in order, and needs us for it."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if startds:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _want_descriptors() -> None:
@@ -142,14 +151,10 @@ class Daemon:
 
     async def run(self, log: logs.Contextual) -> bool:
         """Serve until the lifeline's end, or SIGINT or (without one) SIGTERM, then stop all families; True when all are
-        empty. A batch system sends SIGTERM to all of a pilot: the startd ends it in order, and needs us for that."""
+        empty."""
         service = Service(
             self._families, self._lookout, self._signaller, self._trackers, log, check_every_s=self._check_every_s
         )
-        # The kernel's, when the startd dies while one of this process group is stopped: there is work to do then.
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        if self._lifeline_fd is not None:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         wanted = {signal.SIGINT, signal.SIGTERM} if self._lifeline_fd is None else {signal.SIGINT}
         with self._always, trio.open_signal_receiver(*wanted) as signals:
             async with trio.open_nursery() as nursery:

@@ -11,8 +11,8 @@ import os
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import trio
 
@@ -120,22 +120,23 @@ class Job:
 
         Cancelling it abandons the job where it stands: procd stops the family when this process ends.
         """
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            self._work.ahead = Ahead(nursery, self._log)
-            self._hear_signal()
-            nursery.start_soon(self._watch_shadow)
-            nursery.start_soon(self._watch_startd)
-            nursery.start_soon(reap_orphans)
-            nursery.start_soon(self._work.procd.keep)
-            self._begin(Step.ASK)
-            status = await self._live()
-            await self._tell_of_trouble(status)
-            await self._say(self._ended())
-            nursery.cancel_scope.cancel()
+        with self._hearing_signal():
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._work.ahead = Ahead(nursery, self._log)
+                nursery.start_soon(self._watch_shadow)
+                nursery.start_soon(self._watch_startd)
+                nursery.start_soon(reap_orphans)
+                nursery.start_soon(self._work.procd.keep)
+                self._begin(Step.ASK)
+                status = await self._live()
+                await self._tell_of_trouble(status)
+                await self._say(self._ended())
+                nursery.cancel_scope.cancel()
         return status
 
-    def _hear_signal(self) -> None:
+    @contextmanager
+    def _hearing_signal(self) -> Iterator[None]:
         """A batch system that ends a pilot may send SIGTERM to every process of it: the job has had its own, too."""
         wake = trio.lowlevel.current_trio_token().run_sync_soon
 
@@ -143,20 +144,21 @@ class Job:
             self._told_to_end = True
             wake(self._tell_signal)
 
-        signal.signal(signal.SIGTERM, told)
+        before = signal.signal(signal.SIGTERM, told)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     def _tell_signal(self) -> None:
         with suppress(trio.WouldBlock, trio.BrokenResourceError):  # then there are others that will be looked at
             self._tell.send_nowait(TERMINATED)
 
-    async def _events(self) -> AsyncIterator[Event]:
-        """In their order, but what the signal wants goes first: a job that had it, too, did not end by itself."""
-        async for event in self._told:
-            if self._told_to_end:
-                self._told_to_end = False
-                yield TERMINATED
-            if event is not TERMINATED:
-                yield event
+    def _in_turn(self, event: Event) -> tuple[Event, ...]:
+        """What the signal wants goes first: a job that had it, too, did not end by itself."""
+        before = (TERMINATED,) if self._told_to_end else ()
+        self._told_to_end = False
+        return before if event is TERMINATED else (*before, event)
 
     async def _tell_of_trouble(self, status: int) -> None:
         """For the logs: how a failure came about, and what is left of the job."""
@@ -169,21 +171,29 @@ class Job:
             await self._say(LeftElsewhere(updates.one_line(left)))
 
     async def _live(self) -> int:
-        async for event in self._events():
-            if type(event) not in FACTS and event is not self._outcome:
-                continue  # of a step that another one overtook while this waited
-            before = self._life.state
-            commands = self._life.handle(event, now_s=trio.current_time())
-            self._start_watching(event)
-            if self._life.number:  # rule 0 changes nothing
-                self._log.info("job: %s -> %s (rule %d)", before.value, self._life.state.value, self._life.number)
-            if self._life.state is not before:
-                await self._state_changed()
-            for command in commands:
-                if isinstance(command, Exit):
-                    return command.status
-                await self._carry_out(command)
+        async for next_one in self._told:
+            for event in self._in_turn(next_one):
+                if type(event) not in FACTS and event is not self._outcome:
+                    continue  # of a step that another one overtook while this waited
+                status = await self._handle(event)
+                if status is not None:
+                    return status
         raise AssertionError("the event channel is never closed while the job lives")
+
+    async def _handle(self, event: Event) -> int | None:
+        """Apply an event and carry out what follows; the exit status when it is the last."""
+        before = self._life.state
+        commands = self._life.handle(event, now_s=trio.current_time())
+        self._start_watching(event)
+        if self._life.number:  # rule 0 changes nothing
+            self._log.info("job: %s -> %s (rule %d)", before.value, self._life.state.value, self._life.number)
+        if self._life.state is not before:
+            await self._state_changed()
+        for command in commands:
+            if isinstance(command, Exit):
+                return command.status
+            await self._carry_out(command)
+        return None
 
     async def _state_changed(self) -> None:
         self._renewals.state_changed()

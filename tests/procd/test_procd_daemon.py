@@ -31,16 +31,18 @@ async def ended(process: subprocess.Popen[bytes]) -> int:
     return process.returncode
 
 
-@pytest.mark.parametrize("how", ["lifeline", "SIGTERM"])
+@pytest.mark.parametrize("how", ["lifeline", "SIGINT"])
 async def test_the_end_of_the_startd_ends_everything(tmp_path: Path, how: str) -> None:
     with world.job(world.HIDE, "4", "3") as job, world.daemon(tmp_path / "s") as (process, lifeline):
         client = await ProcdClient.connect(tmp_path / "s")
         await world.register(client, job)
         process.send_signal(signal.SIGHUP)  # means nothing
+        process.terminate()  # a batch system's, to all of a pilot: the startd says when
+        await client.describe()
         if how == "lifeline":
             os.close(lifeline)
         else:
-            process.terminate()
+            process.send_signal(signal.SIGINT)
         assert await ended(process) == 0
         assert job.alive() == []
         assert not (tmp_path / "s").exists()
