@@ -14,7 +14,7 @@ from cedar.classads import evaluate, get_int, get_str, set_str
 from cedar.client import dial
 from cedar.commands import Command
 from cedar.errors import PeerFault
-from cedar.sinful import Sinful
+from cedar.sinful import MAX_CHARS, Sinful
 from cedar.stream import CedarStream
 
 # A broker's number and its own address; cookies and ids are some ten digits.
@@ -31,9 +31,12 @@ class Registration:
 
 @frozen
 class Request:
-    """Somebody at ``address`` waits for us to connect; ``connect_id`` shows that we are who was asked."""
+    """Somebody at ``address`` waits for us to connect; ``connect_id`` shows that we are who was asked.
 
-    address: Sinful
+    Both are a stranger's words, which the broker passes on as they are.
+    """
+
+    address: str
     connect_id: str = field(repr=False)
     request_id: str
 
@@ -69,7 +72,8 @@ def heartbeat() -> ClassAd:
 def request_of(ad: ClassAd) -> Request | None:
     """What a broker's message asks for; None for its sign of life.
 
-    Raises PeerFault: "ccb" for anything else, "address" for a place that is none.
+    Raises PeerFault("ccb") for what no broker says. What only the one who asks can have said is for ``call_back`` to
+    refuse: it must not cost the connection to the broker.
     """
     command = get_int(ad, "Command", 0)
     if command == Command.ALIVE:
@@ -78,16 +82,16 @@ def request_of(ad: ClassAd) -> Request | None:
         raise PeerFault("ccb", f"the broker says {command}, which is nothing that a broker says")
     names = ("ClaimId", "RequestID")
     connect_id, request_id = (str(evaluate(ad, name)) if name in ad else "" for name in names)
-    if not connect_id or not request_id or len(connect_id) + len(request_id) > MAX_ID_CHARS:
-        raise PeerFault("ccb", "a request without its ids")
-    return Request(Sinful.parse(get_str(ad, "MyAddress")), connect_id, request_id)
+    if not request_id or len(request_id) > MAX_ID_CHARS:
+        raise PeerFault("ccb", "a request without its id")
+    return Request(get_str(ad, "MyAddress", "")[:MAX_CHARS], connect_id[:MAX_ID_CHARS], request_id)
 
 
 def _as_ad(request: Request) -> ClassAd:
     ad = ClassAd()
     set_str(ad, "ClaimId", request.connect_id)
     set_str(ad, "RequestID", request.request_id)
-    set_str(ad, "MyAddress", str(request.address))
+    set_str(ad, "MyAddress", request.address)
     return ad
 
 
@@ -103,11 +107,14 @@ def outcome(request: Request, fault: str = "") -> ClassAd:
 async def call_back(request: Request, own_name: str, deadline_s: float) -> trio.SocketStream:
     """The connection that somebody waits for; he speaks first on it.
 
-    Raises PeerFault: "closed", "timeout", "address". Cancelling closes it.
+    Raises PeerFault: "closed", "timeout", "address", "ccb". Cancelling closes it.
     """
+    if not 0 < len(request.connect_id) < MAX_ID_CHARS:
+        raise PeerFault("ccb", "a request without an id that could be shown to who asked")
+    address = Sinful.parse(request.address)
     try:
         with trio.fail_after(deadline_s):
-            stream = await dial(request.address, own_name)
+            stream = await dial(address, own_name)
             try:
                 await stream.put(int(Command.CCB_REVERSE_CONNECT), _as_ad(request))
                 return stream.detach()
@@ -115,5 +122,5 @@ async def call_back(request: Request, own_name: str, deadline_s: float) -> trio.
                 await trio.aclose_forcefully(stream)
                 raise
     except trio.TooSlowError as error:
-        where = f"{request.address.host}:{request.address.port}"
+        where = f"{address.host}:{address.port}"
         raise PeerFault("timeout", f"no connection to {where} in {deadline_s:g} s") from error

@@ -29,9 +29,11 @@ class Sinful:
     def parse(cls, text: str) -> Sinful:
         """Raises PeerFault("address") on anything that is not one whole address."""
         found = _TEXT.fullmatch(text) if len(text) <= MAX_CHARS else None
-        if found is None or int(found[3]) > 65535:
+        params = _parse_params(found[4] or "") if found else {}
+        # A NUL (%00) could be in no string on the wire, and these come there again.
+        if found is None or int(found[3]) > 65535 or any("\0" in word for pair in params.items() for word in pair):
             raise PeerFault("address", "not an address of the form <host:port?...>")
-        return cls(found[1] or found[2], int(found[3]), _parse_params(found[4] or ""))
+        return cls(found[1] or found[2], int(found[3]), params)
 
     @property
     def sock(self) -> str | None:

@@ -115,12 +115,33 @@ async def test_signs_of_life_keep_the_connection() -> None:
         assert len(fake.streams) == 1
 
 
-@pytest.mark.parametrize("connect_id", ["", "x" * 5000])
-async def test_a_broker_that_talks_nonsense_is_left_and_tried_again(connect_id: str) -> None:
+@pytest.mark.parametrize("number", ["", "x" * 5000])
+async def test_a_broker_that_talks_nonsense_is_left_and_tried_again(number: str) -> None:
     async with fake_broker() as fake, reached(fake):
-        await fake.ask(Sinful("127.0.0.1", 1), connect_id=connect_id)
+        await fake.ask(Sinful("127.0.0.1", 1), number=number)
         await fake.until(lambda: len(fake.streams) == 2)
         assert not fake.outcomes
+
+
+@pytest.mark.parametrize(
+    ("address", "connect_id"),
+    [
+        (str(Sinful("127.0.0.1", 1)), ""),
+        (str(Sinful("127.0.0.1", 1)), "x" * 5000),
+        ("nowhere", "secret"),
+        ("", "secret"),
+        ("<a..b:1>", "secret"),
+        ("<127.0.0.1:{port}?sock=%00>", "secret"),
+    ],
+)
+async def test_a_strangers_nonsense_costs_neither_startd_nor_broker(address: str, connect_id: str) -> None:
+    async with fake_broker() as fake, reached(fake):
+        await fake.ask(address.replace("{port}", str(fake.address.port)), connect_id=connect_id)
+        await fake.until(lambda: fake.outcomes)
+        assert get_bool(fake.outcomes[0], "Result") is False
+        await fake.ask(Sinful("127.0.0.1", 1))
+        await fake.until(lambda: len(fake.outcomes) == 2)
+        assert len(fake.streams) == 1
 
 
 @pytest.mark.parametrize(
@@ -129,8 +150,6 @@ async def test_a_broker_that_talks_nonsense_is_left_and_tried_again(connect_id: 
         {},
         {"Command": 60},
         {"Command": "441"},
-        {"Command": 68, "ClaimId": "1", "RequestID": "1"},
-        {"Command": 68, "ClaimId": "1", "RequestID": "1", "MyAddress": "nowhere"},
         {"Command": 68, "ClaimId": "1", "MyAddress": "<127.0.0.1:1>"},
     ],
 )
