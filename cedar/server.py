@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import resource
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
@@ -24,6 +25,8 @@ from cedar.stream import CedarStream
 MAX_CONNECTIONS = 4_096
 # A handshake costs about 1 ms of CPU; strangers must not crowd out the rest.
 MAX_HANDSHAKES = 256
+# Who has waited so long for his turn takes that of the slowest: who means it needs some round trips, no seconds.
+TURN_WITHIN_S = 2.0
 # Who told no name has so long for the whole command: the longest query of a tool over a slow line.
 ANONYMOUS_DEADLINE_S = 60.0
 _SWEEP_S = 60.0
@@ -115,6 +118,7 @@ class Server:
         self._anonymous_s = anonymous_deadline_s
         self._strangers: dict[trio.CancelScope, None] = {}  # handshakes under way, the oldest first
         self._handshakes = trio.Semaphore(max_handshakes)
+        self._turns: dict[trio.CancelScope, None] = {}  # those whose turn it is, the oldest first
         self._deadline_s = handshake_deadline_s
         self._report = report
         self._connections = 0
@@ -180,7 +184,7 @@ class Server:
             self._strangers[scope] = None
             try:
                 first = await stream.get()  # waiting for it costs nothing, so it takes nobody's turn
-                async with self._handshakes:
+                async with self._turn(scope):
                     accepted = await handshake.run(stream, security_server.accept(first, self._side(stream)))
             finally:
                 self._strangers.pop(scope, None)
@@ -195,6 +199,25 @@ class Server:
         return Request(
             accepted.command, stream, session, session.identity, session.method, permits, fresh=accepted.fresh
         )
+
+    @asynccontextmanager
+    async def _turn(self, scope: trio.CancelScope) -> AsyncIterator[None]:
+        """So many handshakes at a time; those that began theirs and say no more must not keep out the others."""
+        while True:
+            with trio.move_on_after(TURN_WITHIN_S) as waiting:
+                await self._handshakes.acquire()
+            if not waiting.cancelled_caught:
+                break
+            slowest = next(iter(self._turns), None)
+            if slowest is not None:
+                del self._turns[slowest]
+                slowest.cancel()
+        self._turns[scope] = None
+        try:
+            yield
+        finally:
+            self._turns.pop(scope, None)
+            self._handshakes.release()
 
     def _permits(self, session: Session) -> Callable[[int], bool]:
         def permits(command: int) -> bool:

@@ -13,12 +13,13 @@ import pytest
 import trio
 from attrs import define, evolve, field
 
-from cedar import tokens
+from cedar import server, tokens
 from cedar.claims import SUBMIT_SIDE, ClaimId
 from cedar.client import Negotiate, Resume, connect
-from cedar.commands import Command
+from cedar.commands import VERSION, Command
 from cedar.errors import PeerFault, Refused
-from cedar.security import MAX_HANDSHAKE_BYTES
+from cedar.security import MAX_HANDSHAKE_BYTES, Put
+from cedar.security_client import Opening, Wishes, negotiate
 from cedar.security_server import Caller
 from cedar.server import Request, Served, Server, ServerPolicy
 from cedar.sessions import Session, SessionTable
@@ -270,6 +271,23 @@ async def test_strangers_make_room_for_those_who_mean_it(tmp_path: Path) -> None
         await wait_for(lambda: len(here.faults) >= 2)
         assert {fault.code for fault in here.faults if isinstance(fault, PeerFault)} == {"timeout"}
         for stream in silent:
+            await stream.aclose()
+
+
+async def test_who_begins_a_handshake_and_says_no_more_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "TURN_WITHIN_S", 0.2)
+    async with site(tmp_path, max_handshakes=1) as here:
+        begun = [await raw(here) for _ in range(3)]
+        opening = Opening(UPDATE, str(here.address), "STARTD", VERSION, None, 1)
+        for stream in begun:
+            action = next(negotiate(opening, Wishes(("FS",), "REQUIRED", ()), now_s=0.0, now_unix_s=0.0))
+            assert isinstance(action, Put)
+            await stream.put(*action.items)
+        one = await connect(here.address, UPDATE, Negotiate(here.token()), subsystem="STARTD")
+        assert await call(one) == (1, "hello")
+        for stream in begun:
             await stream.aclose()
 
 
