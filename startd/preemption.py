@@ -84,11 +84,13 @@ class Preemption:
         try:
             await stream.get()
         except PeerFault:
-            self.log.info("claim %s waits no more: its schedd has gone", waiting.claim_id.public)
+            self.log.info("claim %s: its schedd has gone", waiting.claim_id.public)
         self.withdraw(waiting)
 
     def withdraw(self, waiting: Waiting) -> None:
-        """The claim does not wait any more; the job that was retired for it goes on."""
+        """The claim does not wait any more; the job that was retired for it goes on. Too late where it has the slot."""
+        if waiting.done.is_set():
+            return
         held = next((each for each in self.claims.slots.held.values() if each.waiting is waiting), None)
         waiting.end(None)
         if held is not None:

@@ -20,10 +20,11 @@ from cedar.stream import CedarStream
 from pilot.rpc import Channel
 from startd.claim import Cause, Deactivated, State
 from startd.held import Held, Requester, Slots, Waiting
+from startd.preemption import Preemption
 from startd.resources import Resources
 from startd.slottypes import SlotType, plan
 from starter import messages as m
-from tests.startd.startdport import ONE_SLOT, TOTAL, Port, port, state
+from tests.startd.startdport import LOG, ONE_SLOT, TOTAL, Port, port, state
 from tests.startd.test_startd_jobcommands import JOB_TEXT, Spawner
 
 STATIC = [SlotType(1, "cpus=2", 1, partitionable=False)]
@@ -145,6 +146,19 @@ async def test_a_claim_that_waits_no_more_lets_the_job_go_on(types: list[SlotTyp
         await it.port.say(Command.RELEASE_CLAIM, presented, presented.text, answer=False)
         assert await answer(stream) == 0
         assert it.held.life.state is State.BUSY
+
+
+async def test_who_has_got_the_slot_has_it_though_its_connection_ends_with_that() -> None:
+    async with busy(STATIC) as it:
+        stream = await it.ask(it.next_id, 6)
+        await it.retired()
+        waiting = it.held.waiting
+        assert waiting is not None
+        it.end_job()
+        assert waiting.granted is not None
+        Preemption(it.port.claims, it.port.held_ad, LOG).withdraw(waiting)
+        assert waiting.granted is not None, "else nobody would give it back"
+        await stream.aclose()
 
 
 async def test_a_third_claim_takes_the_place_of_the_second_if_it_is_as_good() -> None:
