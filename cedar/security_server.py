@@ -313,6 +313,7 @@ def _new_session(caller: Caller, command: int, key: bytes, terms: _Terms, side: 
         expires_s=side.now_s + terms.duration_s + SESSION_SLACK_S,
         lease_s=float(terms.lease_s + SESSION_SLACK_S),
         used_s=side.now_s,
+        common=granted <= side.anonymous_levels,
     )
 
 

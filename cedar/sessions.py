@@ -50,6 +50,8 @@ class Session:
     # Without use for so long it is dropped too; None: never.
     lease_s: float | None = None
     used_s: float | None = None
+    # Of somebody known who may do no more than a stranger, as any account of this machine.
+    common: bool = False
 
     def permits(self, command: int, level: str) -> bool:
         """True when a command of this level may be called with it."""
@@ -76,13 +78,14 @@ class SessionTable:
         return len(self._sessions)
 
     def add(self, session: Session) -> None:
-        """Replaces one of the same id. Raises Refused("FULL") at the limit; of strangers' the oldest makes room."""
+        """Replaces one of the same id. Raises Refused("FULL") at the limit; of strangers' and of those who may do no
+        more than they the oldest makes room."""
         if session.sid not in self._sessions and len(self._sessions) >= self._limit:
             raise Refused("FULL", "too many security sessions")
         if len(session.sid) > MAX_SID_CHARS:
             raise Refused("SID", "a session id is too long")
         self._sessions[session.sid] = session
-        if is_stranger(session.identity):
+        if session.common or is_stranger(session.identity):
             self._anonymous[session.sid] = None
             if len(self._anonymous) > MAX_ANONYMOUS:
                 self.drop(next(iter(self._anonymous)))

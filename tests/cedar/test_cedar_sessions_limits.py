@@ -21,6 +21,16 @@ def test_a_flood_of_strangers_leaves_room_for_claims() -> None:
     assert table.get("claim", 0.0) is not None
 
 
+def test_who_may_do_no_more_than_a_stranger_crowds_out_nobody_either() -> None:
+    table = SessionTable(limit=MAX_ANONYMOUS + 2)
+    for number in range(3 * MAX_ANONYMOUS):
+        known = session(f"s{number}", "alice@node")
+        known.common = True
+        table.add(known)
+    assert len(table) == MAX_ANONYMOUS
+    table.add(session("claim", "submit-side@matchsession"))
+
+
 def test_strangers_that_are_over_are_forgotten_twice_safely() -> None:
     table = SessionTable()
     for number in range(MAX_ANONYMOUS):
