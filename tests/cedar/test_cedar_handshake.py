@@ -274,6 +274,14 @@ async def test_strangers_make_room_for_those_who_mean_it(tmp_path: Path) -> None
             await stream.aclose()
 
 
+async def test_who_may_do_no_more_than_a_stranger_is_marked_so(tmp_path: Path) -> None:
+    async with site(tmp_path) as here:
+        for subject, common in ((f"alice@{DOMAIN}", True), (f"condor@{DOMAIN}", False)):
+            stream = await connect(here.address, QUERY, Negotiate(here.token(subject)), subsystem="TOOL")
+            assert await call(stream) == (1, "hello")
+            assert here.requests[-1].session.common is common
+
+
 async def test_who_begins_a_handshake_and_says_no_more_keeps_nobody_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
