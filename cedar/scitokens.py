@@ -27,8 +27,17 @@ def places(file: Path | None, uid: int) -> tuple[Path, ...]:
 
 
 def found(file: Path | None, uid: int) -> bool:
-    """Whether there is a file that may hold one."""
-    return any(os.path.lexists(place) for place in places(file, uid))
+    """Whether there is a file that may hold one; at the usual places that another account can take, one of ours."""
+    if file is not None:
+        return os.path.lexists(file)
+    return any(_is_ours(place, uid) for place in places(None, uid))
+
+
+def _is_ours(place: Path, uid: int) -> bool:
+    try:
+        return os.lstat(place).st_uid in (uid, 0)
+    except OSError:
+        return False
 
 
 def load(file: Path | None, uid: int, *, now_unix_s: float) -> str:

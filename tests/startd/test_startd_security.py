@@ -111,6 +111,17 @@ def test_a_bearer_token_is_found_and_checked(tmp_path: Path) -> None:
         scitokens.load(tmp_path / "fifo", uid, now_unix_s=now)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="another account's file takes root")
+def test_another_account_cannot_make_us_offer_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = tmp_path / "bt_u4711"
+    monkeypatch.setattr(scitokens, "places", lambda file, uid: (usual,))
+    write_private(usual, b"x")
+    os.chown(usual, 12345, -1)
+    assert not scitokens.found(None, 4711)
+    os.chown(usual, 4711, -1)
+    assert scitokens.found(None, 4711)
+
+
 # --- at the port ---
 
 
