@@ -168,11 +168,14 @@ class StockJobs:
         return list(json.loads(self.pool.tool("condor_status", "-json") or "[]"))
 
     def until_empty(self) -> None:
-        """Until only the partitionable slot is left, and no sandbox."""
+        """Until only the partitionable slot is left, and no sandbox. A collector keeps the slots of a startd that was
+        killed until they are too old, or the next startd has slots of the same names."""
+        address = (self.site.layout.pilot / "log" / ".startd_address").read_text().splitlines()[0]
 
         def empty() -> bool | None:
             sandboxes = list(self.site.layout.execute.iterdir())
-            return True if len(self.slots()) == 1 and not sandboxes else None
+            slots = [slot for slot in self.slots() if slot["MyAddress"] == address]
+            return True if len(slots) == 1 and not sandboxes else None
 
         self.until(empty, "the slots to be given back")
 
