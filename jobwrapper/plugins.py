@@ -115,6 +115,7 @@ def _become(argv: "list[bytes]", order: "dict", output: int) -> None:  # type: i
         os.setsid()
         os.dup2(output, 1)
         os.dup2(output, 2)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         close_others()
         environment = {to_bytes(name): to_bytes(value) for name, value in order["environment"].items()}
         os.execve(argv[0], argv, environment)

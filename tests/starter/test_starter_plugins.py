@@ -245,6 +245,18 @@ async def test_a_plugin_ends_with_its_call(tmp_path: Path) -> None:
     assert not place.path.exists() or list(place.path.iterdir()) == []
 
 
+async def test_a_plugin_can_be_terminated(tmp_path: Path) -> None:
+    """What started it cannot."""
+    program = script(tmp_path / "plugin", "kill -TERM $$; sleep 1000")
+    place = make_place(tmp_path)
+    async with stage_in(wrapper_context(), place, deadline_s=20) as inward:
+        (asked,) = plugins({"t": str(program)}, place.path).orders([Wish("x", "t://x")], upload=False)
+        judged = judge(asked, await inward.run_plugin(asked), "node")
+        await inward.finish()
+    assert judged.failure is not None
+    assert "signal 15" in judged.failure.reason
+
+
 async def test_nothing_is_fetched_after_something_could_not_be_stored(tmp_path: Path) -> None:
     program = script(tmp_path / "plugin", "touch ran; exit 0")
     place = make_place(tmp_path)

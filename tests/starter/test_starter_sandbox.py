@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import signal
 import socket
 import stat
 from pathlib import Path
@@ -667,3 +668,29 @@ async def test_a_tree_too_deep_to_be_meant_is_said_to_be_missing(tmp_path: Path)
         assert len(outward.manifest.entries) == 65
         assert outward.manifest.reasons == ("too many directories in one another",)
         assert set((await collect(outward)).values()) == {None}
+
+
+async def test_files_on_their_way_outlive_a_batch_systems_sigterm(place: Place) -> None:
+    """Such a one sends it to every process of a pilot: what a job has made still goes home."""
+    content = os.urandom(3 << 20)
+    async with stage_in(wrapper_context(), place, deadline_s=20) as inward:
+        terminate_children()
+        await inward.file("big", 0o644, len(content), once(content))
+        await inward.finish()
+    async with stage_out(wrapper_context(), place, Listed(("big",)), limits=LIMITS, deadline_s=20) as outward:
+        terminate_children()
+        got = [
+            b"".join([bytes(chunk) async for chunk in entry.chunks])
+            async for entry in outward.entries()
+            if isinstance(entry, OutFile)
+        ]
+        await outward.remove()
+    assert got == [content]
+    assert not place.path.exists() or list(place.path.iterdir()) == []
+
+
+def terminate_children() -> None:
+    children = own_children()
+    assert children
+    for pid in children:
+        os.kill(pid, signal.SIGTERM)
