@@ -87,13 +87,19 @@ def _evaluate(text: str) -> float:
 def _scaled(text: str, units: dict[str, int]) -> float:
     match = _NUMBER.fullmatch(text)
     if match is None:
-        return _evaluate(text)
+        return _finite(_evaluate(text), text)
     unit = match[2].lower()
     if len(unit) == 2 and unit.endswith("b"):
         unit = unit[0]
     if unit not in units:
         raise ValueError(text)
-    return float(match[1]) * units[unit]
+    return _finite(float(match[1]) * units[unit], text)
+
+
+def _finite(value: float, text: str) -> float:
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
 
 
 def _bounded(value: float, at_least: float | None, at_most: float | None) -> None:
@@ -111,7 +117,7 @@ def integer(at_least: int | None = None, at_most: int | None = None, *, optional
     """A whole number, or an expression of numbers that gives one."""
 
     def parse(text: str) -> int:
-        value = int(text) if re.fullmatch(r"[+-]?[0-9]+", text) else _evaluate(text)
+        value = int(text) if re.fullmatch(r"[+-]?[0-9]+", text) else _finite(_evaluate(text), text)
         if value != int(value):
             raise ValueError(text)
         _bounded(value, at_least, at_most)
@@ -124,9 +130,7 @@ def number(at_least: float | None = None, at_most: float | None = None) -> Kind:
     """A number without a unit, or an expression of numbers."""
 
     def parse(text: str) -> float:
-        value = float(_evaluate(text))
-        if not math.isfinite(value):
-            raise ValueError(text)
+        value = float(_finite(_evaluate(text), text))
         _bounded(value, at_least, at_most)
         return value
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pilot.knobs import SettingsError
-from pilot.settings import Settings
+from pilot.settings import Settings, from_values
 from startd.resources import Resources
 from startd.slotsettings import slot_settings
 from startd.slottypes import SlotType, parse, plan
@@ -135,3 +135,12 @@ def test_no_plan_gives_more_than_there_is(
         total = total + each.resources
     assert machine.holds(total)
     assert all(each.resources.cpus >= 1 and each.resources.memory_mb >= 1 for each in plans)
+
+
+@pytest.mark.parametrize("value", ["1e999", "-1e999", "9" * 400 + " T"])
+def test_a_number_without_end_is_refused_and_ends_nothing(value: str) -> None:
+    with pytest.raises(SettingsError, match="NUM_SLOTS_TYPE_1"):
+        slot_settings(settings(NUM_SLOTS_TYPE_1=value))
+    for knob in ("SAILPLANE_MIN_FREE_DISK", "UPDATE_INTERVAL", "POLLING_INTERVAL"):
+        with pytest.raises(SettingsError, match=knob):
+            from_values({knob: value}, source=None)
