@@ -354,7 +354,11 @@ class Slots:
         held.parent.children.remove(held)
         if held.following is not None:
             self.sessions.drop(held.following.session_id)
-        session = held.claim_id.session(SUBMIT_SIDE)
+        self.used_up(held.claim_id)
+
+    def used_up(self, claim_id: ClaimId) -> None:
+        """Nothing can be had with it any more; its last commands are understood for a while."""
+        session = claim_id.session(SUBMIT_SIDE)
         session.expires_s = trio.current_time() + SESSION_AFTERLIFE_S
         self.sessions.add(session)
 

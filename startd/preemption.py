@@ -71,6 +71,8 @@ class Preemption:
             await waiting.done.wait()
             nursery.cancel_scope.cancel()
         granted = waiting.granted
+        if granted is None:
+            self.claims.slots.used_up(waiting.claim_id)
         try:
             with trio.fail_after(ANSWER_WITHIN_S):
                 await stream.put(int(Reply.NOT_OK if granted is None else Reply.OK))

@@ -146,6 +146,10 @@ async def test_a_claim_that_waits_no_more_lets_the_job_go_on(types: list[SlotTyp
         await it.port.say(Command.RELEASE_CLAIM, presented, presented.text, answer=False)
         assert await answer(stream) == 0
         assert it.held.life.state is State.BUSY
+        await trio.testing.wait_all_tasks_blocked()
+        session = it.port.slots.sessions.get(presented.session_id, trio.current_time())
+        assert session is not None
+        assert session.expires_s is not None, "an id that was good for nothing is not kept for ever"
 
 
 async def test_who_has_got_the_slot_has_it_though_its_connection_ends_with_that() -> None:
