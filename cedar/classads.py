@@ -164,6 +164,18 @@ def evaluate(ad: ClassAd, name: str, target: ClassAd | None = None) -> Any:
         return Value.Error
 
 
+def wanted(query: ClassAd, ad: ClassAd) -> bool:
+    """True when a query asks for this ad: its Requirements hold for it, or it has none.
+
+    Raises PeerFault("limit") for Requirements that could take long: anybody may ask, and each ad is asked.
+    """
+    if "Requirements" not in query:
+        return True
+    if not reach.bounded(query, "Requirements", ad, reach.MAX_QUERY_CHARS):
+        raise PeerFault("limit", "the Requirements of a query are too expensive; two regular expressions are allowed")
+    return matches(query, ad)
+
+
 def matches(ad: ClassAd, target: ClassAd) -> bool:
     """True when the ad's own Requirements hold for the target; both ways = two calls."""
     value = evaluate(ad, "Requirements", target)

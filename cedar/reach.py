@@ -22,7 +22,9 @@ MAX_DEPTH = 5_000
 _REFERENCE_DEPTH = 10
 # Characters of all expressions after every reference is replaced by what it names: about 0.2 s.
 MAX_EXPANDED_CHARS = 4_000_000
-# A regular expression may take 0.1 s before its own limit stops it.
+# Of a query, which anybody may ask, and which is asked of every ad: two regular expressions, some 0.5 s at worst.
+MAX_QUERY_CHARS = 300_000
+# A regular expression may take 0.1 s before its own limit stops it, and has been seen to take 0.25 s.
 _REGEXPS = frozenset({"regexp", "regexps", "regexpmember", "replace", "replaceall", "stringlistregexpmember"})
 _REGEXP_CHARS = 100_000
 # They compare each with each.
@@ -72,8 +74,9 @@ _MISSING = object()
 
 
 class _Walk:
-    def __init__(self, ad: ClassAd, target: ClassAd | None) -> None:
+    def __init__(self, ad: ClassAd, target: ClassAd | None, most_chars: int) -> None:
         self._ads = (ad, target)
+        self._most_chars = most_chars
         self._known: dict[tuple[int, str], tuple[int, int] | None] = {}
 
     def cost(self, side: int, scope: str, name: str) -> tuple[int, int]:
@@ -115,7 +118,7 @@ class _Walk:
             depth, chars = max(depth, below), chars + more
         chars = _weigh(chars, shape.calls)
         depth += shape.depth + _REFERENCE_DEPTH
-        if depth > MAX_DEPTH or chars > MAX_EXPANDED_CHARS:
+        if depth > MAX_DEPTH or chars > self._most_chars:
             raise _Unbounded
         return depth, chars
 
@@ -130,10 +133,10 @@ def _weigh(chars: int, calls: tuple[str, ...]) -> int:
     return chars
 
 
-def bounded(ad: ClassAd, name: str, target: ClassAd | None = None) -> bool:
+def bounded(ad: ClassAd, name: str, target: ClassAd | None = None, most_chars: int = MAX_EXPANDED_CHARS) -> bool:
     """True when the attribute can be evaluated in bounded depth and time."""
     try:
-        _Walk(ad, target).cost(0, "my", name.lower())
+        _Walk(ad, target, most_chars).cost(0, "my", name.lower())
     except (_Unbounded, PeerFault, RecursionError):
         return False
     return True

@@ -13,7 +13,9 @@ from typing import Any
 from attrs import define, field, frozen
 
 from cedar import classads
-from pool.ads import ClassAd, copy_of, evaluate, host_of, is_number, put, takes, text_of, value_of
+from cedar.classads import wanted
+from cedar.errors import PeerFault
+from pool.ads import ClassAd, copy_of, evaluate, host_of, is_number, put, text_of, value_of
 
 # The collector's classic default (wire reference 6.3).
 DEFAULT_LIFETIME_S = 900.0
@@ -164,7 +166,10 @@ def _as_stored(public: Any, private: Any | None, *, identity: str, method: str, 
 
 
 def _wanted(query: Any, public: Any) -> bool:
-    return "Requirements" not in query or takes(query, public)
+    try:
+        return wanted(query, public)
+    except PeerFault:
+        return False
 
 
 def project(query: Any, ad: Any) -> Any:

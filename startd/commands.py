@@ -16,7 +16,7 @@ import attrs
 import trio
 from classad2 import ClassAd
 
-from cedar.classads import evaluate, get_bool, get_int, get_real, get_str, set_str
+from cedar.classads import get_bool, get_int, get_real, get_str, set_str, wanted
 from cedar.codec import Item, Reader
 from cedar.commands import ActivationRefusal, ClaimReply, Command, Reply
 from cedar.errors import PeerFault
@@ -48,6 +48,8 @@ MAX_LEASE_S = 7 * 86_400
 
 # One message each way; the longest wait of our own is for a starter to be reaped. Stock waits 45 s on a startd.
 COMMAND_WITHIN_S = 45.0
+# A stranger's question to a thousand slots: a simple one takes milliseconds.
+QUERY_S = 2.0
 Handler = Callable[[Request], Awaitable[None]]
 
 _HOW: Mapping[Command, How] = {
@@ -370,12 +372,16 @@ class Commands:
 
     async def query(self, request: Request) -> None:
         """QUERY_STARTD_ADS: (1, ad)*, 0 in one message."""
-        wanted = (await request.stream.get()).ad()
+        query = (await request.stream.get()).ad()
         items: list[Item] = []
-        kinds = [kind.strip() for kind in get_str(wanted, "TargetType", SLOT).split(",")]
+        until_s = trio.current_time() + QUERY_S
+        kinds = [kind.strip() for kind in get_str(query, "TargetType", SLOT).split(",")]
         for ad in [*([self.daemon_ad()] if DAEMON in kinds else []), *(self.slot_ads() if kinds != [DAEMON] else [])]:
-            if "Requirements" not in wanted or evaluate(wanted, "Requirements", ad) is True:
+            if trio.current_time() > until_s:
+                raise PeerFault("limit", f"a query took more than {QUERY_S:g} s")
+            if wanted(query, ad):
                 items += [1, ad]
+            await trio.lowlevel.checkpoint()
         await request.stream.put(*items, 0)
 
 
