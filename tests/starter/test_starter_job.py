@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,12 +14,14 @@ import pytest
 import trio
 import trio.testing
 
+from cedar.commands import Syscall
 from cedar.errors import PeerFault
 from pilot.rpc import Channel, ChannelClosed, RpcRefused
 from pilot.switch import Outcome, Running, Signalled
 from procd.messages import Usage
 from starter import launching, steps
 from starter.events import (
+    EXIT_LOST_SHADOW,
     Cleaned,
     DeactivateAsked,
     Disconnected,
@@ -28,11 +34,14 @@ from starter.events import (
     ShadowLost,
     StagedIn,
     Step,
+    SuspendAsked,
 )
-from starter.job import Job
+from starter.job import MAX_WAITING_EVENTS, TERMINATED, Job
 from starter.launch import Launched
-from starter.life import State
+from starter.life import Life, State
 from starter.limits import Bounds
+from starter.shadow import ShadowRefused
+from starter.verdict import Exited, Killed
 from starter.work import Guests, Work
 
 LOG = logging.LoggerAdapter(logging.getLogger("test"), {})
@@ -316,3 +325,102 @@ async def test_a_job_without_a_lease_ends_with_its_shadow(autojump_clock: trio.t
         told.lost.set()
         assert [type(await job._told.receive()) for _ in range(2)] == [Disconnected, ShadowLost]
     assert trio.current_time() - began_s < 1
+
+
+@pytest.mark.parametrize(
+    "fault", [ShadowRefused(Syscall.REGISTER_JOB_INFO, errno.EINVAL), PeerFault("closed", "it went away")]
+)
+async def test_a_shadow_that_will_not_know_us_ends_the_first_call(
+    fault: Exception, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The call waits for what is prepared beside it, which never comes then."""
+    ended: list[str] = []
+
+    async def fill_sandbox(work: Work) -> Event:
+        try:
+            await work.prepared.wait()
+        finally:
+            ended.append("the call")
+        raise AssertionError
+
+    async def prepare(_work: Work) -> None:
+        await trio.sleep(1)
+        raise fault
+
+    async def clean(_work: Work) -> Event:
+        ended.append("the sandbox")
+        return Cleaned("")
+
+    async def nothing(*_: Any) -> None: ...
+
+    for step in (fill_sandbox, prepare, clean):
+        monkeypatch.setattr(steps, step.__name__, step)
+    work = cast(Work, SimpleNamespace(ahead=None, account=None, launched=None, credential=None, prepared=trio.Event()))
+    job = Job(work, cast(Channel, SimpleNamespace(send=nothing)), LOG)
+    job._renewals = cast(Any, SimpleNamespace(state_changed=lambda: None))
+    job._police = cast(Any, SimpleNamespace(watch_time=nothing))
+    with trio.fail_after(60):
+        async with trio.open_nursery() as job._nursery:
+            job._outcome = JobKnown(has_proxy=False, output_on_evict=False)
+            await job._post(job._outcome)
+            assert await job._live() == EXIT_LOST_SHADOW
+    assert ended == ["the call", "the sandbox"]
+
+
+# --- SIGTERM -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def heard(job: Job) -> Iterator[None]:
+    """The handler of whoever runs the tests comes back afterwards."""
+    before = signal.getsignal(signal.SIGTERM)
+    with job._hearing_signal():
+        yield
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+async def in_turn(job: Job) -> list[Event]:
+    """All that waits, as it is looked at."""
+    await trio.testing.wait_all_tasks_blocked()
+    found: list[Event] = []
+    with suppress(trio.WouldBlock):
+        while True:
+            found += job._in_turn(job._told.receive_nowait())
+    return found
+
+
+async def test_a_job_that_ends_at_a_signal_to_everybody_did_not_end_by_itself() -> None:
+    """Its end may be known before the signal is looked at; and who sends one may send another."""
+    job, end = job_with(Told()), JobEnded(0, exact=True)
+    with heard(job):
+        await job._post(end)
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+        assert await in_turn(job) == [TERMINATED, end]
+        assert await in_turn(job) == []
+        signal.raise_signal(signal.SIGTERM)
+        assert await in_turn(job) == [TERMINATED]
+
+
+async def test_a_signal_to_everybody_is_not_lost_where_much_waits() -> None:
+    job = job_with(Told())
+    with heard(job):
+        for _ in range(MAX_WAITING_EVENTS):
+            await job._post(SuspendAsked())
+        signal.raise_signal(signal.SIGTERM)
+        assert await in_turn(job) == [TERMINATED, *[SuspendAsked()] * MAX_WAITING_EVENTS]
+
+
+@pytest.mark.parametrize("state", [state for state in State if state is not State.ENDED])
+def test_a_signal_to_everybody_evicts_wherever_the_job_is(state: State) -> None:
+    """Twice is as once, and nothing that was decided before is undone."""
+    life = Life(state, sandbox=True, output_on_evict=True)
+    if state in (State.STOPPING, State.STAGING_OUT, State.CLEANING, State.REPORTING):
+        life.verdict = Exited(0, exact=True)
+    decided = life.verdict
+    life.handle(TERMINATED, now_s=0.0)
+    assert life.leaving
+    assert isinstance(life.verdict, Killed) if decided is None else life.verdict == decided
+    once = life.state, life.verdict
+    assert life.handle(TERMINATED, now_s=1.0) == ()
+    assert (life.state, life.verdict) == once
