@@ -214,10 +214,10 @@ class Commands:
         slots = self.claims.slots
         own = [slot for slot in slots.own if not slot.claimed_whole]
         slot = next((slot for slot in own if hmac.compare_digest(told, slot.current.text.encode())), None)
-        if slot is None:  # most often the schedd was faster than the negotiator
-            made = any(hmac.compare_digest(told, held.claim_id.text.encode()) for held in slots.held.values())
-            what = "that is a claim already" if made else "with a claim id that no free slot has"
-            self.log.info("%s tells of a match %s", request.identity, what)
+        if slot is None:
+            if not any(hmac.compare_digest(told, held.claim_id.text.encode()) for held in slots.held.values()):
+                raise PeerFault("claim", f"{request.identity} tells of a match with a claim id that no free slot has")
+            self.log.info("%s tells of a match that is a claim already", request.identity)  # the schedd was faster
             return
         for command in slot.tell(Matched()):
             self.log.info("%s is matched (rule o%d)", slot.name, slot.open.number)

@@ -23,6 +23,8 @@ from startd.authorisation import Rules
 # Known to a method, to nobody here: may look where everybody may.
 UNMAPPED = "ssl@unmapped"
 _PREFERENCE = ("FS", "TOKEN", "SSL")
+# Certificates that the log tells of: whoever has one can show it again and again.
+MAX_TOLD = 100
 
 
 def policy(settings: Settings, rules: Callable[[], Rules], log: logging.LoggerAdapter[logging.Logger]) -> ServerPolicy:
@@ -83,20 +85,27 @@ class Names:
     log: logging.LoggerAdapter[logging.Logger]
     _state: tuple[int, int, int] | None = None
     _map: CertificateMap = attrs.field(factory=CertificateMap)
+    _told: set[str] = attrs.field(factory=set)
 
     def identity(self, chain: tuple[bytes, ...]) -> str:
         """Whose a verified chain is, as name@domain: by the certificate below all proxies."""
         try:
             name = make_chain(list(chain), None).owner.name
         except CredentialError as fault:
-            self.log.warning("a client's certificate is of no use: %s", fault)
+            self._tell(f"a client's certificate is of no use: {fault}")
             return UNMAPPED
         self._look()
         user = self._map.user("SSL", name)
         if user is None:
-            self.log.info("the certificate of %s is of nobody in CERTIFICATE_MAPFILE", name[:500])
+            self._tell(f"the certificate of {name[:500]} is of nobody in CERTIFICATE_MAPFILE")
             return UNMAPPED
         return user if "@" in user else f"{user}@{self.domain}"
+
+    def _tell(self, words: str, level: int = logging.INFO) -> None:
+        """Each once, and not too many."""
+        if words not in self._told and len(self._told) < MAX_TOLD:
+            self._told.add(words)
+            self.log.log(level, "%s", words)
 
     def _look(self) -> None:
         """A map that cannot be used knows nobody."""
@@ -111,4 +120,6 @@ class Names:
                 self._state = state
         except (OSError, BadMap) as fault:
             self._map, self._state = CertificateMap(), None
-            self.log.warning("CERTIFICATE_MAPFILE = %s cannot be used, so nobody is known by it: %s", self.file, fault)
+            self._tell(
+                f"CERTIFICATE_MAPFILE = {self.file} cannot be used, so nobody is known by it: {fault}", logging.WARNING
+            )

@@ -173,7 +173,10 @@ async def test_a_match_keeps_others_away_until_its_schedd_comes_or_its_time_is_o
         await at.claim()
 
 
-async def test_a_match_with_a_guessed_id_or_one_that_is_a_claim_by_now_is_none() -> None:
+async def test_a_match_with_a_guessed_id_or_one_that_is_a_claim_by_now_is_none(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
     async with port() as at:
         held = await at.claim()
         await at.say(Command.MATCH_INFO, held.claim_id, held.claim_id.text, answer=False)
@@ -181,6 +184,10 @@ async def test_a_match_with_a_guessed_id_or_one_that_is_a_claim_by_now_is_none()
         await at.say(Command.MATCH_INFO, current, guessed(current).text, answer=False)
         await at.claim()  # served after it
         assert at.own_ad(at.slot)["State"] == "Unclaimed"
+    assert "a claim already" in caplog.text
+    assert "no free slot" not in caplog.text, (
+        "anybody may say it, as often as he likes: a refusal, which is told rarely"
+    )
 
 
 async def shown(at: Port, wanted: str) -> None:

@@ -246,3 +246,12 @@ async def test_our_own_account_and_a_port_that_shows_nothing(tmp_path: Path) -> 
         assert (await granted(on, own))[1] == {"READ", "WRITE"}
         for wishes in (Negotiate(None, (), "OPTIONAL"), Negotiate(None, (), "NEVER")):
             assert await granted(on, wishes) == ("", set())
+
+
+def test_a_certificate_that_is_nobodys_is_told_once_however_often_it_comes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    names = portsecurity.Names(tmp_path / "no map", False, "d", logging.LoggerAdapter(logging.getLogger("test"), {}))
+    assert {names.identity((b"nonsense",)) for _ in range(3)} == {"ssl@unmapped"}
+    assert len(caplog.records) == 1
