@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pwd
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import attrs
@@ -44,14 +44,15 @@ def policy(settings: Settings, rules: Callable[[], Rules], log: logging.LoggerAd
     )
 
 
-def own_names(settings: Settings) -> tuple[str, ...]:
-    """This account and root, as FS knows them; of an account without a name nobody has this one."""
+def own_names(settings: Settings, of_master: Iterable[str] = ()) -> tuple[str, ...]:
+    """This account, root and the master's accounts, as FS knows them; of an account without a name nobody has this
+    one."""
     uid = os.geteuid()
     try:
         account = pwd.getpwuid(uid).pw_name
     except KeyError:
         account = str(uid)
-    return tuple(f"{name}@{settings.trust_domain}" for name in (account, "root"))
+    return tuple(f"{name}@{settings.trust_domain}" for name in sorted({account, "root", *of_master}))
 
 
 def _methods(settings: Settings) -> tuple[str, ...]:

@@ -122,7 +122,7 @@ class Startd:
             changed=self._changed,
             log=log,
         )
-        self._own_names = portsecurity.own_names(settings)
+        self._own_names = portsecurity.own_names(settings, master.accounts() if master else ())
         self._own_credentials = OwnCredentials(settings.sailplane_pilot_proxy, settings.sec_token_directory)
 
     async def run(self, ready: Callable[[], None]) -> int:

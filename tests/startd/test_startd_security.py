@@ -255,3 +255,12 @@ def test_a_certificate_that_is_nobodys_is_told_once_however_often_it_comes(
     names = portsecurity.Names(tmp_path / "no map", False, "d", logging.LoggerAdapter(logging.getLogger("test"), {}))
     assert {names.identity((b"nonsense",)) for _ in range(3)} == {"ssl@unmapped"}
     assert len(caplog.records) == 1
+
+
+def test_a_masters_accounts_may_command_its_startd_and_no_others() -> None:
+    settings = attrs.evolve(Settings(), trust_domain="d")
+    rules = Rules.of(settings, portsecurity.own_names(settings, {"condor"}))
+    assert rules.permits("ADMINISTRATOR", "condor@d", "127.0.0.1")
+    assert not rules.permits("ADMINISTRATOR", "condor@elsewhere", "127.0.0.1")
+    without = Rules.of(settings, portsecurity.own_names(settings))
+    assert not without.permits("ADMINISTRATOR", "condor@d", "127.0.0.1")
