@@ -65,6 +65,8 @@ from starter.updates import one_line
 # A signal's orderly end is 0; glidein scripts expect 99 for one that the startd came to by itself.
 EXIT_DONE, EXIT_END_OF_LIFE = 0, 99
 SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT, signal.SIGHUP)
+# Who signals every process of a pilot signals its script, too, which passes it on: one TERM that comes twice.
+ONE_TERM_S = 5.0
 # Brokers that are there answer at once; a pilot starts without those that are not.
 BROKERS_WITHIN_S = 20.0
 REAP_EVERY_S = 0.5
@@ -387,7 +389,8 @@ class Startd:
     # --- the end -------------------------------------------------------------------------------------------------
 
     async def _until_ended(self, signals: AsyncIterator[int]) -> None:
-        """TERM: gracefully. QUIT, INT, a second TERM: fast. Or when the pilot's life is over (``startd.lifetime``).
+        """TERM: gracefully. QUIT, INT, a second TERM (not the same one again): fast. Or when the pilot's life is over
+        (``startd.lifetime``).
 
         HUP: the settings are read again. A master says by QUIT when it means fast, and its end is ours.
         """
@@ -396,10 +399,15 @@ class Startd:
             ending.start_soon(self._watch_life)
             if self._master is not None:
                 ending.start_soon(self._follow_master, self._master)
+            term_s = -math.inf
             async for number in signals:
                 if number == signal.SIGHUP:
                     self._reconfigure()
                     continue
+                if number == signal.SIGTERM:
+                    if trio.current_time() - term_s < ONE_TERM_S:
+                        continue
+                    term_s = trio.current_time()
                 again = self._claims.draining and self._master is None
                 fast = number != signal.SIGTERM or again
                 self._shut_down(signal.Signals(number).name, fast=fast, status=EXIT_DONE)

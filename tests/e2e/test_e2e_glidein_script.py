@@ -80,13 +80,17 @@ def test_a_batch_systems_warning_ends_the_pilot_in_order(jobs: Jobs, whom: str) 
     )  # fmt: skip
     first = jobs.submit("alice", "echo $_CONDOR_SLOT done")
     assert jobs.done(first)["exit_code"] == 0
-    second = jobs.submit("alice", "trap 'exit 0' TERM; touch there; sleep 600 & wait")
+    script = "trap 'sleep 1; echo kept >kept; exit 0' TERM; touch there; sleep 600 & wait"
+    second = jobs.submit("alice", script, when_to_transfer_output="ON_EXIT_OR_EVICT")
     jobs.until("the trap", lambda: any(jobs.site.layout.pilot.glob("execute/**/there")))
     assert jobs.site.pool is not None
     everybody = set(leftovers.processes_in(jobs.site.layout.root)) - {jobs.site.pool.pid}
     for pid in sorted(everybody) if whom == "every process" else [run.process.pid]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
+    log = run.work / "log" / "StartLog"
+    jobs.until("the end to begin", lambda: "SIGTERM: shutting down gracefully" in log.read_text())
+    run.process.send_signal(signal.SIGTERM)  # the script passes it on, to a pilot that has had it
     status, said = run.ends()
     assert status == 0, said
     metrics = {metric.get("name"): metric.text for metric in run.result.iter("metric")}
@@ -94,6 +98,9 @@ def test_a_batch_systems_warning_ends_the_pilot_in_order(jobs: Jobs, whom: str) 
     asked = len(jobs.calls(first) + jobs.calls(second))  # by the site's own root log
     assert (metrics["SwitchCallsNr"], metrics["SwitchCallsPassedNr"]) == (str(asked), str(asked))
     jobs.wait_for(second, "idle")
+    assert "staging out -> reporting (rule 11)" in (run.work / "log" / "StarterLog").read_text().splitlines()[-2], (
+        "what it wrote in its grace went home"
+    )
     jobs.remove("alice", second)
     jobs.until_nothing_is_left_of("alice")
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from demo.daemons import Daemon
+from startd.startd import ONE_TERM_S
 from tests.e2e.conftest import STARTD_KNOBS, running_site
 from tests.e2e.e2e_jobs import Jobs
 
@@ -113,6 +114,23 @@ def test_a_job_is_given_its_retirement_time(site: Jobs) -> None:
     assert site.done(job)["exit_code"] == 0
     assert ends(site, startd) == 0
     assert [run["outcome"] for run in site.runs(job)] == ["completed"]
+
+
+@pytest.mark.slow
+def test_a_second_sigterm_ends_a_pilot_fast_but_not_the_same_one_again(site: Jobs) -> None:
+    startd = pilot(site, MAXJOBRETIREMENTTIME=600)
+    job = site.submit("alice", "sleep 600")
+    site.wait_for(job, "running")
+    for _ in range(3):
+        startd.signal(signal.SIGTERM)
+        site.until("the end to begin", lambda: "SIGTERM: shutting down gracefully" in site.log("StartLog"))
+    time.sleep(ONE_TERM_S)
+    assert "SIGTERM: shutting down fast" not in site.log("StartLog")
+    startd.signal(signal.SIGTERM)
+    assert ends(site, startd) == 0
+    assert "SIGTERM: shutting down fast" in site.log("StartLog")
+    site.wait_for(job, "idle")
+    site.remove("alice", job)
 
 
 @pytest.mark.slow
