@@ -416,3 +416,19 @@ def test_crl_of_a_part_of_the_certificates(tmp_path: Path) -> None:
     )
     (grid.certificates_dir / f"{grid.hash}.r0").write_bytes(crl.public_bytes(PEM))
     assert refusal(lambda: verify(grid, grid.user("Alice"))).code == "crl"
+
+
+# --- what is remembered ---
+
+
+def test_what_is_remembered_of_certificates_is_judged_anew_each_time(
+    grid: Grid, alice: Certified, tmp_path: Path
+) -> None:
+    """By the clock, and by the CAs of each directory: here another one of the same name."""
+    proxy, other = make_proxy(alice), make_grid(tmp_path)
+    assert other.user("Alice Adams").certificate.issuer == alice.certificate.issuer
+    for _ in range(2):
+        assert verify(grid, proxy).identity == proxy.identity
+        assert refusal(lambda: verify(grid, proxy, now=time.time() + 10 * 366 * 86400)).code == "expired"
+        assert refusal(lambda: verify(other, proxy)).code in ("broken", "untrusted")
+        assert refusal(lambda: verify(grid, make_proxy(other.user("Alice Adams")))).code in ("broken", "untrusted")
