@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,31 +64,6 @@ def test_suspend_continue_hold_release_vacate_and_remove(stock: StockJobs) -> No
     stock.until(lambda: True if stock.status(job) == 3 else None, "the job to be removed")
     stock.until_empty()
     assert stock.ad(job)["NumJobStarts"] == 3
-
-
-def test_a_replaced_proxy_is_refused_before_its_key_is_sent_and_the_job_goes_on(stock: StockJobs) -> None:
-    path = stock.proxy("bob", "renewed", stock.site.grid.user("Bob Baker"))
-    go = stock.user("bob").home / "go"
-    job = stock.one("bob", f'cp "$X509_USER_PROXY" before; while [ ! -e {go} ]; do sleep 0.2; done;'
-                    ' cmp before "$X509_USER_PROXY" && echo same', x509userproxy=path)  # fmt: skip
-    stock.wait(job, EXECUTING)
-    stock.proxy("bob", "renewed", stock.site.grid.user("Bob Baker"))
-    later = time.time() + 5  # the shadow compares whole seconds with its own start
-    os.utime(path, (later, later))
-
-    def both_refused() -> bool | None:
-        said = [line for line in stock.shadow_says(job) if "Failed send command to the starter" in line]
-        return True if {"delegateX509Proxy", "updateX509Proxy"} <= {_call(line) for line in said} else None
-
-    stock.until(both_refused, "the shadow to be refused")
-    assert "sent X509 proxy" not in "\n".join(stock.shadow_says(job))
-    go.touch()
-    assert stock.done(job) == "same\n"
-
-
-def _call(line: str) -> str:
-    """The call that a line of the shadow's log is about: 'DCStarter::NAME: ...'."""
-    return line.partition("DCStarter::")[2].partition(":")[0]
 
 
 def test_condor_status_shows_slots_as_it_should(stock: StockJobs) -> None:
