@@ -118,8 +118,15 @@ def test_another_account_gives_each_job_a_sub_uid(open_dir: Path, accounts: Mapp
 
 
 @pytest.mark.needs_root
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("phase", ["accounts made", "jobs running"])
+@pytest.mark.parametrize(
+    ("phase", "number"),
+    [
+        ("accounts made", signal.SIGINT),
+        pytest.param("accounts made", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("jobs running", signal.SIGINT, marks=pytest.mark.slow),
+        ("jobs running", signal.SIGTERM),
+    ],
+)
 def test_an_interrupted_demo_leaves_nothing(open_dir: Path, number: int, phase: str) -> None:
     before = made_accounts()
     process = start(open_dir)
