@@ -77,7 +77,7 @@ def stage(site: Site, *, linger: bool, program: str, arguments: tuple[str, ...],
         yield made
     finally:
         _strike(site)
-        procd.terminate()
+        procd.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
             procd.wait(PATIENCE_S)
         for process in (procd, stand_in):

@@ -108,7 +108,7 @@ def running(site: Site, *, linger: bool, program: str, arguments: tuple[str, ...
     try:
         yield Starter(stand_in, marker)
     finally:
-        procd.terminate()
+        procd.send_signal(signal.SIGINT)
         procd.wait(30)
         stand_in.kill()  # the spawner; the starter reads end of file
         stand_in.communicate()
