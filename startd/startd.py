@@ -258,6 +258,12 @@ class Startd:
             log=self.log,
         )
         self._janitor = Janitor(settings.sailplane_run_dir, self._spawner.clean, self.log)
+        self._build_server(nursery, sessions)
+        self._build_ways_out(address, collectors)
+
+    def _build_server(self, nursery: trio.Nursery, sessions: SessionTable) -> None:
+        """What answers at the port, once the claims are there."""
+        settings = self.settings
         proxy_keys = ProxyKeys(wanted=settings.sailplane_proxy_key == "rsa")
         nursery.start_soon(proxy_keys.run)
         commands = Commands(
@@ -283,6 +289,10 @@ class Startd:
         self._server = Server(
             {**commands.table(), **self._administration.table()}, sessions, policy, report=self._report_refusal
         )
+
+    def _build_ways_out(self, address: str, collectors: list[Sinful]) -> None:
+        """To the collectors and the brokers."""
+        settings = self.settings
         pool_security = PoolSecurity.of(settings)
         self._advertisers = [
             Advertiser(
