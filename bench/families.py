@@ -86,7 +86,8 @@ import json, os, sys
 from pathlib import Path
 import trio
 from pilot.control import read_linger
-from pilot.switch import Call, GlexecSwitch, NoneSwitch
+from pilot.calls import Call
+from pilot.switch import GlexecSwitch, NoneSwitch
 from pilot.userns import UsernsSwitch
 from procd.client import ProcdClient
 from procd.proc import ProcReader

@@ -70,7 +70,8 @@ USERNS = """
 import json, os, sys, time
 from pathlib import Path
 import trio
-from pilot.switch import Call, NoneSwitch
+from pilot.calls import Call
+from pilot.switch import NoneSwitch
 from pilot.userns import UsernsSwitch
 
 async def one(switch, place):

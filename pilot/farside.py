@@ -23,26 +23,12 @@ from typing import Any
 import trio
 from attrs import evolve, frozen
 
+from pilot.calls import Call, CannotCall, Running
 from pilot.inquiry import Patience, Whose, ask_pilot, end_in_count, inquire
 from pilot.ledger import identity_of
+from pilot.outcomes import Broken, Denied, Exited, Misused, Outcome, Signalled, Unavailable
 from pilot.standing import Rules
-from pilot.switch import (
-    Broken,
-    Call,
-    CannotCall,
-    Denied,
-    Exited,
-    Misused,
-    Outcome,
-    Running,
-    Signalled,
-    Switch,
-    SwitchSettings,
-    Unavailable,
-    draw,
-    make_retries,
-    wrapper_argv,
-)
+from pilot.switch import Switch, SwitchSettings, draw, make_retries, wrapper_argv
 
 # Frames from the far side are short: long lists come in many of them. A hostile frame of this size parses
 # into a few MB at most.
@@ -89,7 +75,7 @@ class Hello:
 
 @frozen
 class Asking:
-    """What every call of one job has in common. `place` and `uid` as in pilot.switch.Call; `patience` for calls that
+    """What every call of one job has in common. `place` and `uid` as in pilot.calls.Call; `patience` for calls that
     the standing of the node's users stands behind."""
 
     switch: Switch

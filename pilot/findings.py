@@ -13,7 +13,7 @@ from typing import Literal
 
 from attrs import field, frozen
 
-from pilot.switch import Broken, Denied, Exited, Misused, Outcome, Signalled, Unavailable
+from pilot.outcomes import Broken, Denied, Exited, Misused, Outcome, Signalled, Unavailable
 
 Status = Literal["ok", "degraded", "failed", "skipped"]
 # Of the report format: what kind of thing is at fault.

@@ -17,21 +17,11 @@ import trio
 from attrs import frozen
 
 from pilot import standing
+from pilot.calls import Call, CannotCall, Running
 from pilot.ledger import Ledger
+from pilot.outcomes import Broken, Denied, Exited, Misused, Outcome, Signalled, Unavailable
 from pilot.standing import Rules, Standing
-from pilot.switch import (
-    Broken,
-    Call,
-    CannotCall,
-    Denied,
-    Exited,
-    Misused,
-    Outcome,
-    Running,
-    Signalled,
-    Switch,
-    Unavailable,
-)
+from pilot.switch import Switch
 
 # A command that exists everywhere; resolved, since glexec refuses a symbolic link.
 TRUE = os.path.realpath(shutil.which("true") or "/bin/true")

@@ -19,22 +19,9 @@ from pathlib import Path
 import trio
 from attrs import field, frozen
 
+from pilot.calls import SWITCH_PATH, Call, CannotCall, Running, call_descriptors, spawn, starting
 from pilot.leases import Lease, LeaseFault, Leases, TableBusy, read_ranges, usual_directory
-from pilot.switch import (
-    MISUSED,
-    SWITCH_PATH,
-    UNAVAILABLE,
-    Call,
-    CannotCall,
-    Misused,
-    Outcome,
-    Running,
-    Unavailable,
-    call_descriptors,
-    classify_plain,
-    spawn,
-    starting,
-)
+from pilot.outcomes import MISUSED, UNAVAILABLE, Misused, Outcome, Unavailable, classify_plain
 
 # As in pilot.usernsfar, which is not for this side.
 LEASE_FD, ASK_FD, REQUEST_BYTES = 4, 5, 128 * 1024

@@ -22,11 +22,13 @@ import trio
 from attrs import define, evolve, field
 
 from pilot import findings, userns
+from pilot.calls import Call, CannotCall
 from pilot.control import read_linger
 from pilot.farside import Asking, CallFailed, open_call, text_of
 from pilot.findings import Finding, Node, Target, Validation
 from pilot.leases import LeaseFault, read_ranges
-from pilot.switch import Broken, Call, CannotCall, Denied, Misused, Outcome, Switch, SwitchSettings, Unavailable
+from pilot.outcomes import Broken, Denied, Misused, Outcome, Unavailable
+from pilot.switch import Switch, SwitchSettings
 
 AUDIT_ID = "sailplane-validation"
 TEST = f'id && echo "{findings.HELLO}"'

@@ -18,11 +18,12 @@ from typing import Any, NoReturn
 import attrs
 import trio
 
+from pilot.calls import Call, Running
 from pilot.farside import Asking, CallFailed
 from pilot.farsignal import Farewell, signal_far
 from pilot.inquiry import Patience
 from pilot.ledger import Ledger
-from pilot.switch import Call, Running, Switch, SwitchSettings
+from pilot.switch import Switch, SwitchSettings
 from procd.planner import Batch, Planner
 from procd.proc import ProcReader
 from procd.process import ProcessId

@@ -23,11 +23,12 @@ from cedar.errors import PeerFault
 from cedar.server import Server
 from cedar.sessions import SessionTable
 from cedar.sinful import Sinful
+from pilot.calls import may_reap, own_children
 from pilot.findings import Validation
 from pilot.inquiry import ask_pilot
 from pilot.ledger import Ledger
 from pilot.settings import Settings, SettingsError, load
-from pilot.switch import Switch, may_reap, own_children
+from pilot.switch import Switch
 from pilot.threads import in_thread
 from startd import claim as life
 from startd import cronjobs, lifetime, plugins, portsecurity

@@ -18,8 +18,8 @@ import trio
 from pilot import standing
 from pilot.inquiry import note_pilot
 from pilot.ledger import Ledger
+from pilot.outcomes import Outcome
 from pilot.standing import Standing
-from pilot.switch import Outcome
 
 # The file is small, and mostly unchanged.
 READ_EVERY_S = 1.0

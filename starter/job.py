@@ -19,9 +19,9 @@ import trio
 from cedar.commands import Command as Wire
 from cedar.commands import HoldCode
 from cedar.errors import PeerFault
+from pilot.outcomes import Exited as SwitchExited
+from pilot.outcomes import Outcome, Signalled
 from pilot.rpc import Channel, ChannelClosed, RpcFault, RpcRefused
-from pilot.switch import Exited as SwitchExited
-from pilot.switch import Outcome, Signalled
 from starter import keptfiles, leftovers, steps, updates
 from starter.ahead import Ahead
 from starter.checkpoint import is_checkpoint

@@ -18,18 +18,11 @@ from typing import Any, TypeGuard
 import trio
 from attrs import field, frozen
 
+from pilot.calls import Running
 from pilot.control import Ended, read_ended, read_linger
 from pilot.farside import CallFailed, FarSide, open_call, parse_object, start_ticks, text_of
-from pilot.switch import (
-    Broken,
-    Exited,
-    Outcome,
-    Retries,
-    Running,
-    Signalled,
-    draw,
-    make_retries,
-)
+from pilot.outcomes import Broken, Exited, Outcome, Signalled
+from pilot.switch import Retries, draw, make_retries
 from starter.entries import Account, Context, check_owner
 from starter.places import Place
 

@@ -14,7 +14,8 @@ from classad2 import ClassAd, ExprTree
 
 from cedar.classads import evaluate
 from cedar.commands import HoldCode
-from pilot.switch import Outcome, Running
+from pilot.calls import Running
+from pilot.outcomes import Outcome
 from starter import ahead, devices, keptfiles, updates
 from starter.checkpoint import is_checkpoint
 from starter.description import UPDATE_AD_NAME, WRAPPER_FAILURE_NAME, Around, Deferral

@@ -1,6 +1,6 @@
 """Reaping of what the job daemonised: a sub-reaper is given orphans, and somebody has to wait for them.
 
-Never waits for a call of the switch: whoever started that waits for it (``pilot.switch.own_children``).
+Never waits for a call of the switch: whoever started that waits for it (``pilot.calls.own_children``).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 
 import trio
 
-from pilot.switch import may_reap, own_children
+from pilot.calls import may_reap, own_children
 
 _PR_SET_CHILD_SUBREAPER = 36
 # An orphan's zombie costs a slot in the process table until then, and nothing else.

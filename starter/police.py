@@ -13,8 +13,8 @@ import attrs
 import trio
 
 from pilot.farside import open_call
+from pilot.outcomes import Signalled
 from pilot.rpc import RpcFault, RpcRefused
-from pilot.switch import Signalled
 from procd.messages import Usage
 from starter import limits, updates
 from starter.entries import StageFailed, check_owner, deadline, int_of, raise_if_failed

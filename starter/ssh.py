@@ -18,9 +18,9 @@ from classad2 import ClassAd
 
 from cedar.classads import get_str, set_str
 from cedar.stream import CedarStream
+from pilot.calls import Running
 from pilot.farside import open_call, text_of
 from pilot.rpc import RpcRefused
-from pilot.switch import Running
 from starter.entries import Context, StageFailed, check_owner, deadline, raise_if_failed
 from starter.launch import ExecFailed, Launched, LaunchSpec, launch
 from starter.peek import NotShown

@@ -23,8 +23,8 @@ from cedar.filetransfer import Ack, TransferLimits
 from cedar.sinful import Sinful
 from pilot import credentials, logs, standing
 from pilot.ledger import identity_of, note_identity
+from pilot.outcomes import Denied, Misused, Outcome, Unavailable
 from pilot.rpc import RpcRefused
-from pilot.switch import Denied, Misused, Outcome, Unavailable
 from starter import ahead, checkpoint, furnish, launching, leftovers, orphans, tokens, updates
 from starter.checkpoint import checkpoint_names
 from starter.chirp import Delayed

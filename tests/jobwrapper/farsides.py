@@ -10,7 +10,8 @@ from pathlib import Path
 
 from attrs import frozen
 
-from pilot.switch import GlexecSwitch, NoneSwitch, Running
+from pilot.calls import Running
+from pilot.switch import GlexecSwitch, NoneSwitch
 from starter.sandbox import Context, Limits
 
 WRAPPER = Path(__file__).resolve().parents[2] / "jobwrapper"

@@ -22,9 +22,11 @@ from demo import runtime
 from demo.accounts import Account
 from demo.grid import make_grid, make_proxy, write_private
 from glexec.install import Installed, install, uninstall
+from pilot.calls import Running
 from pilot.farside import start_ticks
 from pilot.farsignal import signal_far
-from pilot.switch import Denied, Exited, GlexecSwitch, Running, Signalled
+from pilot.outcomes import Denied, Exited, Signalled
+from pilot.switch import GlexecSwitch
 from starter.launch import Launched, LaunchSpec, launch
 from starter.sandbox import (
     Account as JobAccount,

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from pilot import standing
 from pilot.inquiry import Patience, Whose, ask_pilot, inquire, note_pilot
 from pilot.ledger import Ledger, identity_of, note_identity
+from pilot.outcomes import Broken, Denied, Exited, Misused, Outcome, Signalled, Unavailable
 from pilot.standing import Go, Rules, Standing, Stop, Wait, Wish
-from pilot.switch import Broken, Denied, Exited, GlexecSwitch, Misused, Outcome, Signalled, Unavailable
+from pilot.switch import GlexecSwitch
 
 RULES = Rules(retries=3, delay_s=5.0)
 USER, OTHER = "user", "other"

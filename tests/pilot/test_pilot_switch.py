@@ -14,31 +14,32 @@ import pytest
 import trio
 from attrs import evolve
 
+from pilot.calls import Call, own_children
 from pilot.control import Ended, Linger, parse_control, read_ended, read_linger
 from pilot.farside import Asking, CallFailed, open_call, without_hello
 from pilot.inquiry import Patience
 from pilot.ledger import Ledger, note_identity
-from pilot.standing import ENDS, refused
-from pilot.switch import (
+from pilot.outcomes import (
     Broken,
-    Call,
     Denied,
     Exited,
-    GlexecSwitch,
     Misused,
-    NoneSwitch,
     Outcome,
-    Retries,
     Signalled,
     Unavailable,
     classify,
     classify_plain,
-    clean_audit_id,
     clean_text,
+)
+from pilot.standing import ENDS, refused
+from pilot.switch import (
+    GlexecSwitch,
+    NoneSwitch,
+    Retries,
+    clean_audit_id,
     compile_wrapper,
     glexec_environment,
     make_switch,
-    own_children,
     wrapper_argv,
 )
 from starter.sandbox import Context

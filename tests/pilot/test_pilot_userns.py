@@ -16,10 +16,12 @@ import pytest
 import trio
 
 from demo.accounts import Account
+from pilot.calls import Call, CannotCall, Running
 from pilot.control import Linger, parse_control, read_ended
 from pilot.farside import Asking, open_call
 from pilot.farsignal import signal_far
-from pilot.switch import Call, CannotCall, Exited, Misused, Outcome, Running, Signalled, Unavailable, make_switch
+from pilot.outcomes import Exited, Misused, Outcome, Signalled, Unavailable
+from pilot.switch import make_switch
 from pilot.userns import Host, UsernsSwitch, classify_userns, hint, obstacle
 from tests.jobwrapper.accounts_at_work import as_account
 from tests.jobwrapper.farsides import Settings

@@ -26,8 +26,9 @@ from pilot.findings import (
     judge_target,
     judge_test,
 )
+from pilot.outcomes import Broken, Denied, Exited, Misused, Outcome, Signalled, Unavailable
 from pilot.settings import SettingsError, from_values
-from pilot.switch import Broken, Denied, Exited, GlexecSwitch, Misused, NoneSwitch, Outcome, Signalled, Unavailable
+from pilot.switch import GlexecSwitch, NoneSwitch
 from pilot.validationreport import as_json, as_xml
 from tests.jobwrapper.farsides import WRAPPER, open_fds, script
 

@@ -18,7 +18,8 @@ from typing import NoReturn
 import attrs
 import trio
 
-from pilot.switch import Call, GlexecSwitch, Running
+from pilot.calls import Call, Running
+from pilot.switch import GlexecSwitch
 from procd.client import ProcdClient
 from starter.orphans import become_subreaper, reap_orphans
 from tests.procd import world

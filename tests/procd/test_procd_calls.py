@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from pilot.switch import Call, Running
+from pilot.calls import Call, Running
 from procd.planner import PATIENT_PART, Planner, Spread
 from procd.process import ProcessId
 from procd.routes import Order, Report, SwitchCalls

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from demo.accounts import Account
-from pilot.switch import Call, Running
+from pilot.calls import Call, Running
 from pilot.userns import UsernsSwitch
 from procd.proc import ProcReader
 from starter.orphans import become_subreaper

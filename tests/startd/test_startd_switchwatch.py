@@ -10,7 +10,7 @@ import trio
 from pilot import logs, standing
 from pilot.inquiry import note_pilot
 from pilot.ledger import Ledger
-from pilot.switch import Denied, Exited, Outcome
+from pilot.outcomes import Denied, Exited, Outcome
 from startd.switchwatch import SwitchWatch
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from pilot.switch import Exited, Signalled
+from pilot.outcomes import Exited, Signalled
 from starter.launch import ExecFailed, Launched, LaunchSpec, launch
 from starter.sandbox import Context, Place
 from tests.jobwrapper.farsides import no_register, wrapper_context

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from pilot.calls import own_children
 from pilot.farside import FarSide
-from pilot.switch import own_children
 from starter import ahead
 from starter.ahead import LAUNCH, STAGE_OUT, WANTED_IN, Ahead, is_short
 from starter.events import Step

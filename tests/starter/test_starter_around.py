@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from pilot.switch import Exited, Signalled
+from pilot.outcomes import Exited, Signalled
 from starter.keptfiles import close, overwrite, trusted
 from starter.launch import After, Command, Deadlines, ExecFailed, Launched, launch
 from starter.sandbox import Place, make_place

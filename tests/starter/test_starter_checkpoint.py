@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from classad2 import ClassAd
 
-from pilot.switch import Exited
+from pilot.outcomes import Exited
 from procd.messages import Usage
 from starter.checkpoint import checkpoint_names, is_checkpoint
 from starter.description import Description, Unrunnable, describe

@@ -16,8 +16,9 @@ import trio.testing
 
 from cedar.commands import Syscall
 from cedar.errors import PeerFault
+from pilot.calls import Running
+from pilot.outcomes import Outcome, Signalled
 from pilot.rpc import Channel, ChannelClosed, RpcRefused
-from pilot.switch import Outcome, Running, Signalled
 from procd.messages import Usage
 from starter import launching, steps
 from starter.events import (

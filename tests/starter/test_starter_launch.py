@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import trio
 
+from pilot.calls import Running, own_children
 from pilot.farside import CallFailed, start_ticks
-from pilot.switch import Broken, Exited, Running, Signalled, own_children
+from pilot.outcomes import Broken, Exited, Signalled
 from starter.launch import Deadlines, ExecFailed, Launched, launch
 from starter.sandbox import (
     Changed,

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from cedar.classads import get_str
 from cedar.filetransfer import StoreFailed
 from demo.grid import make_grid
-from pilot.switch import own_children
+from pilot.calls import own_children
 from startd.plugins import read_answer
 from starter.plugins import NoPlugin, Order, Plugins, Wish, judge, programs_of, read_ads
 from starter.sandbox import Listed, make_place, stage_in, stage_out

@@ -15,7 +15,8 @@ import pytest
 import trio
 
 from cedar.filetransfer import StoreFailed
-from pilot.switch import Broken, own_children
+from pilot.calls import own_children
+from pilot.outcomes import Broken
 from starter import places
 from starter.places import Left, Made, Place, Unsafe, check_made, close_window, open_window
 from starter.sandbox import (

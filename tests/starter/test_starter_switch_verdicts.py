@@ -14,8 +14,8 @@ from classad2 import ClassAd
 
 from pilot import standing
 from pilot.ledger import Ledger, note_identity
+from pilot.outcomes import Broken, Denied, Misused, Outcome, Unavailable
 from pilot.settings import Settings
-from pilot.switch import Broken, Denied, Misused, Outcome, Unavailable
 from procd.messages import Stopped
 from starter import steps
 from starter.description import describe
