@@ -340,6 +340,13 @@ class Settings(SecuritySettings):
         " them.",
         unset="none",
     )
+    starter_allow_job_pre_and_post_cmd: str | None = knob(
+        "",
+        expression(optional=True),
+        "Whether +PreCmd and +PostCmd of a job are run, evaluated in the slot's ad (MY) and the job's (TARGET); else"
+        " they are ignored, and StarterLog says so.",
+        unset="as HTCondor of the version that is announced: they are run before 25.11, and ignored from there on",
+    )
     job_renice_increment: str = knob(
         "0",
         expression(),

@@ -124,19 +124,20 @@ class Description:
     execute_limit_s: float | None = None
 
 
-def describe(ad: ClassAd) -> Description:
-    """Read the attributes of wire reference 6.6 and 4.9.
+def describe(ad: ClassAd, *, commands: bool = True) -> Description:
+    """Read the attributes of wire reference 6.6 and 4.9. Without ``commands`` those before and after the job are not
+    looked at.
 
     Raises:
         Unrunnable: a needed attribute is missing or of the wrong kind, or the job wants what this site cannot do.
     """
     try:
-        return _describe(ad)
+        return _describe(ad, commands)
     except (PeerFault, ValueError) as fault:
         raise Unrunnable(f"the job's ad cannot be used: {fault}") from fault
 
 
-def _describe(ad: ClassAd) -> Description:
+def _describe(ad: ClassAd, commands: bool) -> Description:
     _refuse_other_universes(ad)
     if get_str(ad, "ShouldTransferFiles", "YES").upper() == "NO":
         raise Unrunnable(
@@ -171,8 +172,8 @@ def _describe(ad: ClassAd) -> Description:
         kill_signal=_signal_number(ad, "KillSig", 15),
         vacate_s=float(get_int(ad, "JobMaxVacateTime", -1)),
         core_limit_bytes=max(0, get_int(ad, "CoreSize", 0)),
-        pre=_around(ad, "Pre"),
-        post=_around(ad, "Post"),
+        pre=_around(ad, "Pre") if commands else None,
+        post=_around(ad, "Post") if commands else None,
         deferral=_deferral(ad),
         chirp=_chirp_wishes(ad),
         services=_services(ad),

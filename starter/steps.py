@@ -25,7 +25,7 @@ from pilot import credentials, logs, standing
 from pilot.ledger import identity_of, note_identity
 from pilot.outcomes import Denied, Misused, Outcome, Unavailable
 from pilot.rpc import RpcRefused
-from starter import ahead, checkpoint, furnish, launching, leftovers, orphans, tokens, updates
+from starter import ahead, around, checkpoint, furnish, launching, leftovers, orphans, tokens, updates
 from starter.checkpoint import checkpoint_names
 from starter.chirp import Delayed
 from starter.chirpserver import ChirpServer
@@ -96,14 +96,18 @@ ASKED_KILL_S = 45.0
 async def ask(work: Work) -> Event:
     """The job. One that is refused is so by a starter that the shadow knows."""
     ad = await work.shadow.get_job_info()
+    commands = around.allowed(work.settings.starter_allow_job_pre_and_post_cmd, work.activation.slot_ad, ad)
     try:
-        description = describe(ad)
+        description = describe(ad, commands=commands)
         Sinful.parse(get_str(ad, "TransferSocket"))
     except (Unrunnable, PeerFault) as fault:
         code = fault.code if isinstance(fault, Unrunnable) else HoldCode.IWD_ERROR
         hold = Hold(code, errno.EINVAL, updates.one_line(str(fault)))
         return JobKnown(has_proxy=False, output_on_evict=False, refusal=hold)
     work.know(ad, description)
+    if not commands and (ignored := around.named(ad)):
+        text = "%s of the job ignored: STARTER_ALLOW_JOB_PRE_AND_POST_CMD is not true for it"
+        logs.get("starter", slot=work.host).warning(text, " and ".join(ignored))
     refusal = launching.missed(description.deferral, work.host) or _refuse_without_proxy(work)
     if refusal is not None:
         await introduce(work)

@@ -33,6 +33,8 @@ MB = 1 << 20
 # Files up to this size are compared, and shown, by what is in them; larger ones by their sum.
 SHOWN_BYTES = 1000
 GO = "go"
+# STARTER_ALLOW_JOB_PRE_AND_POST_CMD of slots that serve the list: one kind of job has commands that are not run.
+COMMANDS_ALLOWED = "TARGET.WantNoCommands =!= true"
 
 
 @attrs.frozen
@@ -334,6 +336,9 @@ KINDS: tuple[Kind, ...] = (
           "+PreEnvironment": '"WORD=x"', "+PostCmd": '"post.sh"'},
          {"pre.sh": b"#!/bin/sh\necho $WORD $1 >pre\n", "post.sh": b"#!/bin/sh\necho post >post\n"},
          exit=9, out="x a b\n", back={"pre": b"x a b\n", "post": b"post\n"}),
+    Kind("has commands that this slot does not run", "exit 9",
+         {"+PreCmd": '"/bin/false"', "+SuccessPreExitCode": "0", "+PostCmd": '"/no/such"', "+WantNoCommands": "true"},
+         exit=9),
     Kind("has a command before it that fails", "true", {"+PreCmd": '"/bin/false"', "+SuccessPreExitCode": "0"},
          hold=(43, 1), words="+PreCmd", events=_HELD_EARLY),
     Kind("has a command after it that fails", "true", {"+PostCmd": '"/bin/false"', "+SuccessPostExitCode": "0"},

@@ -9,6 +9,7 @@ import pytest
 
 from demo.site import Site
 from tests.e2e.e2e_jobs import Jobs
+from tests.joblist import COMMANDS_ALLOWED
 
 # Leases and pauses short enough that a test sees their end.
 POOL_KNOBS = {"SAILPLANE_POOL_LEASE": 8}
@@ -23,6 +24,7 @@ STARTD_KNOBS = {
     "STARTER_INITIAL_UPDATE_INTERVAL": 0.3,
     "STARTER_UPDATE_INTERVAL": 1,
     "KILLING_TIMEOUT": 10,
+    "STARTER_ALLOW_JOB_PRE_AND_POST_CMD": COMMANDS_ALLOWED,
     "MACHINEMAXVACATETIME": 3,
     "SAILPLANE_MAX_OUTPUT_BYTES": "200 M",
 }

@@ -12,6 +12,7 @@ import pytest
 from demo.site import Site
 from tests.interop.stockjobs import StockJobs
 from tests.interop.stockpool import VARIABLE, open_pool, why_not
+from tests.joblist import COMMANDS_ALLOWED
 
 # Leases and pauses short enough that a test sees their end.
 STARTD_KNOBS: dict[str, Any] = {
@@ -28,6 +29,7 @@ STARTD_KNOBS: dict[str, Any] = {
     "STARTER_UPDATE_INTERVAL": 2,
     "SEC_CREDENTIAL_REFRESH": 1,
     "KILLING_TIMEOUT": 10,
+    "STARTER_ALLOW_JOB_PRE_AND_POST_CMD": COMMANDS_ALLOWED,
     "MACHINEMAXVACATETIME": 3,
 }
 

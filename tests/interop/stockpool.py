@@ -21,6 +21,7 @@ from demo import leftovers
 from demo.daemons import switched
 from demo.layout import DOMAIN
 from demo.site import Site, User
+from tests.joblist import COMMANDS_ALLOWED
 
 VARIABLE = "SAILPLANE_HTCONDOR"
 NEEDED = (
@@ -121,7 +122,7 @@ KILLING_TIMEOUT = 10
 BENCHMARKS_JOBLIST =
 POLLING_INTERVAL = 1
 use POLICY : HOLD_IF_MEMORY_EXCEEDED
-STARTER_ALLOW_JOB_PRE_AND_POST_CMD = True
+STARTER_ALLOW_JOB_PRE_AND_POST_CMD = {COMMANDS_ALLOWED}
 STARTD_CRON_JOBLIST =
 """
 
