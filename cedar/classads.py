@@ -17,7 +17,7 @@ from typing import Any, TypeVar, overload
 
 from classad2 import ClassAd, ClassAdException, ExprTree, Value, parseOne
 
-from cedar import expressions, reach
+from cedar import apart, expressions, reach
 from cedar.errors import PeerFault
 
 # A stock job ad has about 100, a slot ad about 250.
@@ -148,8 +148,19 @@ D = TypeVar("D")
 def evaluate(ad: ClassAd, name: str, target: ClassAd | None = None) -> Any:
     """The value of an attribute, in Python's types; Value.Undefined when it is missing.
 
-    Bounded: what the library's evaluator could die of or spin on gives Value.Error.
+    Bounded: what the library's evaluator could die of or spin on gives Value.Error, after some tens of milliseconds.
     """
+    found = _at_once(ad, name, target)
+    if found is not _UNBOUNDED:
+        return found
+    return apart.evaluate(lambda: _evaluated(ad[name], ad, target))
+
+
+_UNBOUNDED: Any = object()
+
+
+def _at_once(ad: ClassAd, name: str, target: ClassAd | None = None) -> Any:
+    """The value, where finding it out has a small bound."""
     try:
         if name not in ad:
             return Value.Undefined
@@ -157,11 +168,21 @@ def evaluate(ad: ClassAd, name: str, target: ClassAd | None = None) -> Any:
         if not isinstance(value, ExprTree):
             return value
         if not reach.bounded(ad, name, target):
-            return Value.Error
+            return _UNBOUNDED
+        return _evaluated(value, ad, target)
+    except (ClassAdException, UnicodeError, ValueError, OverflowError):
+        return Value.Error
+
+
+def _evaluated(value: ExprTree, ad: ClassAd, target: ClassAd | None) -> Any:
+    try:
         return value.eval(ad) if target is None else value.eval(ad, target)
     except (ClassAdException, UnicodeError, ValueError, OverflowError):
         # A reference without end, half a character, a date beyond the calendar.
         return Value.Error
+
+
+WHAT_A_QUERY_MAY = "a regular expression in it is written down, repeats characters only, and searches short text"
 
 
 def wanted(query: ClassAd, ad: ClassAd) -> bool:
@@ -171,8 +192,8 @@ def wanted(query: ClassAd, ad: ClassAd) -> bool:
     """
     if "Requirements" not in query:
         return True
-    if not reach.bounded(query, "Requirements", ad, reach.MAX_QUERY_CHARS):
-        raise PeerFault("limit", "the Requirements of a query are too expensive; two regular expressions are allowed")
+    if not reach.bounded(query, "Requirements", ad):
+        raise PeerFault("limit", f"the Requirements of a query are too expensive: {WHAT_A_QUERY_MAY}")
     return matches(query, ad)
 
 
@@ -183,7 +204,7 @@ def matches(ad: ClassAd, target: ClassAd) -> bool:
 
 
 def _get(ad: ClassAd, name: str, default: Any, wanted: tuple[type, ...], what: str) -> Any:
-    value = evaluate(ad, name)
+    value = _at_once(ad, name)
     if isinstance(value, wanted) and not isinstance(value, Value):
         return value
     if default is not _REQUIRED:
@@ -197,7 +218,7 @@ def get_str(ad: ClassAd, name: str) -> str: ...
 @overload
 def get_str(ad: ClassAd, name: str, default: D) -> str | D: ...
 def get_str(ad: ClassAd, name: str, default: Any = _REQUIRED) -> Any:
-    """A string, evaluated. Missing, undefined or of another type: the default, else PeerFault("classad")."""
+    """A string, evaluated. Missing, undefined, of another type, costly: the default, else PeerFault("classad")."""
     value = _get(ad, name, default, (str,), "a string")
     return expressions.unshield(value) if isinstance(value, str) else value
 

@@ -20,8 +20,8 @@ from cedar.errors import PeerFault
 # the library itself below 1,024. A thread's stack may be smaller: stay well below.
 MAX_NESTING = 200
 MAX_CHAIN = 2_000
-# Of one ad, literals not counted: about 0.2 s. A stock job ad has a few thousand.
-MAX_TOKENS = 100_000
+# Of one ad, literals not counted: about 30 ms. A stock job ad has a few thousand.
+MAX_TOKENS = 50_000
 
 _OLD_STRING = r'"(?:[^"\\]++|\\"(?![\r\n]|\Z)|\\)*+"'
 _NEW_STRING = r'"(?:[^"\\]++|\\.)*+"'
@@ -40,15 +40,8 @@ _TOKENS = r"""
 """
 _OLD_TOKEN = re.compile(_TOKENS % _OLD_STRING, re.VERBOSE | re.DOTALL)
 _NEW_TOKEN = re.compile(_TOKENS % _NEW_STRING, re.VERBOSE | re.DOTALL)
-# Names in an expression in new syntax: strings are skipped, a scope and a call are told apart.
-_NAMES = re.compile(
-    _NEW_STRING
-    + r"""|(?:(?<![\w.])(?P<scope>[mM][yY]|[tT][aA][rR][gG][eE][tT])\s*\.\s*)?"""
-    + r"""(?P<name>(?<![\w])[A-Za-z_][A-Za-z0-9_]*+|'(?:[^'\\]++|\\.)*+')(?P<call>\s*\()?""",
-    re.DOTALL | re.ASCII,
-)
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
-_RESERVED = frozenset({"is", "isnt", "true", "false", "undefined", "error"})
+RESERVED = frozenset({"is", "isnt", "true", "false", "undefined", "error"})
 
 
 @frozen
@@ -121,11 +114,12 @@ class _Scan:
         return PeerFault("classad", f"the brackets in the value of {self._name} do not match")
 
 
-def names(text: str) -> Iterator[tuple[str, str, bool]]:
-    """(scope "", "my" or "target"; name; is it a call?) of an expression in new syntax, in lower case."""
-    for found in _NAMES.finditer(text):
-        if (name := found["name"]) is not None and (lower := name.lower()) not in _RESERVED:
-            yield (found["scope"] or "").lower(), lower.strip("'"), found["call"] is not None
+def tokens(text: str) -> Iterator[tuple[str, str]]:
+    """(kind, token) of an expression in new syntax that has been read: string, operator, plain, open, close, stop."""
+    for found in _NEW_TOKEN.finditer(text):
+        kind = found.lastgroup
+        assert kind is not None
+        yield kind, found[kind]
 
 
 # --- strings ---
@@ -191,7 +185,7 @@ _ESCAPED = re.compile(r"\\([0-3]?[0-7]{1,2}|.)|[^\\]+", re.DOTALL)
 _SIMPLE = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "a": "\a", "v": "\v"}
 
 
-def _new_string_value(literal: str) -> str:
+def new_string_value(literal: str) -> str:
     """The text of a literal that the library printed, with surrogate escapes."""
     if "\\" not in literal:
         return literal[1:-1]
@@ -234,6 +228,6 @@ def new_to_old(text: str) -> str:
 def _rewritten(text: str) -> Iterator[str]:
     for token in _NEW_TOKEN.finditer(text):
         if (literal := token["string"]) is not None:
-            yield old_literal(_new_string_value(literal), last=token.end() == len(text))
+            yield old_literal(new_string_value(literal), last=token.end() == len(text))
         else:
             yield token[0] if "\n" not in token[0] else f" {token[0].strip()} "

@@ -1,42 +1,63 @@
-"""How far evaluating an attribute would reach: asked before the library evaluates hostile ads.
+"""What evaluating an attribute would cost at most: asked before the library evaluates hostile ads in this thread.
 
-The library's evaluator recurses through references: an attribute with a chain of 100 operators that refers
-to itself ends the process, and 30 attributes that each name the next one twice take minutes. The references
-of two ads are followed here by name, without evaluating. Branches that are never taken count too.
+The library's evaluator recurses through references and cannot be interrupted: a chain of 100 operators that refers to
+itself ends the process, 30 attributes that each name the next one twice take minutes, and so may one regular
+expression. The references of two ads are followed here by name, without evaluating; branches that are never taken
+count too. What has no small bound is for ``cedar.apart``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 from attrs import frozen
 from classad2 import ClassAd, Value
 
-from cedar import expressions
+from cedar import expressions, regexcost
 from cedar.errors import PeerFault
 
 # Levels of recursion. A plain chain crashes from about 22,500 (8 MiB of stack).
 MAX_DEPTH = 5_000
 # A reference costs more stack than an operator.
 _REFERENCE_DEPTH = 10
-# Characters of all expressions after every reference is replaced by what it names: about 0.2 s.
-MAX_EXPANDED_CHARS = 4_000_000
-# Of a query, which anybody may ask, and which is asked of every ad: two regular expressions, some 0.5 s at worst.
-MAX_QUERY_CHARS = 300_000
-# A regular expression may take 0.1 s before its own limit stops it, and has been seen to take 0.25 s.
-_REGEXPS = frozenset({"regexp", "regexps", "regexpmember", "replace", "replaceall", "stringlistregexpmember"})
-_REGEXP_CHARS = 100_000
+# Of one evaluation in this thread. The estimate is some ten times what ordinary expressions take.
+MAX_NS = 20_000_000
+# Looking at an expression costs about 1 us a token here: of all that one evaluation reaches.
+MAX_LOOKED_AT_CHARS = 50_000
+# Measured with the wheel 24.12: a token, and what a function does with each character of its arguments.
+_TOKEN_NS, _CHAR_NS = 150, 30
+# What a number may become as text (a real one has up to 22 characters), and any other token ("false").
+_NUMBER_CHARS, _TOKEN_CHARS = 25, 5
+# Functions that look at their arguments once and give no more than they got, but for a constant.
+_LINEAR = frozenset(
+    [
+        "isundefined", "iserror", "isstring", "isinteger", "isreal", "islist", "isclassad", "isboolean", "isabstime",
+        "isreltime", "member", "identicalmember", "size", "sum", "avg", "min", "max", "anycompare", "allcompare",
+        "time", "currenttime", "timezoneoffset", "daytime", "getyear", "getmonth", "getdayofyear", "getdayofmonth",
+        "getdayofweek", "getdays", "gethours", "getminutes", "getseconds", "strcat", "toupper", "tolower", "substr",
+        "strcmp", "stricmp", "versioncmp", "versionle", "versionlt", "versionge", "versiongt", "versioneq",
+        "version_in_range", "int", "real", "string", "bool", "abstime", "reltime", "floor", "ceil", "ceiling",
+        "round", "pow", "quantize", "random", "ifthenelse", "interval", "stringlistsize", "stringlistsum",
+        "stringlistavg", "stringlistmin", "stringlistmax", "stringlistmember", "stringlistimember", "splitusername",
+        "splitslotname", "split", "envv1tov2", "mergeenvironment", "listtoargs", "argstolist",
+    ]
+)  # fmt: skip
 # They compare each with each.
-_SQUARING = frozenset({"replaceall", "stringlistsintersect", "stringlistsubsetmatch", "stringlistisubsetmatch"})
-_SQUARE_CHARS = 64
-# They evaluate their argument once for every element of a list.
-_REPEATING = frozenset({"countmatches", "evalineachcontext"})
-_REPEATS = 100
-# It makes expressions from strings, of which nothing can be said; it asks the system for accounts.
-_UNKNOWABLE = frozenset({"eval", "userhome"})
+_SQUARING = frozenset({"stringlistsintersect", "stringlistsubsetmatch", "stringlistisubsetmatch"})
+_SEARCHING = frozenset({"regexp", "regexpmember", "stringlist_regexpmember", "stringlistregexpmember"})
+# Names of whole ads, with which an attribute can be named by a string; and what the library puts beside two ads.
+_ADS = frozenset(
+    [
+        "my", "target", "other", "self", "parent", "toplevel", "root", "ad", "left", "right", "lctx", "rctx",
+        "symmetricmatch", "leftmatchesright", "rightmatchesleft",
+    ]
+)  # fmt: skip
 # The same Requirements are asked against many ads. 256 of this length cost some 40 MB at worst.
 _CACHED_CHARS = 8_000
+
+Reference = tuple[str, str]
 
 
 class _Unbounded(Exception):
@@ -44,13 +65,26 @@ class _Unbounded(Exception):
 
 
 @frozen
+class _Search:
+    """A call that searches for a regular expression in ``chars`` characters of its own text and these references."""
+
+    pattern: str
+    chars: int
+    references: tuple[Reference, ...]
+
+
+@frozen
 class _Shape:
     """What one expression adds."""
 
     depth: int
+    tokens: int
     chars: int
-    references: tuple[tuple[str, str], ...]
-    calls: tuple[str, ...]
+    """Of its tokens as values, without what it refers to."""
+    references: tuple[Reference, ...]
+    calls: int
+    squares: int
+    searches: tuple[_Search, ...]
 
 
 def _shape(text: str) -> _Shape:
@@ -59,28 +93,117 @@ def _shape(text: str) -> _Shape:
 
 def _new_shape(text: str) -> _Shape:
     depth = expressions.from_new(text, "expression").depth
-    found = list(expressions.names(text))
-    calls = tuple(name for _, name, call in found if call)
-    if not _UNKNOWABLE.isdisjoint(calls):
-        raise _Unbounded
-    return _Shape(depth, len(text), tuple((scope, name) for scope, name, call in found if not call), calls)
+    tokens = list(expressions.tokens(text))
+    references, calls = _names(tokens)
+    squares = 0
+    found: list[_Search] = []
+    for at, name in calls:
+        if name in _SEARCHING:
+            found.append(_search(tokens, at))
+        elif name in _SQUARING:
+            squares += 1
+        elif name not in _LINEAR:
+            raise _Unbounded
+    return _Shape(depth, len(tokens), _chars(tokens), references, len(calls), squares, tuple(found))
 
 
 _cached_shape = lru_cache(maxsize=256)(_new_shape)
 
 
+def _chars(tokens: Sequence[tuple[str, str]]) -> int:
+    return sum(len(text) if kind == "string" else _token_chars(text) for kind, text in tokens)
+
+
+def _token_chars(text: str) -> int:
+    return _NUMBER_CHARS if _is_number(text) else _TOKEN_CHARS
+
+
+def _is_number(text: str) -> bool:
+    return text[:1].isdigit() or (text[:1] == "." and len(text) > 1)
+
+
+def _names(tokens: Sequence[tuple[str, str]]) -> tuple[tuple[Reference, ...], list[tuple[int, str]]]:
+    """References, and calls with their places. A nested ad that refers to itself has no bound here."""
+    references: list[Reference] = []
+    calls: list[tuple[int, str]] = []
+    definitions: set[str] = set()
+    free: set[str] = set()
+    scope, after_dot = "", False
+    for at, (kind, text) in enumerate(tokens):
+        following = tokens[at + 1][1] if at + 1 < len(tokens) else ""
+        if kind == "plain" and not _is_number(text):
+            name = text.strip("'").lower()
+            if following == "(":
+                calls.append((at, name))
+            elif following == "=":
+                definitions.add(name)
+            elif following == "." and name in ("my", "target") and not after_dot:
+                scope = name
+                continue
+            elif text.lower() not in expressions.RESERVED:
+                references.append((scope, name))
+                if scope or not after_dot:
+                    free.add(name)
+        if text != ".":
+            scope = ""
+        after_dot = text == "."
+    if not definitions.isdisjoint(free) or any(name in _ADS for _, name in references):
+        raise _Unbounded
+    return tuple(references), calls
+
+
+def _search(tokens: Sequence[tuple[str, str]], at: int) -> _Search:
+    """The call whose name stands there. Only a pattern that is written down can be judged."""
+    pattern, subject, *options = _arguments(tokens, at + 1)
+    if len(pattern) != 1 or pattern[0][0] != "string":
+        raise _Unbounded
+    for option in options:
+        if len(option) != 1 or option[0][0] != "string" or not set(option[0][1].lower()) <= set('"ifms, '):
+            raise _Unbounded
+    references, calls = _names(subject)
+    if calls:
+        raise _Unbounded
+    return _Search(expressions.new_string_value(pattern[0][1]), _chars(subject), references)
+
+
+def _arguments(tokens: Sequence[tuple[str, str]], at: int) -> Iterator[list[tuple[str, str]]]:
+    """Those of the call whose bracket opens there; at least two, perhaps empty."""
+    argument: list[tuple[str, str]] = []
+    depth = given = 0
+    for kind, text in tokens[at:]:
+        depth += (kind == "open") - (kind == "close")
+        if depth == 0 or (depth == 1 and text == ","):
+            yield argument
+            argument, given = [], given + 1
+            if depth == 0:
+                break
+        elif (kind, depth) != ("open", 1):
+            argument.append((kind, text))
+    yield from ([] for _ in range(2 - given))
+
+
+@frozen
+class _Cost:
+    """``chars``: of the value as text. ``ns``: what it takes to get it."""
+
+    depth: int
+    chars: int
+    ns: float
+
+
+_MISSING_COST = _Cost(0, 0, 0.0)
 _LITERALS = frozenset({int, str, bool, float, Value})
 _MISSING = object()
 
 
 class _Walk:
-    def __init__(self, ad: ClassAd, target: ClassAd | None, most_chars: int) -> None:
+    def __init__(self, ad: ClassAd, target: ClassAd | None) -> None:
         self._ads = (ad, target)
-        self._most_chars = most_chars
-        self._known: dict[tuple[int, str], tuple[int, int] | None] = {}
+        self._looked_at = 0
+        self._known: dict[tuple[int, str], _Cost | None] = {}
 
-    def cost(self, side: int, scope: str, name: str) -> tuple[int, int]:
-        """(depth, expanded characters) of an attribute, as the ad on this side sees it."""
+    def cost(self, side: int, scope: str, name: str) -> _Cost:
+        """Of an attribute, as the ad on this side sees it."""
         if scope != "target":
             value = self._value(side, name)
             if value is not _MISSING or scope == "my":
@@ -94,11 +217,11 @@ class _Walk:
         except KeyError:
             return _MISSING
 
-    def _cost(self, side: int, name: str, value: Any) -> tuple[int, int]:
+    def _cost(self, side: int, name: str, value: Any) -> _Cost:
         if type(value) in _LITERALS:
-            return 1, len(value) if type(value) is str else 1
+            return _Cost(1, len(value) if type(value) is str else _NUMBER_CHARS, _TOKEN_NS)
         if value is _MISSING:
-            return 0, 0
+            return _MISSING_COST
         key = (side, name)
         if key in self._known:
             if (known := self._known[key]) is None:
@@ -108,35 +231,36 @@ class _Walk:
         self._known[key] = result = self._measure(side, name)
         return result
 
-    def _measure(self, side: int, name: str) -> tuple[int, int]:
+    def _measure(self, side: int, name: str) -> _Cost:
         ad = self._ads[side]
         assert ad is not None
-        shape = _shape(str(ad.lookup(name)))
-        depth, chars = 0, shape.chars
-        for scope, other in shape.references:
-            below, more = self.cost(side, scope, other)
-            depth, chars = max(depth, below), chars + more
-        chars = _weigh(chars, shape.calls)
-        depth += shape.depth + _REFERENCE_DEPTH
-        if depth > MAX_DEPTH or chars > self._most_chars:
+        text = str(ad.lookup(name))
+        self._looked_at += len(text)
+        if self._looked_at > MAX_LOOKED_AT_CHARS:
             raise _Unbounded
-        return depth, chars
+        shape = _shape(text)
+        depth, chars, ns = 0, shape.chars, 0.0
+        for scope, other in shape.references:
+            below = self.cost(side, scope, other)
+            depth, chars, ns = max(depth, below.depth), chars + below.chars, ns + below.ns
+        ns += _TOKEN_NS * shape.tokens + chars + _CHAR_NS * chars * shape.calls
+        ns += _CHAR_NS * float(chars) * chars * shape.squares
+        for search in shape.searches:
+            ns += self._searched(side, search)
+        depth += shape.depth + _REFERENCE_DEPTH
+        if depth > MAX_DEPTH or ns > MAX_NS:
+            raise _Unbounded
+        return _Cost(depth, chars, ns)
+
+    def _searched(self, side: int, search: _Search) -> float:
+        chars = search.chars + sum(self.cost(side, scope, name).chars for scope, name in search.references)
+        return regexcost.cost_ns(search.pattern, chars)
 
 
-def _weigh(chars: int, calls: tuple[str, ...]) -> int:
-    """Characters, with those of expensive functions counted as what they cost."""
-    chars += _REGEXP_CHARS * sum(call in _REGEXPS for call in calls)
-    if not _SQUARING.isdisjoint(calls):
-        chars *= max(1, chars // _SQUARE_CHARS)
-    if not _REPEATING.isdisjoint(calls):
-        chars *= _REPEATS
-    return chars
-
-
-def bounded(ad: ClassAd, name: str, target: ClassAd | None = None, most_chars: int = MAX_EXPANDED_CHARS) -> bool:
-    """True when the attribute can be evaluated in bounded depth and time."""
+def bounded(ad: ClassAd, name: str, target: ClassAd | None = None) -> bool:
+    """True when the attribute can be evaluated here, in bounded depth and time."""
     try:
-        _Walk(ad, target, most_chars).cost(0, "my", name.lower())
+        _Walk(ad, target).cost(0, "my", name.lower())
     except (_Unbounded, PeerFault, RecursionError):
         return False
     return True

@@ -238,9 +238,6 @@ def test_endless_and_multiplied_references_are_errors() -> None:
     assert evaluate(doubling, "A35") == 32
     across = from_wire(["A = TARGET.A" + " + 1" * 100])
     assert evaluate(across, "A", from_wire(["A = TARGET.A" + " + 1" * 100])) is Value.Error
-    assert evaluate(from_wire(['A = eval(strcat("1+", "1"))']), "A") is Value.Error
-    many = " || ".join('regexp("(a+)+$", x)' for _ in range(200))
-    assert evaluate(from_wire([f"A = {many}", f'x = "{"a" * 40}!"']), "A") is Value.Error
 
 
 def test_ordinary_expressions_are_not_refused() -> None:
