@@ -256,7 +256,7 @@ _METHODS = {"FS": "FS", "SSL": "SSL", "TOKEN": "TOKEN", "SCITOKENS": "SCITOKENS"
 }
 # HTCondor has them and we do not: passed over, so that one configuration can serve both.
 _OTHER_METHODS = frozenset(
-    {"FS_REMOTE", "KERBEROS", "PASSWORD", "MUNGE", "CLAIMTOBE", "ANONYMOUS", "NTSSPI"},
+    {"FS_REMOTE", "KERBEROS", "PASSWORD", "MUNGE", "CLAIMTOBE", "ANONYMOUS", "NTSSPI", "GSI"},
 )
 
 

@@ -45,6 +45,9 @@ def main() -> None:
     # STARTD_ATTRS names settings that are no knobs.
     wanted = values.get("STARTD_ATTRS", "").replace(",", " ").split()
     attributes = {name: str(param.get(name, "")).strip() for name in wanted}
+    # STARTD_LATCH_EXPRS names such settings, or attributes that are there anyway.
+    latched = values.get("STARTD_LATCH_EXPRS", "").replace(",", " ").split()
+    attributes |= {name: value for name in latched if (value := str(param.get(name, "")).strip())}
     families = tuple(request["families"])
     family = {name: str(param.get(name, "")).strip() for name in present if name.startswith(families)}
     spelled = {name: spelled[name] for name in family}

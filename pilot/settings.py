@@ -275,6 +275,32 @@ class Settings(SecuritySettings):
         "Further settings that become attributes of the slots' ads, each a ClassAd expression (text in quotes).",
         unset="none",
     )
+    startd_slot_attrs: tuple[str, ...] = knob(
+        "",
+        names(),
+        "Attributes of each slot that every slot's ad has, as slot1_State; glidein pools end pilots by them.",
+        unset="none",
+    )
+    startd_job_attrs: tuple[str, ...] = knob(
+        "",
+        names(),
+        "Attributes of a job that its slot's ad has while it runs; none takes the place of the slot's own.",
+        unset="none",
+    )
+    startd_latch_exprs: tuple[str, ...] = knob(
+        "",
+        names(),
+        "Attributes, or settings that become attributes, whose whole number and the time since when it is so stand in"
+        " the slots' ads, as NameValue and NameTime.",
+        unset="none",
+    )
+    statistics_to_publish_list: str = knob(
+        "",
+        text(r"[A-Za-z0-9_:, .-]*", "names with commas or blanks between them"),
+        "What the ads tell besides the counts of jobs: JobBusyTime, the seconds of an activation, and JobDuration, that"
+        " of a job (Count, Avg, Min, Max; Recent: of the last 20 minutes).",
+        unset="counts alone",
+    )
     startd_cron_joblist: str = knob(
         "",
         text(r"[A-Za-z0-9_, -]*", "names of letters, digits, - and _"),
@@ -743,7 +769,8 @@ def from_values(
 
 
 def _expressions(attributes: Mapping[str, str]) -> dict[str, str]:
-    """STARTD_ATTRS, checked: an ad's own attributes are not theirs to set."""
+    """STARTD_ATTRS, checked: an ad's own attributes are not theirs to set. Glidein pools name START: it is there."""
+    attributes = {name: value for name, value in attributes.items() if name.lower() not in ("start", "rank")}
     for name, value in attributes.items():
         if name.lower() in RESERVED or name.lower().startswith("_condor"):
             raise SettingsError("STARTD_ATTRS", name, "a name that no slot's ad has by itself")

@@ -25,6 +25,7 @@ from startd.drain import Drain
 from startd.held import Held, Requester, Slot, Slots
 from startd.processes import Spawner
 from startd.resources import Resources
+from startd.statistics import Counted, Statistics
 from starter import messages as to_starter
 
 # A starter may use this much beyond the job's own time, for switch calls with retries and for the output.
@@ -55,6 +56,7 @@ class Claims:
     retirement_s: Callable[[Held], float] = lambda held: 0.0
     # how policy wants a claim's job ended whose retirement time is over
     ending: Callable[[Held], life.Ending] = lambda held: life.Ending()
+    statistics: Statistics = attrs.field(factory=Statistics)
     # told of what a starter says of its job's usage
     usage_seen: Callable[[Held], None] = lambda held: None
     # told of each activation that is over: its slot, its seconds, its starter's last words if there were any
@@ -105,10 +107,15 @@ class Claims:
     def carve(self, slot: Slot, resources: Resources, requester: Requester) -> Held:
         """A new claim: on a new dynamic slot, or on a static one as a whole."""
         held = self.slots.carve(slot, resources, requester)
+        self._count("ClaimRequests")
         self.first_user = self.first_user or requester.user
         self.log.info("claim %s: slot %s for %s", held.claim_id.public, held.name, requester.user or "unknown user")
         self.changed()
         return held
+
+    def _count(self, *names: Counted) -> None:
+        for name in names:
+            self.statistics.count(name, now_s=trio.current_time())
 
     def handle(self, held: Held, event: life.Event) -> tuple[life.Command, ...]:
         """Apply an event and carry out what follows.
@@ -173,6 +180,7 @@ class Claims:
             waiting.end(None)
             return False
         heir = self.slots.hand_over(held, waiting)
+        self._count("JobPreemptions", "JobRankPreemptions" if waiting.rank > held.rank else "JobUserPrioPreemptions")
         self.log.info("claim %s has waited for %s, and has it", heir.claim_id.public, heir.name)
         waiting.end(heir)
         return True
@@ -274,6 +282,7 @@ class Claims:
             ours.close()
             theirs.close()
             raise
+        self._count("ActivationRequests")
         # The task that this has started looks for them at its first step, which is not before our next checkpoint.
         self._pending[self._next_ticket] = (activation, shadow, theirs)
         held.ticket, held.job_id, held.job_user = self._next_ticket, job_id, job_user
@@ -293,6 +302,7 @@ class Claims:
         held = self.by_ticket(ticket)
         if held is not None:
             held.starter_pid = pid
+            self._count("JobStarts")
             self.handle(held, life.StarterRuns(pid))
 
     def starter_not_started(self, ticket: int, text: str) -> None:

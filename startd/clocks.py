@@ -9,15 +9,39 @@ import attrs
 
 
 @attrs.define
+class Totals:
+    """Of one slot: how long it was in each state and activity. ``now_s`` everywhere: seconds of the monotonic clock."""
+
+    since_s: float
+    shown: tuple[str, str]
+    seconds: dict[tuple[str, str], float] = attrs.field(factory=dict)
+
+    def enter(self, state: str, activity: str, *, now_s: float) -> None:
+        """The slot is shown like this from now on."""
+        self._count(now_s)
+        self.shown = (state, activity)
+
+    def attributes(self, now_s: float) -> dict[str, int]:
+        """TotalTime<State><Activity>, of those that it was in for a second."""
+        self._count(now_s)
+        return {f"TotalTime{''.join(shown)}": int(each_s) for shown, each_s in self.seconds.items() if each_s >= 1}
+
+    def _count(self, now_s: float) -> None:
+        passed_s, self.since_s = max(0.0, now_s - self.since_s), now_s
+        self.seconds[self.shown] = self.seconds.get(self.shown, 0.0) + passed_s
+
+
+@attrs.define
 class Clocks:
-    """One claim's. ``now_s`` everywhere: seconds of the monotonic clock; ``unix``: the time of day beside it."""
+    """One claim's. ``now_s`` everywhere: seconds of the monotonic clock; ``unix``: the time of day beside it.
+    ``totals``: its slot's, which may have been there before the claim."""
 
     since_s: float
     state_at: int
     activity_at: int
+    totals: Totals
     state: str = "Claimed"
     activity: str = "Idle"
-    totals_s: dict[str, float] = attrs.field(factory=dict)
     job_at: int | None = None
     job_run_s: float = 0.0
     job_suspended_s: float = 0.0
@@ -28,6 +52,7 @@ class Clocks:
     def enter(self, state: str, activity: str, *, now_s: float, unix: int) -> None:
         """The slot is shown like this from now on."""
         self._count(now_s)
+        self.totals.enter(state, activity, now_s=now_s)
         if (state, activity) != (self.state, self.activity):
             self.activity_at = unix
         if state != self.state:
@@ -52,8 +77,6 @@ class Clocks:
 
     def _count(self, now_s: float) -> None:
         passed_s, self.since_s = max(0.0, now_s - self.since_s), now_s
-        name = self.state + self.activity
-        self.totals_s[name] = self.totals_s.get(name, 0.0) + passed_s
         if self.job_at is None:
             return
         if self.activity == "Suspended":
@@ -66,7 +89,7 @@ class Clocks:
     def attributes(self, now_s: float) -> dict[str, int]:
         """For the slot's ad, in HTCondor's names; seconds and times of day."""
         self._count(now_s)
-        ad = {f"TotalTime{name}": int(total_s) for name, total_s in self.totals_s.items() if total_s >= 1}
+        ad = self.totals.attributes(now_s)
         ad |= {"TotalClaimRunTime": int(self.claim_run_s), "TotalClaimSuspendTime": int(self.claim_suspended_s)}
         if self.job_at is not None:
             ad |= {

@@ -16,10 +16,10 @@ from cedar.sessions import SessionTable
 from cedar.sinful import Sinful
 from pilot.rpc import Channel
 from startd.claim import WITH_STARTER, Claim
-from startd.clocks import Clocks
+from startd.clocks import Clocks, Totals
 from startd.openslot import ArmMatch, Draining, Fact, OpenSlot
 from startd.resources import Resources
-from startd.slotads import SHOWN, SlotState
+from startd.slotads import SHOWN, SlotState, idle_activity
 from startd.slottypes import Plan
 
 # The session of a finished claim stays known for so long, so that a last command in flight is understood (wire 2.6).
@@ -71,6 +71,7 @@ class Slot:
     entered_at: int = attrs.field(factory=lambda: int(time.time()))
     open: OpenSlot = attrs.field(factory=OpenSlot)
     """What it is while nobody has it; of a partitionable slot, always."""
+    totals: Totals = attrs.field(factory=lambda: Totals(trio.current_time(), ("Unclaimed", "Idle")))
     _next_dynamic: int = 0
 
     @property
@@ -92,7 +93,14 @@ class Slot:
         commands = self.open.handle(fact)
         if self.open.state is not before:
             self.entered_at = int(time.time())
+        self.note_shown()
         return commands
+
+    def note_shown(self) -> None:
+        """Its time counts as this from now on, while nobody has it; a claim of a static slot counts by itself."""
+        if not self.claimed_whole:
+            state = self.open.state.value
+            self.totals.enter(state, idle_activity(state, bool(self.children)), now_s=trio.current_time())
 
     def next_dynamic(self) -> int:
         """A number that no dynamic slot of this one had before."""
@@ -118,7 +126,7 @@ class Held:
     made_s: float = attrs.field(factory=trio.current_time)
     heard_s: float = attrs.field(factory=trio.current_time)
     alive_sent_s: float = attrs.field(factory=trio.current_time)
-    clocks: Clocks = attrs.field(factory=lambda: Clocks(trio.current_time(), int(time.time()), int(time.time())))
+    clocks: Clocks = attrs.field()
     rank: float = 0.0
     changed: trio.Event = attrs.field(factory=trio.Event)
     # the present activation
@@ -137,6 +145,13 @@ class Held:
     cpu_load: float = 0.0
     """CPU seconds a second, between the last two words of its usage."""
     past_jobs: deque[str] = attrs.field(factory=lambda: deque(maxlen=REMEMBERED_JOBS))
+
+    @clocks.default
+    def _new_clocks(self) -> Clocks:
+        now_s, unix = trio.current_time(), int(time.time())
+        totals = self.parent.totals if self.dynamic_id is None else Totals(now_s, ("Claimed", "Idle"))
+        totals.enter("Claimed", "Idle", now_s=now_s)
+        return Clocks(now_s, unix, unix, totals)
 
     def lease_over(self, now_s: float) -> bool:
         """Nothing heard for a whole lease."""
@@ -326,6 +341,8 @@ class Slots:
             following=held.following,
             rank=waiting.rank,
         )
+        heir.clocks.totals = held.clocks.totals
+        heir.clocks.totals.enter("Claimed", "Idle", now_s=trio.current_time())
         held.following = None
         self._forget(held)
         heir.parent.children.append(heir)
@@ -348,6 +365,7 @@ class Slots:
         else:
             slot.free = slot.free + held.resources
         slot.entered_at = int(time.time())
+        slot.note_shown()
 
     def _forget(self, held: Held) -> None:
         del self.held[held.claim_id.session_id]
@@ -400,6 +418,7 @@ class Slots:
             unhealthy=unhealthy,
             retiring=retiring,
             drain_request=drain_request,
+            usage=slot.totals.attributes(trio.current_time()),
         )
 
 

@@ -350,12 +350,17 @@ def start_expression(machine: Machine, slot: SlotState) -> str:
     return " && ".join(terms)
 
 
+def idle_activity(state: str, jobs: bool) -> str:
+    """Of a slot that nobody has; a drained one may still have ``jobs`` in its dynamic slots."""
+    return "Retiring" if state == "Drained" and jobs else "Idle"
+
+
 def _activity(ad: ClassAd, slot: SlotState) -> None:
     if slot.claimed:
         ad["State"], ad["Activity"] = SHOWN[slot.state]
     else:
         ad["State"] = slot.state
-        ad["Activity"] = "Retiring" if slot.state == "Drained" and slot.children else "Idle"
+        ad["Activity"] = idle_activity(slot.state, bool(slot.children))
     ad["EnteredCurrentState"] = slot.entered_at
     ad["EnteredCurrentActivity"] = slot.entered_at if slot.activity_at is None else slot.activity_at
     if slot.drain_request:

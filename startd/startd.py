@@ -59,6 +59,7 @@ from startd.report import Job, Report, outcome_of
 from startd.slotads import Machine, SlotState, daemon_ad, private_ad, public_ad, roll_up
 from startd.slotsettings import slot_settings
 from startd.slottypes import plan
+from startd.supplements import Supplements
 from startd.switchwatch import SwitchWatch
 from starter import messages
 from starter.updates import one_line
@@ -111,6 +112,8 @@ class Startd:
         self._procd_socket: Path
         self._advertisers: list[Advertiser] = []
         self._sequence = 0
+        self._supplements = Supplements()
+        self._supplements.reconfigure(settings)
         self._status = EXIT_DONE
         self._reason = ""
         self._reports_minute = self._reports = 0
@@ -248,6 +251,7 @@ class Startd:
             account_seen=lambda pid, uid: self._janitor.account_seen(pid, uid),
             retirement_s=self._retirement_s,
             job_ended=self._note_job,
+            statistics=self._supplements.statistics,
             usage_seen=lambda held: self._policy.look(held),
             ending=lambda held: self._policy.ending(held),
         )
@@ -467,6 +471,9 @@ class Startd:
             rss_peak_kb=words.rss_peak_kb if words else 0,
         )
         self.report.add(job)
+        self._supplements.statistics.measure("JobBusyTime", seconds, now_s=trio.current_time())
+        if words is not None and words.duration_s is not None:
+            self._supplements.statistics.measure("JobDuration", words.duration_s, now_s=trio.current_time())
         self._health.job_ended(outcome_of(job), words.code if words else 0, now_s=trio.current_time())
         self._judge_health()
 
@@ -535,6 +542,7 @@ class Startd:
         )
 
     def _life_facts(self, idle_s: float) -> lifetime.Facts:
+        self._slot_ads()  # what DAEMON_SHUTDOWN finds of the other slots is what they are now
         ad = self._own_ad(self._slots.first)
         ad["DaemonShutdown"] = parse_expression(self.settings.daemon_shutdown)
         ad["DaemonShutdownFast"] = parse_expression(self.settings.daemon_shutdown_fast)
@@ -567,6 +575,7 @@ class Startd:
             attributes=merged.settings.attributes,
         )
         self._policy.reconfigure()
+        self._supplements.reconfigure(self.settings)
         for advertiser in self._advertisers:
             advertiser.interval_s = merged.settings.update_interval
         self.log.info("settings read again: %s", ", ".join(merged.taken) or "nothing has changed")
@@ -637,6 +646,8 @@ class Startd:
             left_s = lifetime.retirement_s(ad, held.job_ad) - held.clocks.ran_s(trio.current_time())
             ad["RetirementTimeRemaining"] = int(min(max(0.0, left_s), MAX_SECONDS)) if held.job_ad is not None else 0
         self._cron.published.merge_into(ad)
+        job = held.job_ad if held is not None else None
+        self._supplements.put(ad, job, now_s=trio.current_time(), now=int(time.time()))
         return ad
 
     def _only_user(self) -> str:
@@ -658,7 +669,9 @@ class Startd:
             if slot.partitionable:
                 roll_up(ad, [child for held, child in claimed if held.parent is slot])
             own.append((ad, slot.current))
-        return own + [(ad, self._slots.next_id(held)) for held, ad in claimed]
+        ads = own + [(ad, self._slots.next_id(held)) for held, ad in claimed]
+        self._supplements.crosspost([ad for ad, _ in ads])
+        return ads
 
     def _all_ads(self) -> list[tuple[ClassAd, ClassAd | None]]:
         self._sequence += 1

@@ -487,6 +487,7 @@ class Job:
             cpu_s=usage.user_s + usage.system_s if usage else 0.0,
             rss_peak_kb=usage.rss_peak_kb if usage else 0,
             code=verdict.code if isinstance(verdict, Hold | Requeue) else 0,
+            duration_s=self._work.duration_s,
         )
 
     def _words(self) -> str:

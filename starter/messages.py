@@ -202,6 +202,8 @@ class Ended:
     rss_peak_kb: int = 0
     code: int = 0
     """The hold code of a job that was held or given back."""
+    duration_s: float | None = None
+    """How long the job itself ran, its last run if there were several; None if it never did."""
 
 
 SPAWNER = Protocol(StartStarter, CleanUp, SpawnerReady, StarterStarted, StarterFailed, StarterEnded)

@@ -133,11 +133,18 @@ def test_no_value_becomes_another_setting(tmp_path_factory: pytest.TempPathFacto
     assert str(read.num_cpus) == "None"
 
 
-@pytest.mark.parametrize("name", ["Name", "ClaimId", "start", "_condor_PrivX", "Requirements"])
+@pytest.mark.parametrize("name", ["Name", "ClaimId", "state", "_condor_PrivX", "Requirements"])
 def test_an_ads_own_attributes_are_not_to_be_set(name: str, tmp_path: Path) -> None:
     (tmp_path / "c").write_text(f'STARTD_ATTRS = {name}\n{name} = "mine"\n')
     with pytest.raises(SettingsError, match="STARTD_ATTRS"):
         load(tmp_path / "c", {})
+
+
+def test_start_and_rank_are_there_already(tmp_path: Path) -> None:
+    """Glidein pools name them in STARTD_ATTRS."""
+    (tmp_path / "c").write_text("STARTD_ATTRS = START, RANK\nSTART = x > 1\n")
+    read = load(tmp_path / "c", {})
+    assert (read.attributes, read.start) == ({}, "x > 1")
 
 
 def test_an_attribute_must_be_an_expression(tmp_path: Path) -> None:

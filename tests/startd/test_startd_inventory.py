@@ -184,7 +184,7 @@ async def test_nvidia_smi_is_asked_where_nobody_said_anything(tmp_path: Path, mo
 # --- in the ads --------------------------------------------------------------------------------------------------
 
 
-def test_a_slot_says_what_it_has_by_htcondors_names() -> None:
+async def test_a_slot_says_what_it_has_by_htcondors_names() -> None:
     on, total = with_gpus()
     ad = public_ad(on, slot_state(slots_of(total)), now=2, sequence=3)
     assert (ad["GPUs"], ad["TotalGPUs"], ad["TotalSlotGPUs"], ad["Licenses"]) == (2, 2, 2, 3)
@@ -254,7 +254,7 @@ async def test_what_is_broken_takes_its_devices_along() -> None:
     assert matches(ad, job_ad) is (part.count("Licenses") <= 1)
 
 
-def test_a_job_that_wants_more_than_there_is_does_not_match() -> None:
+async def test_a_job_that_wants_more_than_there_is_does_not_match() -> None:
     on, total = with_gpus()
     ad = public_ad(on, slot_state(slots_of(total)), now=2, sequence=3)
     assert matches(ad, job(RequestGPUs=2, RequestLicenses=3))

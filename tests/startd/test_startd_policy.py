@@ -15,7 +15,7 @@ from cedar.classads import parse_old
 from pilot.settings import Settings, from_values
 from startd import policy
 from startd.claim import Ending, HoldWish, State
-from startd.clocks import Clocks
+from startd.clocks import Clocks, Totals
 from startd.policy import QUESTIONS, Facts, Policy, Wish, decide, ending, refusal
 from startd.polling import policy_of
 
@@ -186,7 +186,7 @@ def test_a_policy_that_is_never_true_is_not_looked_at() -> None:
 
 
 def clocks() -> Clocks:
-    return Clocks(since_s=0.0, state_at=1000, activity_at=1000)
+    return Clocks(0.0, 1000, 1000, Totals(0.0, ("Claimed", "Idle")))
 
 
 def test_clocks_tell_run_and_suspended_time_apart() -> None:
@@ -215,7 +215,8 @@ def test_no_second_is_lost_or_counted_twice(story: list[tuple[str, float]]) -> N
         now_s += passed_s
         clock.enter("Claimed", activity, now_s=now_s, unix=int(now_s))
     clock.ran_s(now_s + 1)
-    assert sum(clock.totals_s.values()) == pytest.approx(now_s + 1)
+    clock.totals.attributes(now_s + 1)
+    assert sum(clock.totals.seconds.values()) == pytest.approx(now_s + 1)
     assert clock.job_run_s + clock.job_suspended_s == pytest.approx(now_s + 1)
 
 

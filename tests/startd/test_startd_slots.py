@@ -194,7 +194,7 @@ def test_bare_names_are_found_in_the_other_ad_as_stock_daemons_do() -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=30)
 
 
-def test_what_the_host_does_not_give_is_advertised() -> None:
+async def test_what_the_host_does_not_give_is_advertised() -> None:
     ad = pslot_ad(degraded=("hidepid", "no-connector"))
     assert ad["SailplaneDegraded"] == "hidepid,no-connector"
     ad["Asked"] = ExprTree('stringListMember("hidepid", SailplaneDegraded)')
@@ -215,27 +215,27 @@ async def test_without_the_knob_no_slot_is_bound() -> None:
     assert carve(slots(), Resources(2, 1, 1)).cores == ()
 
 
-def test_what_jobs_left_elsewhere_is_told() -> None:
+async def test_what_jobs_left_elsewhere_is_told() -> None:
     state = slot_state(left_elsewhere='2 things "x" \n of the job\'s')
     ad = public_ad(machine(), state, now=2, sequence=3)
     assert "2 things" in str(ad["SailplaneLeftElsewhere"])
     assert "SailplaneLeftElsewhere" not in pslot_ad()
 
 
-def test_attributes_of_the_settings_stand_in_the_ad_and_serve_in_its_expressions() -> None:
+async def test_attributes_of_the_settings_stand_in_the_ad_and_serve_in_its_expressions() -> None:
     ad = pslot_ad(attributes={"GLIDEIN_Site": '"CERN"', "Half": "Cpus / 2"}, start='GLIDEIN_Site == "CERN"')
     assert (evaluate(ad, "GLIDEIN_Site"), evaluate(ad, "Half")) == ("CERN", 2)
     assert matches(ad, job())
 
 
-def test_a_retiring_pilot_takes_nothing_and_says_why() -> None:
+async def test_a_retiring_pilot_takes_nothing_and_says_why() -> None:
     state = slot_state(retiring="it is time")
     ad = public_ad(machine(), state, now=2, sequence=3)
     assert not matches(ad, job())
     assert evaluate(ad, "SailplaneRetiring") == "it is time"
 
 
-def test_no_slot_promises_containers() -> None:
+async def test_no_slot_promises_containers() -> None:
     """What would draw such jobs here: they are refused (starter.description)."""
     ad = pslot_ad()
     for name in ("HasContainer", "HasDocker", "HasSingularity", "HasSIF", "HasUserNamespaces", "DockerVersion"):
