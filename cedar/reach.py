@@ -47,6 +47,8 @@ _LINEAR = frozenset(
 # They compare each with each.
 _SQUARING = frozenset({"stringlistsintersect", "stringlistsubsetmatch", "stringlistisubsetmatch"})
 _SEARCHING = frozenset({"regexp", "regexpmember", "stringlist_regexpmember", "stringlistregexpmember"})
+# They evaluate their first argument once for each element of a list of ads (devices).
+_REPEATING = frozenset({"countmatches", "evalineachcontext"})
 # Names of whole ads, with which an attribute can be named by a string; and what the library puts beside two ads.
 _ADS = frozenset(
     [
@@ -74,6 +76,15 @@ class _Search:
 
 
 @frozen
+class _Repeat:
+    """A call that evaluates ``tokens`` tokens and these references in each ad of a list."""
+
+    tokens: int
+    references: tuple[Reference, ...]
+    over: Reference
+
+
+@frozen
 class _Shape:
     """What one expression adds."""
 
@@ -85,6 +96,9 @@ class _Shape:
     calls: int
     squares: int
     searches: tuple[_Search, ...]
+    repeats: tuple[_Repeat, ...]
+    elements: int
+    """Of a list that stands by itself; 0 for anything else."""
 
 
 def _shape(text: str) -> _Shape:
@@ -97,14 +111,20 @@ def _new_shape(text: str) -> _Shape:
     references, calls = _names(tokens)
     squares = 0
     found: list[_Search] = []
+    repeats: list[_Repeat] = []
     for at, name in calls:
         if name in _SEARCHING:
             found.append(_search(tokens, at))
+        elif name in _REPEATING:
+            repeats.append(_repeat(tokens, at))
         elif name in _SQUARING:
             squares += 1
         elif name not in _LINEAR:
             raise _Unbounded
-    return _Shape(depth, len(tokens), _chars(tokens), references, len(calls), squares, tuple(found))
+    return _Shape(
+        depth, len(tokens), _chars(tokens), references, len(calls), squares, tuple(found), tuple(repeats),
+        sum(1 for _ in _arguments(tokens, 0)) if tokens[0][1] == "{" else 0,
+    )  # fmt: skip
 
 
 _cached_shape = lru_cache(maxsize=256)(_new_shape)
@@ -164,6 +184,15 @@ def _search(tokens: Sequence[tuple[str, str]], at: int) -> _Search:
     if calls:
         raise _Unbounded
     return _Search(expressions.new_string_value(pattern[0][1]), _chars(subject), references)
+
+
+def _repeat(tokens: Sequence[tuple[str, str]], at: int) -> _Repeat:
+    """The call whose name stands there. Only a list that has a name is looked for."""
+    what, over, *_ = _arguments(tokens, at + 1)
+    (references, calls), (lists, _) = _names(what), _names(over)
+    if calls or len(lists) != 1 or len(over) > 3 or over[-1][0] != "plain":
+        raise _Unbounded
+    return _Repeat(len(what), references, lists[0])
 
 
 def _arguments(tokens: Sequence[tuple[str, str]], at: int) -> Iterator[list[tuple[str, str]]]:
@@ -247,10 +276,32 @@ class _Walk:
         ns += _CHAR_NS * float(chars) * chars * shape.squares
         for search in shape.searches:
             ns += self._searched(side, search)
+        for repeat in shape.repeats:
+            each = sum(self.cost(side, scope, name).ns for scope, name in repeat.references)
+            ns += self._elements(side, *repeat.over) * (each + _TOKEN_NS * repeat.tokens)
         depth += shape.depth + _REFERENCE_DEPTH
         if depth > MAX_DEPTH or ns > MAX_NS:
             raise _Unbounded
         return _Cost(depth, chars, ns)
+
+    def _elements(self, side: int, scope: str, name: str) -> int:
+        """How many ads a list has, all of them plain: what is looked up there costs nothing more."""
+        at = 1 - side if scope == "target" or (not scope and self._value(side, name) is _MISSING) else side
+        if self._value(at, name) is _MISSING:
+            return 0
+        ad = self._ads[at]
+        assert ad is not None
+        shape = _shape(str(ad.lookup(name)))
+        for inner_scope, element in shape.references:
+            value = self._value(at, element)
+            if inner_scope or value is _MISSING:
+                raise _Unbounded
+            plain = _shape(str(ad.lookup(element)))
+            if plain.references or plain.calls:
+                raise _Unbounded
+        if not shape.elements:
+            raise _Unbounded
+        return shape.elements
 
     def _searched(self, side: int, search: _Search) -> float:
         chars = search.chars + sum(self.cost(side, scope, name).chars for scope, name in search.references)

@@ -142,6 +142,21 @@ def test_the_ordinary_is_evaluated_here(text: str) -> None:
     assert reach.bounded(ad, "A", from_wire(['Name = "x"']))
 
 
+def test_devices_are_counted_here_where_their_descriptions_are_plain() -> None:
+    """What condor_submit makes of require_gpus, on a node of eight."""
+    described = 'DeviceName = "NVIDIA A100-SXM4-40GB"; Capability = 8.0; GlobalMemoryMb = 40536; ECCEnabled = true; '
+    ids = [f"GPUs_GPU_{number}" for number in range(8)]
+    lines = [*(f'{each} = [Id = "{each}"; {described * 3}]' for each in ids), f"AvailableGPUs = {{{', '.join(ids)}}}"]
+    question = "A = countMatches(MY.RequireGPUs, TARGET.AvailableGPUs) >= 8"
+    job, slot = from_wire([question, "RequireGPUs = Capability >= 7.5 && GlobalMemoryMb >= 16000"]), from_wire(lines)
+    assert reach.bounded(job, "A", slot)
+    assert evaluate(job, "A", slot) is True
+    dear = from_wire([*lines[:-2], "GPUs_GPU_7 = [Id = a0; Capability = a0]", lines[-1], *DOUBLING])
+    assert not reach.bounded(job, "A", dear)
+    assert not reach.bounded(from_wire([question, "RequireGPUs = a0", *DOUBLING]), "A", slot)
+    assert not reach.bounded(job, "A", from_wire([f'AvailableGPUs = split("{"a " * 1000}")']))
+
+
 @pytest.mark.parametrize(
     ("pattern", "chars", "least_ns"),
     [
