@@ -77,10 +77,17 @@ def _measured(site: Site) -> dict[str, list[float]] | None:
     parents = _parents()
     daemons = {pid: _kind(_command(pid)) for pid, parent in parents.items() if parent == site.startd.pid}
     spawners = {pid for pid, kind in daemons.items() if kind == "spawner"}
-    starters = {pid for pid, parent in parents.items() if parent in spawners}
+    forked = {pid: _name(pid) for pid, parent in parents.items() if parent in spawners}
+    starters = {pid for pid, name in forked.items() if name != "spare"}
+    spares = {pid for pid, name in forked.items() if name == "spare"}
     if len(starters) < JOBS or not all(_has_reported(pid) for pid in starters):
         return None
-    kinds = {site.startd.pid: "startd", **daemons, **dict.fromkeys(starters, "starter")}
+    kinds = {
+        site.startd.pid: "startd",
+        **daemons,
+        **dict.fromkeys(starters, "starter"),
+        **dict.fromkeys(spares, "spare"),
+    }
     below = set(starters)
     while below := {pid for pid, parent in parents.items() if parent in below}:
         kinds |= {pid: CHAIN + _name(pid) for pid in below}

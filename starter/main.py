@@ -54,6 +54,11 @@ def warm_up() -> None:
     credentials.make_request("ec")
 
 
+def rehearse() -> None:
+    """What a spare starter does before it has a job: its event loop has been up once."""
+    trio.run(trio.lowlevel.checkpoint)
+
+
 def run_starter(settings: Settings, activation: Activation, shadow: socket.socket, startd: socket.socket) -> int:
     """One activation in this process, which the spawner has just forked; returns its exit status."""
     become_subreaper()
@@ -220,6 +225,7 @@ def main(spawner_fd: int, one: bool, config: Path | None) -> None:
         run_starter=partial(run_starter, settings),
         run_clean_up=partial(run_clean_up, settings),
         warm_up=warm_up,
+        rehearse=rehearse,
         log=log,
     )
     if one:

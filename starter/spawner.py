@@ -3,6 +3,9 @@
 Imports are paid once, here. It runs no event loop and no threads, so that forking is safe; it is a sub-reaper, so that
 the tree of a starter that died falls to it (procd, which knew the members, kills it). It ends when the startd is gone
 and its last starter has ended.
+
+One starter is forked ahead of its activation, when the spawner has been quiet for a moment: the spare has warmed up
+when its activation comes, and is used for that one only. It may die at any time: then a starter is forked as before.
 """
 
 from __future__ import annotations
@@ -33,10 +36,13 @@ from starter.messages import (
 )
 from starter.orphans import become_subreaper
 from starter.private import ticks_of
+from starter.spare import Spare, call_itself
 
 # What a starter's process is given: its activation, the connection to the shadow, its channel to the startd.
 RunStarter = Callable[[Activation, socket.socket, socket.socket], int]
 RunCleanUp = Callable[[Path], int]
+# Another spare is forked so long after a request: the activation waits for its first call of the switch by then.
+SPARE_AFTER_S = 0.05
 # Our own bug, by the exit codes of the design.
 EXIT_BUG = 101
 
@@ -49,8 +55,12 @@ class Spawner:
     run_starter: RunStarter
     run_clean_up: RunCleanUp
     warm_up: Callable[[], None]
+    rehearse: Callable[[], None]
     log: logging.LoggerAdapter[logging.Logger]
     starters: set[int] = attrs.field(factory=set)
+    spare: Spare | None = None
+    # no more than one for each activation, however often they die
+    spare_due: bool = True
     startd_gone: bool = False
 
     def serve(self) -> None:
@@ -65,6 +75,7 @@ class Spawner:
         while not (self.startd_gone and not self.starters):
             self._wait(wakeup)
             self._reap()
+        self._dismiss_spare()
 
     def serve_one(self) -> int:
         """One activation in this very process, without a fork: for debugging. The starter's exit status."""
@@ -82,7 +93,10 @@ class Spawner:
 
     def _wait(self, wakeup: int) -> None:
         sources = [wakeup] if self.startd_gone else [wakeup, self.startd.fileno()]
-        ready, _, _ = select.select(sources, [], [])
+        quiet_s = SPARE_AFTER_S if self.spare_due and not self.startd_gone else None
+        ready, _, _ = select.select(sources, [], [], quiet_s)
+        if not ready:
+            self._fork_spare()
         if wakeup in ready:
             os.read(wakeup, 4096)
         if self.startd.fileno() in ready:
@@ -103,7 +117,9 @@ class Spawner:
     def _fork(self, request: object, fds: list[int]) -> None:
         match request, fds:
             case StartStarter(ticket=ticket, activation=activation), [shadow, startd]:
-                self._fork_for(ticket, lambda: self._be_starter(activation, shadow, startd), fds)
+                self.spare_due = True
+                if not self._use_spare(request, fds):
+                    self._fork_for(ticket, lambda: self._be_starter(activation, shadow, startd), fds)
             case CleanUp(ticket=ticket, private_dir=private_dir), []:
                 self._fork_for(ticket, lambda: self.run_clean_up(Path(private_dir)), fds)
             case _:
@@ -121,8 +137,58 @@ class Spawner:
             return
         if pid == 0:
             self._be_child(work, fds)
+        self._started(ticket, pid)
+
+    def _started(self, ticket: int, pid: int) -> None:
         self.starters.add(pid)
         self._answer(StarterStarted(ticket, pid, ticks_of(pid) or 0))
+
+    def _use_spare(self, request: StartStarter, fds: list[int]) -> bool:
+        """Give the activation to the spare, if there is one that lives."""
+        spare, self.spare = self.spare, None
+        if spare is None:
+            return False
+        if not spare.give(request, fds):
+            spare.dismiss()
+            return False
+        self._started(request.ticket, spare.pid)
+        return True
+
+    def _fork_spare(self) -> None:
+        self.spare_due = False
+        if self.spare is not None:
+            return
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with far:
+            try:
+                pid = os.fork()
+            except OSError as fault:
+                self.log.info("no spare starter now: fork: %s", fault.strerror)
+                near.close()
+                return
+            if pid == 0:
+                self._be_child(lambda: self._be_spare(far), [far.fileno()])
+        self.spare = Spare(pid, near)
+
+    def _be_spare(self, channel: socket.socket) -> int:
+        """Warm up, and wait for the one activation; 0 if the spawner is gone, or has none."""
+        call_itself("spare")
+        self.rehearse()
+        try:
+            request, fds = receive_blocking(channel, SPAWNER)
+        except ChannelClosed:
+            return 0
+        channel.close()
+        call_itself("starter")
+        match request, fds:
+            case StartStarter(activation=activation), [shadow, startd]:
+                return self._be_starter(activation, shadow, startd)
+        raise RuntimeError(f"{type(request).__name__} with {len(fds)} descriptors is not for a spare starter")
+
+    def _dismiss_spare(self) -> None:
+        spare, self.spare = self.spare, None
+        if spare is not None:
+            spare.dismiss()
 
     def _be_child(self, work: Callable[[], int], fds: list[int]) -> None:
         status = EXIT_BUG
@@ -147,6 +213,10 @@ class Spawner:
             if pid in self.starters:
                 self.starters.discard(pid)
                 self._answer(StarterEnded(pid, wait_status))
+            elif self.spare is not None and pid == self.spare.pid:
+                self.log.warning("the spare starter %d ended before it had a job, wait status %d", pid, wait_status)
+                self.spare.forget()
+                self.spare = None
 
     def _answer(self, message: object) -> None:
         if self.startd_gone:

@@ -171,9 +171,10 @@ class Jobs:
         return pid
 
     def starters(self) -> list[int]:
-        """Forked starters look like the spawner, and are its children."""
+        """Forked starters look like the spawner, and are its children; the spare, which has no job yet, says so."""
         spawner = self.spawner()
-        return [pid for pid in self.pids_of("--spawner-fd") if _parent(pid) == spawner]
+        forked = [pid for pid in self.pids_of("--spawner-fd") if _parent(pid) == spawner]
+        return [pid for pid in forked if _name(pid) not in ("", "spare")]
 
     def collector_port(self) -> int:
         """The pool's port, for a restarted one."""
@@ -183,6 +184,13 @@ class Jobs:
         """SIGKILL."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+def _name(pid: int) -> str:
+    """Empty of one that is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
 
 
 def _parent(pid: int) -> int:

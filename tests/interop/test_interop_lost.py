@@ -68,7 +68,11 @@ def ours(stock: StockJobs, what: str) -> list[int]:
     if what == "procd":
         return [pid for pid, said in children.items() if "--lifeline-fd" in said]
     spawners = [pid for pid, said in children.items() if "--spawner-fd" in said and parent(pid) == startd]
-    return [pid for pid in children if parent(pid) in spawners]
+    return [pid for pid in children if parent(pid) in spawners and name(pid) != "spare"]
+
+
+def name(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 def command(pid: int) -> str:

@@ -1,13 +1,15 @@
-"""The spawner as a real process: forks, reports, keeps its log, closes what is not a child's own."""
+"""The spawner as a real process: forks, reports, keeps its log, closes what is not a child's own, has a spare ready."""
 
 from __future__ import annotations
 
 import os
 import signal
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import attrs
 import pytest
 
 from pilot import logs
@@ -38,31 +40,43 @@ def starter(activation: Activation, shadow: socket.socket, startd: socket.socket
     return 7
 
 
-@pytest.fixture
-def spawner(tmp_path: Path) -> Iterator[socket.socket]:
-    """The startd's end of a running spawner; it must end when that is closed."""
+def nothing() -> None:
+    """What the stand-in needs to be warm."""
+
+
+def fork_spawner(log_file: Path, rehearse: Callable[[], None] = nothing) -> tuple[socket.socket, int]:
+    """(the startd's end, the pid) of a spawner that is ready."""
     ours, theirs = socket.socketpair()
     pid = os.fork()
     if pid == 0:
         ours.close()
         secret = os.open("/etc/hostname", os.O_RDONLY)
         assert secret > 2
-        log = logs.start("starter", tmp_path / "StarterLog")
+        log = logs.start("starter", log_file)
         ignore_terminal()
-        Spawner(startd=theirs, run_starter=starter, run_clean_up=lambda _: 0, warm_up=lambda: None, log=log).serve()
+        Spawner(
+            startd=theirs, run_starter=starter, run_clean_up=lambda _: 0, warm_up=nothing, rehearse=rehearse, log=log
+        ).serve()
         os._exit(0)
     theirs.close()
     assert isinstance(receive_blocking(ours, SPAWNER)[0], SpawnerReady)
+    return ours, pid
+
+
+@pytest.fixture
+def spawner(tmp_path: Path) -> Iterator[socket.socket]:
+    """The startd's end of a running spawner; it must end when that is closed."""
+    ours, pid = fork_spawner(tmp_path / "StarterLog")
     yield ours
     ours.close()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def start(spawner: socket.socket) -> tuple[socket.socket, int]:
+def start(spawner: socket.socket, activation: Activation = ACTIVATION) -> tuple[socket.socket, int]:
     """(the startd's end of the new starter's channel, its pid)."""
     near, far = socket.socketpair()
     shadow, other = socket.socketpair()
-    send_blocking(spawner, SPAWNER, StartStarter(5, ACTIVATION), [shadow.fileno(), far.fileno()])
+    send_blocking(spawner, SPAWNER, StartStarter(5, activation), [shadow.fileno(), far.fileno()])
     started, _ = receive_blocking(spawner, SPAWNER)
     for end in (far, shadow, other):
         end.close()
@@ -71,16 +85,60 @@ def start(spawner: socket.socket) -> tuple[socket.socket, int]:
     return near, started.pid
 
 
-def test_a_starter_is_forked_and_its_end_reported(spawner: socket.socket, tmp_path: Path) -> None:
-    near, pid = start(spawner)
+def end(spawner: socket.socket, near: socket.socket, pid: int) -> list[int]:
+    """Have this starter end in order; the descriptors that it had beside standard ones and those of its activation."""
     with near:
         words = near.recv(1000).decode()
         near.sendall(b"end")
         ended, _ = receive_blocking(spawner, SPAWNER)
     assert ended == StarterEnded(pid, 7 << 8)
     fds, _, rest = words.partition("] ")
-    own = {0, 1, 2, *map(int, rest.split())}
-    extra = [fd for fd in map(int, fds[1:].split(",")) if fd not in own]
+    return [fd for fd in map(int, fds[1:].split(",")) if fd not in {0, 1, 2, *map(int, rest.split())}]
+
+
+def until(what: str, condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline_s, f"waited in vain for {what}"
+        time.sleep(0.005)
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def name_of(pid: int) -> str:
+    """Empty of one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def runs(pid: int) -> bool:
+    """Neither gone nor a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def spares() -> list[int]:
+    """Below the spawner, which is this process's only child."""
+    (spawner,) = children(os.getpid())
+    return [pid for pid in children(spawner) if name_of(pid) == "spare"]
+
+
+def spare() -> int:
+    """The spare, as soon as there is one."""
+    until("a spare", lambda: bool(spares()))
+    (pid,) = spares()
+    return pid
+
+
+def test_a_starter_is_forked_and_its_end_reported(spawner: socket.socket, tmp_path: Path) -> None:
+    near, pid = start(spawner)
+    extra = end(spawner, near, pid)
     assert len(extra) <= 2, "the log, and the listing itself"
     assert "a starter's line" in (tmp_path / "StarterLog").read_text()
 
@@ -123,3 +181,70 @@ def test_a_hangup_ends_no_starter(spawner: socket.socket) -> None:
         near.sendall(b"end")
         ended, _ = receive_blocking(spawner, SPAWNER)
     assert ended == StarterEnded(pid, 7 << 8)
+
+
+def test_a_spare_takes_one_activation_and_has_no_more_than_a_starter_forked_for_it(spawner: socket.socket) -> None:
+    first, busy = start(spawner)
+    waiting = spare()
+    assert busy != waiting
+    near, pid = start(spawner)
+    assert pid == waiting
+    until("its new name", lambda: name_of(pid) == "starter")
+    assert len(end(spawner, near, pid)) <= 2
+    assert spare() != waiting
+    end(spawner, first, busy)
+
+
+def test_without_its_spare_a_spawner_forks(spawner: socket.socket, tmp_path: Path) -> None:
+    killed = spare()
+    os.kill(killed, signal.SIGKILL)
+    until("its end to be seen", lambda: "ended before it had a job" in (tmp_path / "StarterLog").read_text())
+    assert spares() == [], "one for each activation: one that always dies would be forked for ever"
+    near, pid = start(spawner)
+    end(spawner, near, pid)
+    assert spare() not in (killed, pid)
+
+
+def test_a_spare_that_stands_still_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The activation is more than the socket takes: without a limit the spawner would wait for a reader."""
+    monkeypatch.setattr("starter.spare.GIVE_WITHIN_S", 0.05)
+    startd, spawner = fork_spawner(tmp_path / "StarterLog")
+    with startd:
+        stopped = spare()
+        os.kill(stopped, signal.SIGSTOP)
+        near, pid = start(startd, attrs.evolve(ACTIVATION, slot_ad="x" * 900_000))
+        assert pid != stopped
+        assert not runs(stopped)
+        end(startd, near, pid)
+    assert os.waitstatus_to_exitcode(os.waitpid(spawner, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_no_spare_outlives_its_spawner(tmp_path: Path, killed: bool) -> None:
+    startd, pid = fork_spawner(tmp_path / "StarterLog")
+    with startd:
+        near, busy = start(startd)  # which has been forked before the spare, and has nothing of its
+        left = spare()
+        if killed:
+            os.kill(pid, signal.SIGKILL)
+        else:
+            os.kill(left, signal.SIGSTOP)
+            end(startd, near, busy)
+            startd.close()
+        os.waitpid(pid, 0)
+        until("its end", lambda: not runs(left))
+        near.close()
+
+
+def test_a_spares_bug_costs_the_spare_alone(tmp_path: Path) -> None:
+    def fails() -> None:
+        raise RuntimeError("a bug in the rehearsal")
+
+    log = tmp_path / "StarterLog"
+    startd, pid = fork_spawner(log, fails)
+    with startd:
+        until("the bug", lambda: "ended before it had a job" in log.read_text())
+        assert "a bug in the rehearsal" in log.read_text()
+        near, started = start(startd)
+        end(startd, near, started)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
