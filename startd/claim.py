@@ -11,11 +11,44 @@ import math
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
-from typing import Literal
 
 import attrs
 
-STORY_LENGTH = 64
+from pilot.rulebook import STORY_LENGTH, Entry, rulebook
+from startd.claimevents import (
+    FACTS,
+    Activate,
+    ArmKill,
+    ArmRetire,
+    Cause,
+    Command,
+    Continue,
+    ContinueJob,
+    ContinueWanted,
+    Deactivated,
+    Destroy,
+    EndJob,
+    Event,
+    HoldWish,
+    How,
+    KillStarter,
+    KillTimer,
+    KillWanted,
+    LeaseOver,
+    Released,
+    Retire,
+    RetireTimer,
+    Shutdown,
+    StarterGone,
+    StarterNotStarted,
+    StarterRuns,
+    StartStarter,
+    Suspend,
+    SuspendJob,
+    SuspendWanted,
+    TellSchedd,
+    Unretire,
+)
 
 
 class State(Enum):
@@ -31,248 +64,12 @@ class State(Enum):
     GONE = "gone"
 
 
-How = Literal["graceful", "fast", "final-transfer"]
-
-
-class Cause(Enum):
-    """What a job is retired for. An order cannot be called off, nor can PREEMPT once it was true."""
-
-    ORDER = "order"
-    PREEMPT = "PREEMPT"
-    DRAIN = "drain"
-    WANTED = "wanted"
-
-
-@attrs.frozen
-class HoldWish:
-    """WANT_HOLD: the job goes on hold, with code 21 (StartdHeldJob), this subcode and these words."""
-
-    subcode: int
-    text: str
-
-
-@attrs.frozen
-class Ending:
-    """How policy wants a job ended whose retirement time is over."""
-
-    how: How = "graceful"
-    hold: HoldWish | None = None
-
-
-# --- requests: may be refused ------------------------------------------------------------------------------------
-
-
-@attrs.frozen
-class Activate:
-    """The shadow wants a starter. ``ticket``: our number for it."""
-
-    ticket: int
-
-
-@attrs.frozen
-class Suspend:
-    """The schedd wants the job stopped for a while; CONTINUE does not end that."""
-
-
-@attrs.frozen
-class Continue:
-    """The end of the schedd's suspension; not of one by policy."""
-
-
-# --- facts: have a rule in every state ---------------------------------------------------------------------------
-
-
-@attrs.frozen
-class StarterRuns:
-    """The spawner forked the starter."""
-
-    pid: int
-
-
-@attrs.frozen
-class StarterNotStarted:
-    """The spawner could not fork, or is gone."""
-
-    text: str
-
-
-@attrs.frozen
-class StarterGone:
-    """The starter was reaped. ``broken``: it left something that makes the slot unusable."""
-
-    wait_status: int
-    broken: bool
-
-
-@attrs.frozen
-class Deactivated:
-    """403, 404 or 561: the shadow wants the job ended; the claim stays unless ``worklife_over``."""
-
-    how: How
-    worklife_over: bool
-
-
-@attrs.frozen
-class Released:
-    """The schedd gave the claim back."""
-
-
-@attrs.frozen
-class LeaseOver:
-    """Nothing was heard of the schedd for a whole lease, or it says that it does not know the claim."""
-
-    text: str
-
-
-@attrs.frozen
-class Shutdown:
-    """The claim has to go at once: gracefully or fast."""
-
-    fast: bool
-    reason: str = "the pilot shuts down"
-    vacate_code: int = 1013
-
-
-@attrs.frozen
-class Retire:
-    """The claim takes no further job; the present one may go on for ``limit_s`` (MaxJobRetirementTime)."""
-
-    limit_s: float
-    reason: str
-    vacate_code: int
-    cause: Cause = Cause.ORDER
-
-
-@attrs.frozen
-class RetireTimer:
-    """The time given to the job with ``serial`` is over; it is ended as policy says by now."""
-
-    serial: int
-    ending: Ending = Ending()
-
-
-@attrs.frozen
-class Unretire:
-    """One thing that the claim was retired for is called off."""
-
-    cause: Cause = Cause.DRAIN
-
-
-@attrs.frozen
-class SuspendWanted:
-    """WANT_SUSPEND and SUSPEND are true."""
-
-
-@attrs.frozen
-class ContinueWanted:
-    """CONTINUE is true."""
-
-
-@attrs.frozen
-class KillWanted:
-    """KILL is true."""
-
-
-@attrs.frozen
-class KillTimer:
-    """The time given to the starter with ``serial`` is over."""
-
-    serial: int
-
-
-Event = (
-    Activate | Suspend | Continue | StarterRuns | StarterNotStarted | StarterGone | Deactivated | Released
-    | LeaseOver | Shutdown | Retire | RetireTimer | Unretire | SuspendWanted | ContinueWanted | KillWanted | KillTimer
-)  # fmt: skip
-REQUESTS: tuple[type, ...] = (Activate, Suspend, Continue)
-FACTS: tuple[type, ...] = (
-    StarterRuns, StarterNotStarted, StarterGone, Deactivated, Released, LeaseOver, Shutdown, Retire, RetireTimer,
-    Unretire, SuspendWanted, ContinueWanted, KillWanted, KillTimer,
-)  # fmt: skip
-
-
-# --- commands ----------------------------------------------------------------------------------------------------
-
-
-@attrs.frozen
-class StartStarter:
-    """Ask the spawner for a starter."""
-
-    ticket: int
-
-
-@attrs.frozen
-class EndJob:
-    """Tell the starter to end the job, or to put it on hold."""
-
-    how: How
-    reason: str
-    vacate_code: int
-    hold: HoldWish | None = None
-
-
-@attrs.frozen
-class SuspendJob:
-    """Tell the starter."""
-
-
-@attrs.frozen
-class ContinueJob:
-    """Tell the starter."""
-
-
-@attrs.frozen
-class ArmKill:
-    """Report KillTimer(serial) when the time for this way of ending is over."""
-
-    serial: int
-    how: How
-
-
-@attrs.frozen
-class ArmRetire:
-    """Report RetireTimer(serial) in ``limit_s`` seconds."""
-
-    serial: int
-    limit_s: float
-
-
-@attrs.frozen
-class KillStarter:
-    """SIGKILL to the starter; procd stops its family."""
-
-
-@attrs.frozen
-class TellSchedd:
-    """RELEASE_CLAIM to the schedd: we end the claim, and nobody has told it so (wire reference T39)."""
-
-
-@attrs.frozen
-class Destroy:
-    """The claim is over: give the slot back. ``broken``: withhold its resources."""
-
-    broken: bool
-
-
-Command = StartStarter | EndJob | SuspendJob | ContinueJob | ArmKill | ArmRetire | KillStarter | TellSchedd | Destroy
-
-
 class WrongState(Exception):
     """A request that this state refuses; nothing has changed. ``try_again``: the state passes by itself."""
 
     def __init__(self, text: str, *, try_again: bool) -> None:
         super().__init__(text)
         self.try_again = try_again
-
-
-@attrs.frozen
-class Entry:
-    """One line of the story."""
-
-    now_s: float
-    event: str
-    number: int
-    state: str
 
 
 # Vacate codes of the wire reference (appendix A).
@@ -544,13 +341,4 @@ NUMBERED: tuple[tuple[tuple[State, ...], tuple[type, ...], Rule], ...] = (
     ((S.CLOSING,), (KillWanted,), _kill_wanted),  # 25
 )
 
-
-def _rules() -> dict[tuple[State, type], tuple[int, Rule]]:
-    """The numbered rules by (state, event); a fact without one changes nothing there (rule 0)."""
-    table: dict[tuple[State, type], tuple[int, Rule]] = {(state, fact): (0, _stay) for state in State for fact in FACTS}
-    for number, (states, events, rule) in enumerate(NUMBERED, start=1):
-        table.update({(state, event): (number, rule) for state in states for event in events})
-    return table
-
-
-RULES = _rules()
+RULES = rulebook(State, FACTS, _stay, NUMBERED)

@@ -20,7 +20,8 @@ from cedar.commands import Command as Wire
 from cedar.errors import PeerFault, Refused
 from pilot.rpc import Channel, ChannelClosed, RpcFault
 from pilot.settings import Settings
-from startd import claim as life
+from startd import claimevents as events
+from startd.claim import State, WrongState
 from startd.drain import Drain
 from startd.held import Held, Requester, Slot, Slots
 from startd.processes import Spawner
@@ -55,7 +56,7 @@ class Claims:
     # MaxJobRetirementTime of a claim's present job
     retirement_s: Callable[[Held], float] = lambda held: 0.0
     # how policy wants a claim's job ended whose retirement time is over
-    ending: Callable[[Held], life.Ending] = lambda held: life.Ending()
+    ending: Callable[[Held], events.Ending] = lambda held: events.Ending()
     statistics: Statistics = attrs.field(factory=Statistics)
     # told of what a starter says of its job's usage
     usage_seen: Callable[[Held], None] = lambda held: None
@@ -117,11 +118,11 @@ class Claims:
         for name in names:
             self.statistics.count(name, now_s=trio.current_time())
 
-    def handle(self, held: Held, event: life.Event) -> tuple[life.Command, ...]:
+    def handle(self, held: Held, event: events.Event) -> tuple[events.Command, ...]:
         """Apply an event and carry out what follows.
 
         Raises:
-            life.WrongState: a request that the claim refuses now.
+            WrongState: a request that the claim refuses now.
         """
         before = held.life.state
         commands = held.life.handle(event, now_s=trio.current_time())
@@ -137,32 +138,32 @@ class Claims:
         self.changed()
         return commands
 
-    def handle_all(self, event: life.Event) -> None:
+    def handle_all(self, event: events.Event) -> None:
         """The same fact for every claim."""
         for held in list(self.slots.held.values()):
             self.handle(held, event)
 
-    def _carry_out(self, held: Held, command: life.Command) -> None:
+    def _carry_out(self, held: Held, command: events.Command) -> None:
         match command:
-            case life.StartStarter(ticket=ticket):
+            case events.StartStarter(ticket=ticket):
                 self.nursery.start_soon(self._start_starter, held, ticket)
-            case life.EndJob(how=how, hold=life.HoldWish(subcode=subcode, text=text)):
+            case events.EndJob(how=how, hold=events.HoldWish(subcode=subcode, text=text)):
                 self.tell(held, to_starter.HoldJob(how != "fast", subcode, text))
-            case life.EndJob(how=how, reason=reason, vacate_code=code):
+            case events.EndJob(how=how, reason=reason, vacate_code=code):
                 self.tell(held, to_starter.Deactivate(how, reason, code))
-            case life.SuspendJob():
+            case events.SuspendJob():
                 self.tell(held, to_starter.SuspendJob())
-            case life.ContinueJob():
+            case events.ContinueJob():
                 self.tell(held, to_starter.ContinueJob())
-            case life.ArmKill(serial=serial, how=how):
+            case events.ArmKill(serial=serial, how=how):
                 self.nursery.start_soon(self._arm, held, serial, how)
-            case life.ArmRetire(serial=serial, limit_s=limit_s):
+            case events.ArmRetire(serial=serial, limit_s=limit_s):
                 self.nursery.start_soon(self._arm_retirement, held, serial, limit_s)
-            case life.KillStarter():
+            case events.KillStarter():
                 self._kill(held)
-            case life.TellSchedd():
+            case events.TellSchedd():
                 self.nursery.start_soon(self._tell_schedd, held.claim_id, held.requester)
-            case life.Destroy(broken=broken):
+            case events.Destroy(broken=broken):
                 if self._heir(held, broken=broken):
                     return
                 self.slots.give_back(held, broken=broken)
@@ -196,7 +197,7 @@ class Claims:
         except (ChannelClosed, RpcFault):
             return  # the starter is gone: the spawner reports its end
 
-    async def _arm(self, held: Held, serial: int, how: life.How) -> None:
+    async def _arm(self, held: Held, serial: int, how: events.How) -> None:
         settings = self.settings
         extra_s = {
             "fast": 0.0,
@@ -204,24 +205,24 @@ class Claims:
             "final-transfer": settings.machinemaxvacatetime + OUTPUT_TIME_S,
         }[how]
         with trio.move_on_after(settings.killing_timeout + extra_s + END_MARGIN_S):
-            while held.life.serial == serial and held.life.state is not life.State.GONE:
+            while held.life.serial == serial and held.life.state is not State.GONE:
                 await held.changed.wait()
             return
-        self.handle(held, life.KillTimer(serial))
+        self.handle(held, events.KillTimer(serial))
 
     async def _arm_retirement(self, held: Held, serial: int, limit_s: float) -> None:
         with trio.move_on_after(limit_s):
-            while held.life.serial == serial and held.life.state in (life.State.RETIRING, life.State.SUSPENDED):
+            while held.life.serial == serial and held.life.state in (State.RETIRING, State.SUSPENDED):
                 await held.changed.wait()
             return
-        self.handle(held, life.RetireTimer(serial, self.ending(held)))
+        self.handle(held, events.RetireTimer(serial, self.ending(held)))
 
     def take_no_more(self, reason: str) -> None:
         """No new job from now on; claims that have none are given back, jobs that run go on."""
         self.retiring = reason
         for held in list(self.slots.held.values()):
-            if held.life.state is life.State.IDLE:
-                self.handle(held, life.Retire(0.0, reason, CODE_SHUTDOWN))
+            if held.life.state is State.IDLE:
+                self.handle(held, events.Retire(0.0, reason, CODE_SHUTDOWN))
         self.changed()
 
     def retire_all(self, limit_s: float, reason: str, vacate_code: int, *, whole: bool = False) -> None:
@@ -229,11 +230,11 @@ class Claims:
         ``whole``: they have all of ``limit_s``."""
         for held in list(self.slots.held.values()):
             left_s = limit_s if whole else min(limit_s, self.retirement_left_s(held))
-            self.handle(held, life.Retire(left_s, reason, vacate_code))
+            self.handle(held, events.Retire(left_s, reason, vacate_code))
 
     def unretire_all(self) -> None:
         """Jobs that were given their retirement time go on; the slot takes jobs again."""
-        self.handle_all(life.Unretire(life.Cause.DRAIN))
+        self.handle_all(events.Unretire(events.Cause.DRAIN))
         self.changed()
 
     def retirement_left_s(self, held: Held) -> float:
@@ -272,13 +273,13 @@ class Claims:
         """Hand ``shadow`` (the activation's connection) to a starter; ``job_user`` owns the job.
 
         Raises:
-            life.WrongState: nothing has changed; the caller still owns ``shadow``.
+            WrongState: nothing has changed; the caller still owns ``shadow``.
         """
         self._next_ticket += 1
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self.handle(held, life.Activate(self._next_ticket))
-        except life.WrongState:
+            self.handle(held, events.Activate(self._next_ticket))
+        except WrongState:
             ours.close()
             theirs.close()
             raise
@@ -303,7 +304,7 @@ class Claims:
         if held is not None:
             held.starter_pid = pid
             self._count("JobStarts")
-            self.handle(held, life.StarterRuns(pid))
+            self.handle(held, events.StarterRuns(pid))
 
     def starter_not_started(self, ticket: int, text: str) -> None:
         held = self.by_ticket(ticket)
@@ -312,7 +313,7 @@ class Claims:
             if held.starter is not None:  # if it was forked all the same, it sees its startd gone, and ends
                 held.starter.close()
             held.starter_forgotten(self.slots.sessions)
-            self.handle(held, life.StarterNotStarted(text))
+            self.handle(held, events.StarterNotStarted(text))
 
     def starter_ended(self, pid: int, wait_status: int) -> bool:
         """A child of spawner or startd was reaped; whether it was a starter of a claim."""
@@ -324,7 +325,7 @@ class Claims:
             self.log.warning("starter %d of %s ended with status %d", pid, held.name, code)
         broken = held.starter_broken or code == EXIT_UNKILLABLE
         held.starter_forgotten(self.slots.sessions)
-        self.handle(held, life.StarterGone(wait_status, broken))
+        self.handle(held, events.StarterGone(wait_status, broken))
         return True
 
     async def _listen(self, held: Held, starter: Channel) -> None:
@@ -376,7 +377,7 @@ class Claims:
             now_s = trio.current_time()
             for held in list(self.slots.held.values()):
                 if held.lease_over(now_s):
-                    self.handle(held, life.LeaseOver("the lease is over: nothing was heard of the submit side"))
+                    self.handle(held, events.LeaseOver("the lease is over: nothing was heard of the submit side"))
                 elif held.alive_due(now_s):
                     held.alive_sent_s = now_s
                     self.nursery.start_soon(self._alive, held)
@@ -397,7 +398,7 @@ class Claims:
             self.log.info("claim %s: no answer to ALIVE (%s), will try again", held.claim_id.public, fault)
             return
         if answer < 0:
-            self.handle(held, life.LeaseOver("the submit side does not know this claim any more"))
+            self.handle(held, events.LeaseOver("the submit side does not know this claim any more"))
         else:
             held.heard_s = trio.current_time()
 

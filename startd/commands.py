@@ -23,7 +23,8 @@ from cedar.errors import PeerFault
 from cedar.server import Request, Served
 from cedar.sinful import Sinful
 from startd import policy
-from startd.claim import Continue, Deactivated, How, Released, State, Suspend, WrongState
+from startd.claim import State, WrongState
+from startd.claimevents import Continue, Deactivated, How, Released, Suspend
 from startd.claims import Claims
 from startd.held import Held, Requester, Slot, Waiting
 from startd.jobcommands import JobCommands, check_claim_id

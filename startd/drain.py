@@ -9,7 +9,7 @@ import attrs
 from classad2 import ClassAd
 
 from cedar.classads import get_int, get_str
-from startd.claim import Cause, Event, Retire, Shutdown
+from startd.claimevents import Cause, Event, Retire, Shutdown
 
 # Vacate codes of the wire reference (appendix A).
 CODE_VACATED, CODE_DRAINING = 1010, 1014

@@ -15,7 +15,8 @@ import attrs
 from classad2 import ClassAd, ExprTree, Value
 
 from cedar.classads import evaluate
-from startd.claim import Ending, HoldWish, How, State
+from startd.claim import State
+from startd.claimevents import Ending, HoldWish, How
 
 # What may stand in a hold reason; it goes into logs and ads.
 MAX_HOLD_REASON = 1000

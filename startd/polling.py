@@ -12,8 +12,9 @@ from classad2 import ClassAd
 
 from cedar.commands import VacateCode
 from pilot.settings import Settings
-from startd import claim as life
+from startd import claimevents as events
 from startd import nodeload, policy
+from startd.claim import State
 from startd.claims import Claims
 from startd.held import Held, Slot
 from startd.nodeload import NodeLoad
@@ -91,11 +92,11 @@ class PolicyWatch:
         self.log.info("%s: the policy wants: %s", held.name, wish.value)
         self.claims.handle(held, self._event(held, wish))
 
-    def ending(self, held: Held) -> life.Ending:
+    def ending(self, held: Held) -> events.Ending:
         """How a claim's job ends whose retirement time is over."""
-        preempted = life.Cause.PREEMPT in held.life.causes
+        preempted = events.Cause.PREEMPT in held.life.causes
         if not preempted and not self.policy.watches_jobs:
-            return life.Ending()
+            return events.Ending()
         asked = self._asked(held)
         ending = policy.ending(asked, preempted=preempted)
         self._tell_unclear(asked)
@@ -111,7 +112,7 @@ class PolicyWatch:
 
     def _matters(self, facts: Facts) -> bool:
         """Most pilots leave the policy alone; then nothing is evaluated."""
-        if facts.state is life.State.IDLE:
+        if facts.state is State.IDLE:
             return self.policy.watches_owner or facts.worklife_over
         return self.policy.watches_jobs
 
@@ -120,28 +121,28 @@ class PolicyWatch:
         over = worklife_s >= 0 and trio.current_time() - held.made_s > worklife_s
         return Facts(
             state=claim.state,
-            preempted=life.Cause.PREEMPT in claim.causes,
+            preempted=events.Cause.PREEMPT in claim.causes,
             by_command=claim.by_command,
             ours=claim.ours,
             killing=claim.ended is not None and claim.ended.how == "fast",
             worklife_over=over and held.clocks.activations > 0,
         )
 
-    def _event(self, held: Held, wish: Wish) -> life.Event:
+    def _event(self, held: Held, wish: Wish) -> events.Event:
         match wish:
             case Wish.PREEMPT:
                 left_s = self.claims.retirement_left_s(held)
-                return life.Retire(
-                    left_s, "PREEMPT is true", int(VacateCode.STARTD_PREEMPT_EXPRESSION), life.Cause.PREEMPT
+                return events.Retire(
+                    left_s, "PREEMPT is true", int(VacateCode.STARTD_PREEMPT_EXPRESSION), events.Cause.PREEMPT
                 )
             case Wish.SUSPEND:
-                return life.SuspendWanted()
+                return events.SuspendWanted()
             case Wish.CONTINUE:
-                return life.ContinueWanted()
+                return events.ContinueWanted()
             case Wish.KILL:
-                return life.KillWanted()
+                return events.KillWanted()
             case _:
-                return life.Retire(0.0, wish.value, int(VacateCode.STARTD_PREEMPT_EXPRESSION))
+                return events.Retire(0.0, wish.value, int(VacateCode.STARTD_PREEMPT_EXPRESSION))
 
     def _tell_unclear(self, asked: Asked) -> None:
         for name, words in asked.unclear.items():

@@ -16,7 +16,7 @@ from classad2 import ClassAd
 from cedar.commands import Reply, VacateCode
 from cedar.errors import PeerFault
 from cedar.stream import CedarStream
-from startd import claim as life
+from startd import claimevents as events
 from startd import policy
 from startd.claim import WrongState
 from startd.claims import Claims
@@ -52,7 +52,7 @@ class Preemption:
         code = VacateCode.STARTD_RANK if better else VacateCode.STARTD_PRIORITY
         self.log.info("%s: claim %s waits: %s", held.name, waiting.claim_id.public, reason)
         left_s = self.claims.retirement_left_s(held)
-        self.claims.handle(held, life.Retire(left_s, reason, int(code), life.Cause.WANTED))
+        self.claims.handle(held, events.Retire(left_s, reason, int(code), events.Cause.WANTED))
         return waiting
 
     def _check(self, held: Held, slot_ad: ClassAd, ad: ClassAd, rank: float) -> None:
@@ -79,7 +79,7 @@ class Preemption:
         except (PeerFault, trio.TooSlowError) as fault:
             self.log.info("claim %s: its schedd has gone: %s", waiting.claim_id.public, fault)
             if granted is not None:
-                self.claims.handle(granted, life.Released())
+                self.claims.handle(granted, events.Released())
 
     async def _watch_peer(self, waiting: Waiting, stream: CedarStream) -> None:
         """It has nothing more to say."""
@@ -97,7 +97,7 @@ class Preemption:
         waiting.end(None)
         if held is not None:
             held.waiting = None
-            self.claims.handle(held, life.Unretire(life.Cause.WANTED))
+            self.claims.handle(held, events.Unretire(events.Cause.WANTED))
 
     def waits_with(self, session_id: str) -> Waiting | None:
         """The claim that waits with this id."""

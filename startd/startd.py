@@ -30,7 +30,7 @@ from pilot.ledger import Ledger
 from pilot.settings import Settings, SettingsError, load
 from pilot.switch import Switch
 from pilot.threads import in_thread
-from startd import claim as life
+from startd import claimevents as events
 from startd import cronjobs, lifetime, plugins, portsecurity
 from startd.administration import CAPABILITY, Administration, Manner
 from startd.advertise import Advertiser
@@ -447,7 +447,7 @@ class Startd:
             return
         self.log.info("%s: shutting down %s", reason, "fast" if fast else "gracefully")
         if fast:
-            claims.handle_all(life.Shutdown(fast=True))
+            claims.handle_all(events.Shutdown(fast=True))
         else:
             limit_s = math.inf if manner is Manner.PEACEFUL else self._longest_retirement_s()
             claims.retire_all(
@@ -601,7 +601,7 @@ class Startd:
         peaceful = self._administration.manner is Manner.PEACEFUL
         if not await self._no_claims_within(math.inf if peaceful else self.settings.shutdown_graceful_timeout):
             self.log.warning("claims did not end within SHUTDOWN_GRACEFUL_TIMEOUT; ending them fast")
-            self._claims.handle_all(life.Shutdown(fast=True))
+            self._claims.handle_all(events.Shutdown(fast=True))
             await self._no_claims_within(FAST_END_WITHIN_S)
         waiting.cancel()
 

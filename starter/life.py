@@ -12,6 +12,7 @@ from enum import Enum
 
 import attrs
 
+from pilot.rulebook import STORY_LENGTH, Entry, rulebook
 from starter.events import (
     EXIT_FAILURE,
     EXIT_LOST_SHADOW,
@@ -52,9 +53,6 @@ from starter.events import (
 )
 from starter.verdict import Abandoned, Exited, Hold, Killed, Requeue, Verdict, wants_output
 
-# A failure report shows the last events only, however long the job ran.
-STORY_LENGTH = 64
-
 
 class State(Enum):
     """Where an activation is. The value is the word in logs and in the slot ad."""
@@ -71,16 +69,6 @@ class State(Enum):
     CLEANING = "cleaning"
     REPORTING = "reporting"
     ENDED = "ended"
-
-
-@attrs.frozen
-class Entry:
-    """One line of the story."""
-
-    now_s: float
-    event: str
-    number: int
-    state: str
 
 
 class BrokenRule(Exception):
@@ -540,13 +528,4 @@ NUMBERED: tuple[tuple[tuple[State, ...], tuple[type, ...], Rule], ...] = (
     ((S.STAGING_OUT,), (ProxyEnding,), _proxy_ending_undelivered),  # 44
 )
 
-
-def _rules() -> dict[tuple[State, type], tuple[int, Rule]]:
-    """The numbered rules by (state, event); a fact without one changes nothing there (rule 0)."""
-    table: dict[tuple[State, type], tuple[int, Rule]] = {(state, fact): (0, _stay) for state in State for fact in FACTS}
-    for number, (states, events, rule) in enumerate(NUMBERED, start=1):
-        table.update({(state, event): (number, rule) for state in states for event in events})
-    return table
-
-
-RULES = _rules()
+RULES = rulebook(State, FACTS, _stay, NUMBERED)

@@ -17,7 +17,8 @@ from cedar.errors import PeerFault, Refused
 from pilot.settings import load
 from startd import drain
 from startd.administration import LEVEL
-from startd.claim import Activate, Cause, Retire, Shutdown, StarterRuns, State
+from startd.claim import State
+from startd.claimevents import Activate, Cause, Retire, Shutdown, StarterRuns
 from startd.drain import CannotDrain, HowFast, Refusal, Then, parse
 from startd.held import Held
 from startd.reconfigure import CHANGEABLE, merge

@@ -9,17 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from startd.claim import (
+from startd.claim import NUMBERED, RULES, WITH_STARTER, Claim, State, WrongState
+from startd.claimevents import (
     FACTS,
-    NUMBERED,
     REQUESTS,
-    RULES,
-    WITH_STARTER,
     Activate,
     ArmKill,
     ArmRetire,
     Cause,
-    Claim,
     Command,
     Continue,
     ContinueJob,
@@ -42,13 +39,11 @@ from startd.claim import (
     StarterNotStarted,
     StarterRuns,
     StartStarter,
-    State,
     Suspend,
     SuspendJob,
     SuspendWanted,
     TellSchedd,
     Unretire,
-    WrongState,
 )
 
 SAMPLES: list[Event] = [

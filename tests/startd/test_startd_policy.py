@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from cedar.classads import parse_old
 from pilot.settings import Settings, from_values
 from startd import policy
-from startd.claim import Ending, HoldWish, State
+from startd.claim import State
+from startd.claimevents import Ending, HoldWish
 from startd.clocks import Clocks, Totals
 from startd.policy import QUESTIONS, Facts, Policy, Wish, decide, ending, refusal
 from startd.polling import policy_of

@@ -14,7 +14,8 @@ from cedar.classads import evaluate
 from cedar.commands import Command
 from pilot.rpc import Channel
 from pilot.settings import from_values
-from startd.claim import State, Suspend
+from startd.claim import State
+from startd.claimevents import Suspend
 from startd.held import Held
 from startd.polling import PolicyWatch
 from starter import messages as m

@@ -18,7 +18,8 @@ from cedar.commands import Command
 from cedar.sessions import SessionTable
 from cedar.stream import CedarStream
 from pilot.rpc import Channel
-from startd.claim import Cause, Deactivated, State
+from startd.claim import State
+from startd.claimevents import Cause, Deactivated
 from startd.held import Held, Requester, Slots, Waiting
 from startd.preemption import Preemption
 from startd.resources import Resources
