@@ -18,6 +18,7 @@ import trio
 
 from pilot import credentials, myproxy
 from pilot.credentials import Credential, CredentialError
+from pilot.settings import Settings
 from pilot.threads import in_thread
 
 LOOK_EVERY_S = 30.0
@@ -42,6 +43,21 @@ class PilotProxy:
     _spread: float = attrs.field(factory=random.random)
     _asked_s: float = float("-inf")
     _said: str = ""
+
+    @classmethod
+    def of(cls, settings: Settings, log: logging.LoggerAdapter[logging.Logger]) -> PilotProxy | None:
+        """As the settings say; None for a pilot without a proxy."""
+        if settings.sailplane_pilot_proxy is None:
+            return None
+        server, username = parse_myproxy(settings.sailplane_pilot_myproxy)
+        return cls(
+            settings.sailplane_pilot_proxy,
+            settings.sailplane_certificates_dir,
+            log,
+            source=settings.sailplane_pilot_proxy_source,
+            server=server,
+            username=username,
+        )
 
     async def run(self) -> None:
         """Until cancelled."""

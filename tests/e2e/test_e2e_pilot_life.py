@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from demo.daemons import Daemon
-from startd.startd import ONE_TERM_S
+from startd.pilotend import ONE_TERM_S
 from tests.e2e.conftest import STARTD_KNOBS, running_site
 from tests.e2e.e2e_jobs import Jobs
 
