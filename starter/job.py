@@ -22,7 +22,7 @@ from cedar.errors import PeerFault
 from pilot.outcomes import Exited as SwitchExited
 from pilot.outcomes import Outcome, Signalled
 from pilot.rpc import Channel, ChannelClosed, RpcFault, RpcRefused
-from starter import keptfiles, leftovers, steps, updates
+from starter import asking, jobinput, joboutput, keptfiles, launching, leftovers, stopping, updates
 from starter.ahead import Ahead
 from starter.checkpoint import is_checkpoint
 from starter.chirp import as_ad
@@ -220,7 +220,7 @@ class Job:
         elif self._life.disconnected:
             return
         elif isinstance(event, JobEnded) and self._life.verdict is not None and wants_output(self._life.verdict):
-            steps.open_output(self._work)
+            joboutput.open_output(self._work)
 
     async def _carry_out(self, command: Command) -> None:
         match command:
@@ -275,7 +275,7 @@ class Job:
     async def _prepare(self) -> None:
         """Beside the first call of the switch."""
         try:
-            await steps.prepare(self._work)
+            await asking.prepare(self._work)
         except (PeerFault, ShadowRefused) as fault:
             await self._post(ShadowLost(f"{Step.STAGE_IN.value}: {fault}"))
 
@@ -283,24 +283,24 @@ class Job:
         work, verdict = self._work, self._life.verdict
         match step:
             case Step.ASK:
-                return lambda: steps.ask(work)
+                return lambda: asking.ask(work)
             case Step.FETCH_CREDENTIAL:
-                return lambda: steps.fetch_credential(work)
+                return lambda: asking.fetch_credential(work)
             case Step.STAGE_IN:
-                return lambda: steps.fill_sandbox(work)
+                return lambda: jobinput.fill_sandbox(work)
             case Step.LAUNCH:
-                return lambda: steps.start_job(work)
+                return lambda: launching.start_job(work)
             case Step.STOP_SOFTLY:
-                return lambda: steps.stop(work, soft=True)
+                return lambda: stopping.stop(work, soft=True)
             case Step.STOP_HARD:
-                return lambda: steps.stop(work, soft=False)
+                return lambda: stopping.stop(work, soft=False)
             case Step.CHECKPOINT:
-                return lambda: steps.send_checkpoint(work)
+                return lambda: joboutput.send_checkpoint(work)
             case Step.STAGE_OUT:
                 assert verdict is not None
-                return lambda: steps.send_sandbox(work, verdict)
+                return lambda: joboutput.send_sandbox(work, verdict)
             case Step.CLEAN:
-                return lambda: steps.clean(work)
+                return lambda: joboutput.clean(work)
             case Step.REPORT:
                 assert verdict is not None
                 return lambda: report(work, verdict, self._life.ended, self._life.tell())

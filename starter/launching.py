@@ -7,7 +7,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import trio
 from classad2 import ClassAd, ExprTree
@@ -15,7 +15,6 @@ from classad2 import ClassAd, ExprTree
 from cedar.classads import evaluate
 from cedar.commands import HoldCode
 from pilot.calls import Running
-from pilot.outcomes import Outcome
 from starter import ahead, devices, keptfiles, updates
 from starter.checkpoint import is_checkpoint
 from starter.description import UPDATE_AD_NAME, WRAPPER_FAILURE_NAME, Around, Deferral
@@ -28,6 +27,7 @@ from starter.environment import (
     launch_environment,
 )
 from starter.events import Event, Started, StepFailed
+from starter.failures import switch_verdict
 from starter.launch import Command, Deadlines, ExecFailed, LaunchSpec, Register, launch
 from starter.sandbox import StageFailed
 from starter.streams import Stream, StreamBroken, close_all, open_streams
@@ -41,7 +41,7 @@ MAX_NUMBER = 1 << 40
 NICE_WHERE_UNCLEAR, NICEST = 10, 19
 
 
-async def start_job(work: Work, switch_verdict: Callable[[Work, Outcome | None, str], Verdict]) -> Event:
+async def start_job(work: Work) -> Event:
     """Second call of the switch: the job runs, procd has its family, the shadow is told."""
     late = await _until_its_time(work)
     if late is not None:

@@ -20,7 +20,7 @@ from pilot.calls import Running
 from pilot.outcomes import Outcome, Signalled
 from pilot.rpc import Channel, ChannelClosed, RpcRefused
 from procd.messages import Usage
-from starter import launching, steps
+from starter import asking, jobinput, joboutput, launching, stopping
 from starter.events import (
     EXIT_LOST_SHADOW,
     Cleaned,
@@ -93,7 +93,7 @@ async def test_a_launch_given_up_while_the_family_is_registered_has_nothing_to_s
         nursery.start_soon(launching.registering(cast(Work, work)), 1, 2, running)
         await entered.wait()
         nursery.cancel_scope.cancel()
-    assert await steps.stop(cast(Work, work), soft=False) == FamilyStopped(())
+    assert await stopping.stop(cast(Work, work), soft=False) == FamilyStopped(())
 
 
 async def test_a_launch_given_up_while_the_shadow_is_told_has_a_job_whose_end_is_seen(
@@ -130,7 +130,7 @@ async def test_a_launch_given_up_while_the_shadow_is_told_has_a_job_whose_end_is
         shadow=SimpleNamespace(note_job_ended=nothing),
     )  # fmt: skip
     job = Job(cast(Work, work), cast(Channel, SimpleNamespace(send=nothing)), LOG)
-    monkeypatch.setattr(steps, "start_job", start_job)
+    monkeypatch.setattr(launching, "start_job", start_job)
     with trio.fail_after(60):
         await give_up(job, told)
 
@@ -168,8 +168,8 @@ async def test_the_outcome_of_a_step_that_was_overtaken_in_the_same_moment_is_no
     async def nothing(*_: Any) -> None:
         await trio.lowlevel.checkpoint()
 
-    for step in (fill_sandbox, clean, prepare):
-        monkeypatch.setattr(steps, step.__name__, step)
+    for module, step in ((jobinput, fill_sandbox), (asking, prepare), (joboutput, clean)):
+        monkeypatch.setattr(module, step.__name__, step)
     monkeypatch.setattr("starter.job.report", report)
     work = cast(Work, SimpleNamespace(ahead=None, account=None, launched=None))
     job = Job(work, cast(Channel, SimpleNamespace(send=nothing)), LOG)
@@ -223,7 +223,7 @@ async def test_a_suspended_job_that_cannot_be_woken_is_stopped_nevertheless() ->
         description=SimpleNamespace(vacate_s=-1, kill_signal=15, remove_kill_signal=0, hold_kill_signal=0),
         activation=SimpleNamespace(vacate_max_s=1),
     )  # fmt: skip
-    assert await steps.stop(cast(Work, work), soft=True) == FamilyStopped(())
+    assert await stopping.stop(cast(Work, work), soft=True) == FamilyStopped(())
     assert asked == ["stop"]
 
 
@@ -354,8 +354,8 @@ async def test_a_shadow_that_will_not_know_us_ends_the_first_call(
 
     async def nothing(*_: Any) -> None: ...
 
-    for step in (fill_sandbox, prepare, clean):
-        monkeypatch.setattr(steps, step.__name__, step)
+    for module, step in ((jobinput, fill_sandbox), (asking, prepare), (joboutput, clean)):
+        monkeypatch.setattr(module, step.__name__, step)
     work = cast(Work, SimpleNamespace(ahead=None, account=None, launched=None, credential=None, prepared=trio.Event()))
     job = Job(work, cast(Channel, SimpleNamespace(send=nothing)), LOG)
     job._renewals = cast(Any, SimpleNamespace(state_changed=lambda: None))

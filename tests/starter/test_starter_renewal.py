@@ -29,7 +29,7 @@ from demo.grid_voms import voms_extension
 from jobwrapper import replace_proxy
 from pilot import audit, credentials
 from pilot.ledger import identity_of
-from starter import renewal, steps
+from starter import asking, renewal
 from starter.credential import Keys, Trust, check_proxy
 from starter.description import describe
 from starter.events import CredentialStored, Event, IdentityChanged, StepFailed
@@ -389,7 +389,7 @@ async def test_a_role_that_a_user_merely_states_is_no_other_user_for_the_site(si
         voms_extension(site.alice, site.server, ["/demo/Role=pilot"]),
     ):
         job.work.shadow = Asked(make_proxy(site.alice, extensions=[extension]).pem)
-        assert isinstance(await steps.fetch_credential(cast(Work, job.work)), CredentialStored)
+        assert isinstance(await asking.fetch_credential(cast(Work, job.work)), CredentialStored)
         keys.append(identity_of(job.pilots_file))
     mine = site.alice.identity
     assert keys == [(f"{mine}\n\n", mine)] * 2 + [(f"{mine}\n/demo/Role=pilot\n", mine)]
@@ -403,11 +403,11 @@ async def test_somebody_elses_proxy_holds_the_job_and_is_in_the_audit(
     async def introduce(work: Work) -> None:
         introduced.append(work)
 
-    monkeypatch.setattr(steps, "introduce", introduce)
+    monkeypatch.setattr(asking, "introduce", introduce)
     bob = site.grid.user("Bob Baker")
     before = job.on_disk()
     job.work.shadow = Asked(make_proxy(bob).pem)
-    failed = await steps.fetch_credential(cast(Work, job.work))
+    failed = await asking.fetch_credential(cast(Work, job.work))
     assert isinstance(failed, StepFailed)
     assert isinstance(failed.verdict, Hold)
     assert failed.verdict.code == 4

@@ -22,7 +22,7 @@ from cedar.classads import get_str
 from cedar.commands import Command
 from jobwrapper import ssh_setup
 from pilot.rpc import RpcRefused
-from starter import ssh, sshprograms, steps
+from starter import ssh, sshprograms, stopping
 from starter.entries import StageFailed
 from starter.events import FamilyStopped
 from starter.life import State
@@ -194,7 +194,7 @@ async def test_sessions_end_with_the_job() -> None:
         settings=SimpleNamespace(killing_timeout=1), description=SimpleNamespace(vacate_s=-1),
         activation=SimpleNamespace(vacate_max_s=1), credential=None,
     )  # fmt: skip
-    assert await steps.stop(cast(Work, work), soft=False) == FamilyStopped((7, 7))
+    assert await stopping.stop(cast(Work, work), soft=False) == FamilyStopped((7, 7))
     assert procd.stopped == ["f", "f.ssh1"]
 
 

@@ -13,7 +13,7 @@ from classad2 import ClassAd
 from cedar.filetransfer import StoreFailed
 from pilot.credentials import MAX_PEM_BYTES
 from pilot.settings import Settings
-from starter import steps, updates
+from starter import jobinput, joboutput, stopping, updates
 from starter.credential import Keys
 from starter.description import OWN_NAMES, describe
 from starter.events import StepFailed
@@ -41,7 +41,7 @@ def test_grace_is_agreed_on_and_leaves_half_of_the_proxy_for_the_rest(
         activation=SimpleNamespace(vacate_max_s=600.0),
         credential=credential,
     )
-    assert steps._grace_s(busy) == pytest.approx(grace_s, abs=1)
+    assert stopping._grace_s(busy) == pytest.approx(grace_s, abs=1)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_input_is_never_more_than_the_slots_disk(knob_mb: int, own_mb: int | Non
         description=SimpleNamespace(files=SimpleNamespace(max_input_bytes=own)),
         activation=SimpleNamespace(disk_kb=100 * 1024),
     )
-    assert steps._input_limits(busy).max_bytes == most_mb * MB
+    assert jobinput._input_limits(busy).max_bytes == most_mb * MB
 
 
 async def test_a_stream_that_was_refused_holds_a_job_that_has_exited() -> None:
@@ -71,7 +71,7 @@ async def test_a_stream_that_was_refused_holds_a_job_that_has_exited() -> None:
             SimpleNamespace(over=over, broken=SimpleNamespace(hold=hold)),
         ],
     )
-    assert await steps.send_sandbox(busy, Exited(0)) == StepFailed(hold, sandbox=True)
+    assert await joboutput.send_sandbox(busy, Exited(0)) == StepFailed(hold, sandbox=True)
 
 
 def test_another_try_is_told_from_a_hold_by_its_subcode() -> None:

@@ -17,7 +17,7 @@ from pilot.ledger import Ledger, note_identity
 from pilot.outcomes import Broken, Denied, Misused, Outcome, Unavailable
 from pilot.settings import Settings
 from procd.messages import Stopped
-from starter import steps
+from starter import failures, joboutput, stopping
 from starter.description import describe
 from starter.events import FamilyStopped, StagedOut
 from starter.sandbox import make_place, stage_in
@@ -36,7 +36,7 @@ def work(**changes: object) -> Work:
 
 
 def test_a_refused_user_is_held_in_words_that_fit_what_is_known() -> None:
-    verdict = steps._switch_verdict(work(), Denied("not in the\ngrid-mapfile"), "x")
+    verdict = failures.switch_verdict(work(), Denied("not in the\ngrid-mapfile"), "x")
     assert isinstance(verdict, Hold)
     assert verdict.code == 28
     for words in (ALICE, "slot1@node refused", "or has no account for", "not in the", "administrator"):
@@ -46,9 +46,9 @@ def test_a_refused_user_is_held_in_words_that_fit_what_is_known() -> None:
 
 def test_glexec_hold_on_initial_failure_spares_jobs_that_have_not_started() -> None:
     settings = attrs.evolve(Settings(), glexec_hold_on_initial_failure=False)
-    assert isinstance(steps._switch_verdict(work(settings=settings), Denied("no"), "x"), Requeue)
+    assert isinstance(failures.switch_verdict(work(settings=settings), Denied("no"), "x"), Requeue)
     started = work(settings=settings, launched=object())
-    assert isinstance(steps._switch_verdict(started, Denied("no"), "x"), Hold)
+    assert isinstance(failures.switch_verdict(started, Denied("no"), "x"), Hold)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_glexec_hold_on_initial_failure_spares_jobs_that_have_not_started() -> N
     ],
 )
 def test_the_sites_trouble_sends_the_job_back_to_idle(outcome: Outcome | None, words: str) -> None:
-    verdict = steps._switch_verdict(work(), outcome, "stage in: exit status 127")
+    verdict = failures.switch_verdict(work(), outcome, "stage in: exit status 127")
     assert isinstance(verdict, Requeue)
     assert words in verdict.text
 
@@ -122,7 +122,7 @@ async def go_down(ledger: Ledger) -> None:
 async def test_a_kill_that_failed_for_another_reason_is_not_repeated(
     job: Place, autojump_clock: trio.testing.MockClock
 ) -> None:
-    assert await steps.stop(job.work, soft=False) == FamilyStopped((7,))
+    assert await stopping.stop(job.work, soft=False) == FamilyStopped((7,))
     assert len(job.procd.asked) == 1
 
 
@@ -133,7 +133,7 @@ async def test_what_a_job_left_running_is_killed_as_soon_as_the_site_is_back(
     job.work.ended.set()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_come_back, job)
-        assert await steps.stop(job.work, soft=False) == FamilyStopped(())
+        assert await stopping.stop(job.work, soft=False) == FamilyStopped(())
     assert len(job.procd.asked) > 10
 
 
@@ -146,7 +146,7 @@ async def test_a_job_that_was_told_to_end_is_not_insisted_on_longer_than_the_sta
     job: Place, autojump_clock: trio.testing.MockClock
 ) -> None:
     await go_down(job.ledger)
-    assert await steps.stop(job.work, soft=False) == FamilyStopped((7,))
+    assert await stopping.stop(job.work, soft=False) == FamilyStopped((7,))
     assert 1 < len(job.procd.asked) < 5
 
 
@@ -154,7 +154,7 @@ async def test_nothing_is_insisted_on_after_the_proxys_end(job: Place, autojump_
     await go_down(job.ledger)
     job.work.ended.set()
     job.work.credential.usable_until = time.time() - 1  # type: ignore[union-attr, misc]
-    assert await steps.stop(job.work, soft=False) == FamilyStopped((7,))
+    assert await stopping.stop(job.work, soft=False) == FamilyStopped((7,))
 
 
 # -- a sandbox that cannot be emptied ----
@@ -182,7 +182,7 @@ async def test_output_that_has_arrived_is_not_taken_back_for_a_sandbox_that_stay
         shadow=shadow, streams=[], description=description, place=place, context=lambda **_: far, ahead=None,
         settings=attrs.evolve(Settings(), sailplane_left_overs="ignore"), switch=far.switch, since_ns=0, elsewhere=None,
     )  # fmt: skip
-    monkeypatch.setattr(steps, "_offer_output", nothing)
-    fact = await steps.send_sandbox(busy, Exited(0))
+    monkeypatch.setattr(joboutput, "_offer_output", nothing)
+    fact = await joboutput.send_sandbox(busy, Exited(0))
     assert isinstance(fact, StagedOut)
     assert str(place.root) in fact.left
