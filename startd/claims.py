@@ -105,9 +105,10 @@ class Claims:
 
     # --- making and ending claims --------------------------------------------------------------------------------
 
-    def carve(self, slot: Slot, resources: Resources, requester: Requester) -> Held:
-        """A new claim: on a new dynamic slot, or on a static one as a whole."""
-        held = self.slots.carve(slot, resources, requester)
+    def carve(self, slot: Slot, resources: Resources, requester: Requester, taken: ClaimId | None = None) -> Held:
+        """A new claim: on a new dynamic slot, or on a static one as a whole; by the slot's claim id, or by one that was
+        ``taken`` of it before."""
+        held = self.slots.carve(slot, resources, requester, taken)
         self._count("ClaimRequests")
         self.first_user = self.first_user or requester.user
         self.log.info("claim %s: slot %s for %s", held.claim_id.public, held.name, requester.user or "unknown user")
@@ -171,6 +172,8 @@ class Claims:
                     self.trouble = f"{held.name} left something behind; its resources are withheld"
                 if held.dynamic_id is not None:
                     self.destroyed(held.name)
+                if held.when_gone is not None:
+                    held.when_gone(broken)
 
     def _heir(self, held: Held, *, broken: bool) -> bool:
         """Whether a claim that waited for this one's end has its slot now."""

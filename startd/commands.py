@@ -22,16 +22,18 @@ from cedar.commands import ActivationRefusal, ClaimReply, Command, Reply
 from cedar.errors import PeerFault
 from cedar.server import Request, Served
 from cedar.sinful import Sinful
+from cedar.stream import CedarStream
 from startd import policy
 from startd.claim import State, WrongState
 from startd.claimevents import Continue, Deactivated, How, Released, Suspend
 from startd.claims import Claims
-from startd.held import Held, Requester, Slot, Waiting
+from startd.held import Held, Requester, Slot
 from startd.jobcommands import JobCommands, check_claim_id
 from startd.openslot import ArmMatch, ClaimMade, Matched, MatchTimer
 from startd.preemption import Preemption
 from startd.proxykeys import ProxyKeys
 from startd.resources import DoesNotFit, Resources, Rounding, requested
+from startd.roommaking import RoomMaking
 from startd.slotads import DAEMON, SLOT
 from starter.messages import Activation
 
@@ -52,6 +54,8 @@ COMMAND_WITHIN_S = 45.0
 # A stranger's question to a thousand slots: a simple one takes milliseconds.
 QUERY_S = 2.0
 Handler = Callable[[Request], Awaitable[None]]
+# What answers a request late.
+Later = Callable[[CedarStream], Awaitable[None]]
 
 _HOW: Mapping[Command, How] = {
     Command.DEACTIVATE_CLAIM: "graceful",
@@ -89,6 +93,10 @@ class Commands:
     def _preemption(self) -> Preemption:
         return Preemption(self.claims, self.held_ad, self.log)
 
+    @property
+    def _room_making(self) -> RoomMaking:
+        return RoomMaking(self.claims, self.held_ad, self.own_ad, self._part_of, self._claim_answer, self.log)
+
     def table(self) -> dict[int, Served]:
         """What is served at which level. A proxy pushed as a copy (487) is refused at the resume, before it is sent, so
         that no user's key reaches us; one that is delegated (500) is the starter's (wire reference 7.7, T46)."""
@@ -122,32 +130,34 @@ class Commands:
     async def request_claim(self, request: Request) -> None:
         """Carve and answer with leftovers; [0] is the whole answer to what cannot be. For a slot that has a claim the
         answer may come late."""
-        waits: list[Waiting] = []
+        late: list[Later] = []
 
         async def at_once(request: Request) -> None:
-            waits.extend(await self._answer_request(request))
+            late.extend(await self._answer_request(request))
 
         await _bounded(at_once)(request)
-        for waiting in waits:
-            await self._preemption.see(waiting, request.stream)
+        for see in late:
+            await see(request.stream)
 
-    async def _answer_request(self, request: Request) -> list[Waiting]:
-        """What is not answered yet."""
+    async def _answer_request(self, request: Request) -> list[Later]:
+        """What answers it, if that takes time."""
         reader = await request.stream.get()
         _own_claim_id(reader, request)
         ad, address, alive_s = reader.ad(), reader.string(), reader.int()
-        others = reader.int() if reader.remaining() else 0
+        others = _claims_to_end(reader)
         slots = self.claims.slots
         slot, held = slots.presented(request.session.sid), slots.taken_over_with(request.session.sid)
         if slot is not None:
             slot.tell(ClaimMade())
         try:
-            self._check_request(ad, others)
+            self._check_request(ad)
             requester = _requester(ad, address, alive_s)
             if held is not None:
-                return [self._preemption.begin(held, ad, requester)]
+                return [partial(self._preemption.see, self._preemption.begin(held, ad, requester))]
             if slot is None:
                 raise WrongState("the claim id is used up", try_again=False)
+            if others:
+                return [partial(self._room_making.see, self._room_making.begin(slot, ad, requester, others))]
             answer = self._claim_answer(slot, ad, self._carve(slot, ad, requester))
         except (DoesNotFit, WrongState) as refusal:
             self.log.info("claim request refused: %s", refusal)
@@ -155,13 +165,10 @@ class Commands:
         await request.stream.put(*answer)
         return []
 
-    def _check_request(self, ad: ClassAd, others: int) -> None:
-        """Kinds of requests that are not served: for slots to be lent, and for claims of a partitionable slot that are
-        to go to make room (ALLOW_PSLOT_PREEMPTION)."""
+    def _check_request(self, ad: ClassAd) -> None:
+        """A kind of requests that is not served: for slots to be lent."""
         if get_bool(ad, "_condor_CLAIM_PARTITIONABLE_SLOT", False) or "WorkingCM" in ad:
             raise WrongState("no slot is lent to another pool", try_again=False)
-        if others:
-            raise WrongState(f"it wants {others} claims ended for it (ALLOW_PSLOT_PREEMPTION)", try_again=False)
         if not self.claims.takes_jobs:
             raise WrongState("the slot takes no claims now", try_again=False)
 
@@ -346,6 +353,8 @@ class Commands:
             self.claims.handle(held, Released())
         elif waiting is not None:
             self._preemption.withdraw(waiting)
+        elif (room := self._room_making.waits_with(request.session.sid)) is not None:
+            self._room_making.withdraw(room)
 
     async def alive(self, request: Request) -> None:
         """Renews the lease; no answer."""
@@ -409,6 +418,14 @@ def _own_claim_id(reader: Reader, request: Request) -> None:
         PeerFault: it does not.
     """
     check_claim_id(reader.string(), request.session)
+
+
+def _claims_to_end(reader: Reader) -> list[str]:
+    """The ids of claims that a request wants ended for it (ALLOW_PSLOT_PREEMPTION)."""
+    number = reader.int() if reader.remaining() else 0
+    if not 0 <= number <= MAX_SLOTS_A_REQUEST:
+        raise PeerFault("limit", f"a request wants {number} claims ended")
+    return [reader.string() for _ in range(number)]
 
 
 def _requester(ad: ClassAd, address: str, alive_s: int) -> Requester:

@@ -73,7 +73,7 @@ class CurrentAds:
 
     def of_slots(self) -> list[ClassAd]:
         """Of every slot, without secrets."""
-        return [ad for ad, _ in self._with_claims()]
+        return [ad for ad, _, _ in self._with_claims()]
 
     def of_daemon(self) -> ClassAd:
         """Of the startd as a whole."""
@@ -84,7 +84,7 @@ class CurrentAds:
     def update(self) -> list[tuple[ClassAd, ClassAd | None]]:
         """The next update of the collector: each ad with its private one, which has the id of the next claim."""
         self._sequence += 1
-        slots = [(self._with_capability(ad), private_ad(ad, claim)) for ad, claim in self._with_claims()]
+        slots = [(self._with_capability(ad), private_ad(ad, own, parts)) for ad, own, parts in self._with_claims()]
         return [*slots, (self._with_capability(self.of_daemon()), None)]
 
     def of_first_slot(self) -> ClassAd:
@@ -112,20 +112,23 @@ class CurrentAds:
         shared = self.switch.isolates or self.switch.needs_credential or self.claims.settings.sailplane_shared_account
         return "" if shared else self.claims.first_user
 
-    def _with_claims(self) -> list[tuple[ClassAd, ClaimId]]:
-        """Of every slot, with the id that claims it next; a static slot that is claimed has one ad, as it is."""
+    def _with_claims(self) -> list[tuple[ClassAd, ClaimId, list[ClaimId] | None]]:
+        """Of every slot, with the id that claims it next, and of a partitionable one those of its dynamic slots; a
+        static slot that is claimed has one ad, as it is."""
         slots = self.claims.slots
         claimed = [(held, self.of_claim(held)) for held in slots.held.values()]
         own = []
         for slot in slots.own:
             if slot.claimed_whole:
                 continue
-            ad = self.own(slot)
+            ad, parts = self.own(slot), None
             if slot.partitionable:
-                roll_up(ad, [child for held, child in claimed if held.parent is slot])
-            own.append((ad, slot.current))
-        ads = own + [(ad, slots.next_id(held)) for held, ad in claimed]
-        self.supplements.crosspost([ad for ad, _ in ads])
+                children = [(held, child) for held, child in claimed if held.parent is slot]
+                roll_up(ad, [child for _, child in children])
+                parts = [slots.next_id(held) for held, _ in children]
+            own.append((ad, slot.current, parts))
+        ads = own + [(ad, slots.next_id(held), None) for held, ad in claimed]
+        self.supplements.crosspost([ad for ad, _, _ in ads])
         return ads
 
     def _with_capability(self, ad: ClassAd) -> ClassAd:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import attrs
 import trio
@@ -68,6 +69,8 @@ class Slot:
     broken: str = ""
     """Why some of it is withheld."""
     children: list[Held] = attrs.field(factory=list)
+    rooms: list[Any] = attrs.field(factory=list, repr=False)
+    """Requests that wait for some of the children to end (``startd.roommaking``)."""
     entered_at: int = attrs.field(factory=lambda: int(time.time()))
     open: OpenSlot = attrs.field(factory=OpenSlot)
     """What it is while nobody has it; of a partitionable slot, always."""
@@ -122,6 +125,8 @@ class Held:
     # for whoever may take a dynamic slot over; a static one's is its parent's
     following: ClaimId | None = None
     waiting: Waiting | None = None
+    when_gone: Callable[[bool], None] | None = attrs.field(default=None, repr=False)
+    """Told when it makes room in its partitionable slot, and whether it was broken."""
     life: Claim = attrs.field(factory=Claim)
     made_s: float = attrs.field(factory=trio.current_time)
     heard_s: float = attrs.field(factory=trio.current_time)
@@ -287,16 +292,16 @@ class Slots:
         free = (slot for slot in self.own if not slot.claimed_whole)
         return next((slot for slot in free if slot.current.session_id == session_id), None)
 
-    def carve(self, slot: Slot, resources: Resources, requester: Requester) -> Held:
-        """A claim: on a new dynamic slot, or on a static one as it is. The presented claim id goes with it, the slot
-        gets a fresh one (T8)."""
-        following = self._mint()  # first: when no session can be added, nothing has changed
+    def carve(self, slot: Slot, resources: Resources, requester: Requester, taken: ClaimId | None = None) -> Held:
+        """A claim: on a new dynamic slot, or on a static one as it is. The presented claim id goes with it (``taken``,
+        where it was taken before), the slot gets a fresh one (T8)."""
+        claim_id = taken or self.take_current(slot)
         dynamic_id = slot.next_dynamic() if slot.partitionable else None
         held = Held(
             name=slot.name if dynamic_id is None else f"slot{slot.slot_id}_{dynamic_id}@{self.startd_name}",
             parent=slot,
             dynamic_id=dynamic_id,
-            claim_id=slot.current,
+            claim_id=claim_id,
             resources=resources,
             requester=requester,
             cores=self._free_cores(resources.cpus),
@@ -304,8 +309,13 @@ class Slots:
         slot.free = slot.free - resources
         slot.children.append(held)
         self.held[held.claim_id.session_id] = held
-        slot.current = following
         return held
+
+    def take_current(self, slot: Slot) -> ClaimId:
+        """The presented id of a slot is used up: there is a fresh one."""
+        fresh = self._mint()  # first: when no session can be added, nothing has changed
+        presented, slot.current = slot.current, fresh
+        return presented
 
     def next_id(self, held: Held) -> ClaimId:
         """The id that a better claim has to present for this one's slot."""

@@ -58,6 +58,8 @@ class Preemption:
     def _check(self, held: Held, slot_ad: ClassAd, ad: ClassAd, rank: float) -> None:
         if not self.claims.takes_jobs:
             raise WrongState("the slot takes no claims now", try_again=False)
+        if held.when_gone is not None:
+            raise WrongState("it makes room for another claim already", try_again=False)
         if said := policy.refusal(slot_ad, ad):
             raise WrongState(said, try_again=False)
         least = max(held.rank, held.waiting.rank if held.waiting else held.rank)

@@ -138,8 +138,8 @@ def public_ad(machine: Machine, slot: SlotState, *, now: int, sequence: int) -> 
 # What a partitionable slot tells of its dynamic ones, in lists of the same order: for the negotiator, and for
 # condor_status -compact.
 _ROLLED_UP = (
-    "Name", "DSlotId", "State", "Activity", "EnteredCurrentState", "RemoteUser", "RemoteOwner", "CurrentRank", "Cpus",
-    "Memory", "Disk",
+    "Name", "DSlotId", "State", "Activity", "EnteredCurrentState", "RemoteUser", "RemoteOwner", "AccountingGroup",
+    "CurrentRank", "RetirementTimeRemaining", "Cpus", "Memory", "Disk",
 )  # fmt: skip
 
 
@@ -152,13 +152,19 @@ def roll_up(ad: ClassAd, children: Sequence[ClassAd]) -> None:
         ad[f"Child{name}"] = ExprTree("{ " + ", ".join(values) + " }")
 
 
-def private_ad(public: ClassAd, claim: ClaimId) -> ClassAd:
-    """What only the collector keeps: the claim id. Name and MyAddress join it to the public ad (T12)."""
+def private_ad(public: ClassAd, claim: ClaimId, children: Sequence[ClaimId] | None = None) -> ClassAd:
+    """What only the collector keeps: the claim id. Name and MyAddress join it to the public ad (T12).
+
+    ``children``, of a partitionable slot: the ids by which its dynamic ones, in the order of ``roll_up``, make room.
+    """
     ad = ClassAd()
     for name in ("MyType", "Name", "MyAddress"):
         ad[name] = public[name]
     set_str(ad, "ClaimId", claim.text)
     set_str(ad, "Capability", claim.text)
+    if children is not None:
+        ad["NumDynamicSlots"] = len(children)
+        ad["ChildClaimIds"] = ExprTree("{ " + ", ".join(_quoted(child.text) for child in children) + " }")
     return ad
 
 
@@ -384,6 +390,7 @@ def _dynamic(ad: ClassAd, slot: SlotState) -> None:
     ad["DynamicSlot"] = True
     ad["DSlotID"] = slot.dynamic_id
     ad["ParentSlotId"] = slot.slot_id
+    ad["PslotRollupInformation"] = True
 
 
 def _claim(ad: ClassAd, slot: SlotState) -> None:

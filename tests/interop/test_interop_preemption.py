@@ -97,6 +97,29 @@ def preempting(stock: StockJobs) -> str | None:
     return next((str(slot["PreemptingUser"]) for slot in stock.slots() if "PreemptingUser" in slot), None)
 
 
+def test_dynamic_slots_make_room_for_a_larger_job(stock: StockJobs) -> None:
+    """ALLOW_PSLOT_PREEMPTION: of three jobs of one core two go for one of two cores, and run again."""
+    notes = [stock.user("bob").home / f"notes{number}" for number in range(3)]
+    knobs = {"NUM_CPUS": 3, "MACHINEMAXVACATETIME": VACATE_S, "POLLING_INTERVAL": 0.5}
+    text = BY_PRIORITY + "ALLOW_PSLOT_PREEMPTION = True\n"
+    with negotiator(stock, text), better(stock, "alice", "bob"), another_startd(stock, **knobs):
+        before = len(stock.start_log())
+        small = [long_job(stock, "bob", place) for place in notes]
+        for job, place in zip(small, notes, strict=True):
+            stock.wait(job, EXECUTING)
+            stock.until(lambda place=place: (place / "said").exists() or None, "the job to begin")  # type: ignore[misc]
+        large = stock.one("alice", "echo $(nproc) larger", request_cpus="2")
+        assert stock.done(large).endswith("larger\n")
+        log = stock.start_log()[before:]
+        assert re.search(r"claim \S+ waits for the room of slot1_\d+@\S+, slot1_\d+@", log)
+        assert re.search(r"claim \S+ has its room: slot1_", log)
+        for place in notes:
+            (place / "go").touch()
+        assert [stock.done(job) for job in small] == ["over\n"] * 3
+        stories = sorted(said(place) for place in notes)
+        assert stories == [["start", "end"], *[["start", "term", "saved", "start", "end"]] * 2]
+
+
 def test_a_user_of_worse_priority_waits(stock: StockJobs) -> None:
     notes = stock.user("alice").home / "notes"
     with (

@@ -226,14 +226,6 @@ async def test_what_waits_is_not_forgotten_when_the_submit_side_ends_the_job() -
         assert await answer(stream) == 1
 
 
-async def test_claims_that_are_to_make_room_are_not_ended() -> None:
-    async with busy([ONE_SLOT]) as it:
-        before = state(it.port)
-        current = it.port.slot.current
-        assert await answer(await it.ask(current, 6, 1, it.held.claim_id.text)) == 0
-        assert (state(it.port), it.held.life.state) == (before, State.BUSY)
-
-
 def test_who_takes_a_slot_over_has_its_cores_and_what_nobody_took_opens_nothing() -> None:
     async def story() -> None:
         slots = Slots("node", ADDRESS, 1, SessionTable(), plan([ONE_SLOT], TOTAL), cores=(0, 1, 2, 3))
