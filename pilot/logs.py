@@ -6,7 +6,10 @@ Proxies, keys and jobs' environments never belong in a log.
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import logging.handlers
+import os
 import re
 import sys
 import time
@@ -61,21 +64,31 @@ class Contextual(logging.LoggerAdapter[logging.Logger]):
         return msg, kwargs
 
 
-class LogFile(logging.FileHandler):
-    """A log that goes on when its disk is full: standard error may be a file of the batch system's on the same disk."""
+class LogFile(logging.handlers.WatchedFileHandler):
+    """A log that several processes append to. It goes on when its disk is full (standard error may be a file of the
+    batch system's on the same disk), and is renamed to ``.old`` when it has grown beyond a limit."""
 
     _failed = 0
+
+    def __init__(self, path: Path, limit_bytes: int = 0) -> None:
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        self._limit_bytes = limit_bytes
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record; after a failure, say how many may be missing as soon as one can be written."""
         before = self._failed
-        super().emit(record)
+        try:
+            super().emit(record)
+        except OSError:  # the file was to be opened anew, and cannot be: no directory, no descriptor
+            self._failed += 1
         if before and self._failed == before:
             self._failed = 0
             text = f"{before} records before this one could not be written at once, some may be missing"
             super().emit(
                 logging.LogRecord(record.name, logging.WARNING, record.pathname, record.lineno, text, None, None)
             )
+        if self._limit_bytes and self.stream is not None and self.stream.tell() > self._limit_bytes:
+            rotate(Path(self.baseFilename), self.stream.fileno())
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Of the disk's failures nothing is printed; a bug in a message still is."""
@@ -83,6 +96,20 @@ class LogFile(logging.FileHandler):
             self._failed += 1
         else:
             super().handleError(record)
+
+
+def rotate(path: Path, fd: int) -> None:
+    """Rename a log to ``.old``, in place of the one that was there, unless another process has done so in the meantime;
+    ``fd`` is of the file that has grown. What cannot be renamed goes on growing."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        try:
+            if os.path.samestat(os.fstat(fd), os.stat(path)):
+                path.rename(f"{path}.old")
+        finally:
+            fcntl.flock(fd, fcntl.LOCK_UN)
+    except OSError:
+        return
 
 
 def get(name: str, **context: object) -> Contextual:
@@ -96,20 +123,21 @@ def descriptors() -> set[int]:
     return {handler.stream.fileno() for handler in handlers if isinstance(handler, logging.StreamHandler)}
 
 
-def start(name: str, path: Path | None = None, *, level: int = logging.INFO) -> Contextual:
+def start(name: str, path: Path | None = None, *, level: int = logging.INFO, limit_bytes: int = 0) -> Contextual:
     """Send this process's records to a file (0600, appended), or to standard error.
 
     Args:
         name: the daemon's name, which stands in every line of its own logger.
         path: the file; its directory must exist. None is standard error.
         level: records below it are dropped.
+        limit_bytes: how far the file may grow before it becomes ``.old``; 0 is without an end.
     """
     handler: logging.Handler
     if path is None:
         handler = logging.StreamHandler(sys.stderr)
     else:
         path.touch(mode=0o600)
-        handler = LogFile(path, encoding="utf-8", errors="backslashreplace")
+        handler = LogFile(path, limit_bytes)
     handler.setFormatter(LineFormatter())
     root = logging.getLogger("sailplane")
     for old in root.handlers[:]:

@@ -38,6 +38,8 @@ def main() -> None:
 
     if request["subsystem"]:
         htcondor2.set_subsystem(request["subsystem"])
+        # A line like STARTD.X = $(X) more is put together when it is read, by a reader that knows who it is.
+        htcondor2.reload_config()
     param: Any = htcondor2.param
     values = read(param, request["names"])
     spelled = {key.upper(): key for key in param if not key.upper().startswith((ALIAS, LOCAL_ALIAS))}

@@ -76,6 +76,15 @@ class Settings(SecuritySettings):
         compute=Path.cwd,
     )
     log: Path = knob("$(LOCAL_DIR)/log", path(), "Directory of the daemons' logs.")
+    startd_log: Path = knob("$(LOG)/StartLog", path(), "The startd's log.")
+    starter_log: Path = knob(
+        "$(LOG)/StarterLog",
+        path(),
+        "The log of all starters. What a slot's jobs were stands in a file of this name with the slot's behind it"
+        " (StarterLog.slot1_1), in HTCondor's words, which scripts of glidein pools count jobs by.",
+    )
+    max_startd_log: int = knob("10 M", size(), "The size at which the startd's log is renamed to .old; 0 is never.")
+    max_starter_log: int = knob("10 M", size(), "The same for each of the starters' logs.")
     execute: Path = knob(
         "$(LOCAL_DIR)/execute",
         path(),

@@ -31,11 +31,11 @@ class Given:
     log_dir: Path | None = None
     condor_config: Path | None = None
 
-    def log_file(self, directory: Path) -> Path | None:
-        """None is standard error."""
+    def log_file(self, named: Path) -> Path | None:
+        """``named``: by the settings. None is standard error."""
         if self.to_terminal:
             return None
-        return directory / (f"{LOG_NAME}.{self.append}" if self.append else LOG_NAME)
+        return named.with_name(f"{named.name}.{self.append}") if self.append else named
 
 
 def under_master(

@@ -258,6 +258,8 @@ class Commands:
             await self._answer_refusal(request, ad, *(refusal or (ActivationRefusal.CLAIM_NOT_FOUND, "unknown claim")))
             return
         await request.stream.put(int(Reply.OK))
+        # In HTCondor's words: scripts of glidein pools count these lines.
+        self.log.info("%s: Got activate_claim request from shadow (%s)", held.name, request.stream.peer)
         self._ranked(held, ad)
         sock, state = request.stream.export()
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -75,7 +76,6 @@ class Slot:
     open: OpenSlot = attrs.field(factory=OpenSlot)
     """What it is while nobody has it; of a partitionable slot, always."""
     totals: Totals = attrs.field(factory=lambda: Totals(trio.current_time(), ("Unclaimed", "Idle")))
-    _next_dynamic: int = 0
 
     @property
     def slot_id(self) -> int:
@@ -106,9 +106,9 @@ class Slot:
             self.totals.enter(state, idle_activity(state, bool(self.children)), now_s=trio.current_time())
 
     def next_dynamic(self) -> int:
-        """A number that no dynamic slot of this one had before."""
-        self._next_dynamic += 1
-        return self._next_dynamic
+        """The lowest number that no dynamic slot of this one has now, as HTCondor's: names stay few."""
+        taken = {held.dynamic_id for held in self.children}
+        return next(number for number in itertools.count(1) if number not in taken)
 
 
 @attrs.define(eq=False)

@@ -135,7 +135,7 @@ def _start(
     settings: Settings, config: Path | None, ready: Callable[[], None], given: Given, master: Master | None
 ) -> int:
     lock = _lock(settings)
-    log = logs.start("startd", given.log_file(settings.log))
+    log = logs.start("startd", given.log_file(settings.startd_log), limit_bytes=settings.max_startd_log)
     for warning in settings.warnings:
         log.warning("%s", warning)
     become_subreaper()

@@ -375,6 +375,7 @@ class Job:
             self._work.duration_s = trio.current_time() - self._work.started_at_s
         await self._work.guests.wait_none()
         ended = _job_ended(self._work, outcome, await self._police.verdict(outcome))
+        self._work.slot_log.exited(launched.pid, ended.wait_status)
         again = ended.verdict is None and is_checkpoint(self._work.description, ended.wait_status)
         await self._post(CheckpointReached(ended) if again else ended)
         self._work.ended.set()

@@ -69,6 +69,7 @@ async def start_job(work: Work) -> Event:
     if isinstance(result, ExecFailed):
         return StepFailed(_not_started(work, result), sandbox=True)
     work.launched, work.started_at_s = result, trio.current_time()
+    work.slot_log.started(work.shadow.peer, work.description.job_id, result.pid)
     keptfiles.close(work.kept)  # of the leg before
     work.kept = keptfiles.trusted(result.files, uid=result.account.uid, device=work.place.device)
     if work.legs == 0:

@@ -218,7 +218,7 @@ def main(spawner_fd: int, one: bool, config: Path | None) -> None:
     except SettingsError as fault:
         click.echo(f"sailplane-starter: {fault}", err=True)
         sys.exit(EXIT_USAGE)
-    log = logs.start("starter", settings.log / "StarterLog")
+    log = logs.start("starter", settings.starter_log, limit_bytes=settings.max_starter_log)
     ignore_terminal()
     spawner = Spawner(
         startd=socket.socket(fileno=spawner_fd),

@@ -68,6 +68,11 @@ class Shadow:
         return await self._socket.listen()
 
     @property
+    def peer(self) -> str:
+        """Its address, as it is now."""
+        return self._socket.peer
+
+    @property
     def lost(self) -> bool:
         """Whether there is no socket now."""
         return self._socket.fault is not None

@@ -29,6 +29,7 @@ class SyscallSocket:
         self._calling = False
         self._gone = trio.Event()
         self.fault: PeerFault | None = None
+        self.peer = stream.peer
 
     async def listen(self) -> PeerFault:
         """Read answers until the connection ends; returns why it ended. Cancelling it ends all further calls."""

@@ -28,6 +28,7 @@ from starter.limits import Bounds, Named, bounds_of
 from starter.messages import Activation
 from starter.sandbox import Account, Catalogue, Context, Elsewhere, Place
 from starter.shadow import Shadow
+from starter.slotlog import SlotLog
 from starter.streams import Stream
 from starter.tokens import Tokens
 from starter.transfer import Route
@@ -168,6 +169,11 @@ class Work:
     def credential_path(self) -> Path | None:
         """The job's proxy at the pilot's side, 0600; None for a job without one."""
         return self.private_dir / "proxy.pem" if self.credential else None
+
+    @property
+    def slot_log(self) -> SlotLog:
+        """What scripts read of this slot's jobs."""
+        return SlotLog.of(self.settings, self.host)
 
     @property
     def family(self) -> str:

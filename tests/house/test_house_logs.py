@@ -99,3 +99,16 @@ def test_a_bug_in_a_message_is_still_told(tmp_path: Path, capfd: pytest.CaptureF
     handler.emit(logging.LogRecord("house", logging.INFO, __file__, 0, "%d %d", (1,), None))
     handler.close()
     assert "not enough arguments" in capfd.readouterr().err
+
+
+def test_a_log_whose_directory_is_gone_ends_nobody(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    handler = logs.LogFile(tmp_path / "there" / "log")
+    record = logging.LogRecord("house", logging.INFO, __file__, 0, "text", None, None)
+    (tmp_path / "there" / "log").unlink()
+    (tmp_path / "there").rmdir()
+    handler.emit(record)
+    (tmp_path / "there").mkdir()
+    handler.emit(record)
+    handler.close()
+    assert "1 records before this one" in (tmp_path / "there" / "log").read_text()

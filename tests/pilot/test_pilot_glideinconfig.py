@@ -20,7 +20,7 @@ from pilot.glideinconfig import (
     quoted,
 )
 from pilot.glideinfile import write_settings
-from pilot.settings import GLIDEIN_SETTINGS, SettingsError, load
+from pilot.settings import GLIDEIN_SETTINGS, UNDER_MASTER, SettingsError, load
 
 NOW = 1_000_000
 PLAIN = {"GLEXEC", "STARTD_NAME"}
@@ -164,3 +164,14 @@ def test_a_file_that_is_too_large_or_not_there(tmp_path: Path) -> None:
 
 def test_nothing_said_gives_no_lines() -> None:
     assert configuration(derive({}, [], PLAIN, now=NOW, dice=0)) == []
+
+
+def test_under_a_master_a_setting_of_the_startds_own_adds_to_the_common_one(tmp_path: Path) -> None:
+    """As glideinWMS writes it."""
+    (tmp_path / "c").write_text(
+        "STATISTICS_TO_PUBLISH_LIST = DEFAULT\n"
+        "STARTD.STATISTICS_TO_PUBLISH_LIST = $(STATISTICS_TO_PUBLISH_LIST) JobBusyTime\n"
+        "STARTD.STARTD_JOB_ATTRS = $(STARTD_JOB_ATTRS) VO\n"
+    )
+    read = load(tmp_path / "c", {UNDER_MASTER: "STARTD"})
+    assert (read.statistics_to_publish_list, read.startd_job_attrs) == ("DEFAULT JobBusyTime", ("VO",))
