@@ -34,6 +34,7 @@ from starter.leftovers import search, words
 from starter.messages import STARTER, Activation
 from starter.orphans import become_subreaper
 from starter.private import NOTE, PROXY, make_private_dir, own_identity, read_note, remove_private_dir, write_note
+from starter.rehearsal import rehearse
 from starter.sandbox import Context, Left, Limits, Listed, Place, StageFailed, make_place, remove_place, stage_out
 from starter.shadow import Shadow
 from starter.spawner import Spawner, ignore_terminal
@@ -52,11 +53,6 @@ def warm_up() -> None:
     for protocol in (STARTER, PROCD):
         protocol.prepare()
     credentials.make_request("ec")
-
-
-def rehearse() -> None:
-    """What a spare starter does before it has a job: its event loop has been up once."""
-    trio.run(trio.lowlevel.checkpoint)
 
 
 def run_starter(settings: Settings, activation: Activation, shadow: socket.socket, startd: socket.socket) -> int:
@@ -225,7 +221,7 @@ def main(spawner_fd: int, one: bool, config: Path | None) -> None:
         run_starter=partial(run_starter, settings),
         run_clean_up=partial(run_clean_up, settings),
         warm_up=warm_up,
-        rehearse=rehearse,
+        rehearse=partial(rehearse, settings),
         log=log,
     )
     if one:

@@ -41,8 +41,9 @@ from starter.spare import Spare, call_itself
 # What a starter's process is given: its activation, the connection to the shadow, its channel to the startd.
 RunStarter = Callable[[Activation, socket.socket, socket.socket], int]
 RunCleanUp = Callable[[Path], int]
-# Another spare is forked so long after a request: the activation waits for its first call of the switch by then.
-SPARE_AFTER_S = 0.05
+# Another spare is forked so long after a request: by then the activation waits for its first call of the switch, which
+# takes as long again.
+SPARE_AFTER_S = 0.03
 # Our own bug, by the exit codes of the design.
 EXIT_BUG = 101
 
