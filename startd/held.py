@@ -371,7 +371,8 @@ class Slots:
         self._forget(held)
         if broken:
             slot.withheld = slot.withheld + held.resources
-            slot.broken = f"{held.name} has something left of a job that could not be removed"
+            job = f"job {held.past_jobs[-1]}" if held.past_jobs else "a job"
+            slot.broken = f"{held.name} has something left of {job} that could not be removed"
         else:
             slot.free = slot.free + held.resources
         slot.entered_at = int(time.time())

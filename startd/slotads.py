@@ -22,6 +22,8 @@ SHOWN: Mapping[str, tuple[str, str]] = {
     "suspended": ("Claimed", "Suspended"), "retiring": ("Claimed", "Retiring"), "vacating": ("Claimed", "Busy"),
     "closing": ("Preempting", "Vacating"), "killing": ("Preempting", "Killing"), "gone": ("Claimed", "Idle"),
 }  # fmt: skip
+# What breaks a slot here: processes of a job that nothing ends (25.x: SlotBrokenCode).
+BROKEN_BY_PROCESSES = 6
 # MyType of a slot's ad, and of the startd's own.
 SLOT, DAEMON = "Machine", "StartD"
 # The resources of every slot.
@@ -306,6 +308,7 @@ def _common(descriptions: Sequence[ClassAd]) -> Iterator[tuple[str, object]]:
 
 def _broken(ad: ClassAd, why: str, withheld: Resources) -> None:
     """What nobody gets any more of this slot."""
+    ad["SlotBrokenCode"] = BROKEN_BY_PROCESSES
     set_str(ad, "SlotBrokenReason", why)
     sizes = {"Cpus": withheld.cpus, "Memory": withheld.memory_mb, "Disk": withheld.disk_kb}
     for name, size in {**sizes, **{name: withheld.count(name) for name in withheld.custom}}.items():
