@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import enum
 
-# Announcing 24.x makes stock peers fall back to behaviour that was seen to work with us; 25.2 and
-# later expect common input files to be fetched through guidance, which we do not do.
-VERSION = "24.0.1"
-VERSION_DATE = "2024-10-31"
+# The newest release that was tested with; docs/versions.md lists what its peers do differently for it. A lower one
+# would keep from us what we serve (DEACTIVATE_CLAIM_JOB_DONE since 24.7), a higher one would promise the unknown.
+VERSION = "25.14.0"
+VERSION_DATE = "2026-09-17"
 
 
 def condor_version_text(version: str = VERSION) -> str:

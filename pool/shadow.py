@@ -35,6 +35,10 @@ PROMISE_FACTOR = 3
 CRITICAL_EVENT = 21
 # Syncing a directory takes milliseconds; a disk that needs longer than this is lost to us.
 OUTPUT_ENTRY_S = 20.0
+# A starter that asks has no more to send; a transfer that is not over by then is a broken one.
+INPUT_END_S = 5.0
+# Answers to questions for guidance that cannot be given any (305).
+UNKNOWN_REQUEST, MALFORMED_REQUEST = -1, -2
 _FILETRANS_INFO = '[Encryption="YES";Integrity="YES";CryptoMethods="AES";ShortVersion="{version}";]'
 
 
@@ -295,6 +299,8 @@ class Shadow:
         elif op == Syscall.JOB_EXIT:
             await self._job_exit(reader)
             await stream.put(0)
+        elif op == Syscall.REQUEST_GUIDANCE:
+            await stream.put(*await self._guidance(reader.ad()))
         else:
             await stream.put(*self._reply(op, reader))
 
@@ -311,8 +317,6 @@ class Shadow:
             case Syscall.BEGIN_EXECUTION:
                 self.tell(s.ExecutionBegan())
                 return (0,)
-            case Syscall.REQUEST_GUIDANCE:
-                return 0, self._guidance(reader.ad())
             case Syscall.EVENT_NOTIFICATION | Syscall.JOB_TERMINATION | Syscall.DPRINTF_STATS:
                 return (0,)
             case Syscall.GETCREDS:
@@ -363,13 +367,26 @@ class Shadow:
                 self.tell(s.Suspended())
         return (0,)
 
-    def _guidance(self, ad: Any) -> Any:
+    async def _guidance(self, ad: Any) -> tuple[Any, ...]:
+        """Before the input, and after it: the starter has our acknowledgement a little before we have its own."""
         answer = ClassAd()
-        if text_of(ad, "RequestType") == "JobEnvironment":
-            put(answer, "Command", "StartJob" if self._transfer.input_sent else "RetryTransfer")
-        else:
-            put(answer, "Command", "CarryOn")
-        return answer
+        match text_of(ad, "RequestType"):
+            case "JobSetup":
+                put(answer, "Command", "CarryOn")
+            case "JobEnvironment":
+                with trio.move_on_after(INPUT_END_S):
+                    await self._transfer.sent()
+                put(answer, "Command", self._about_input())
+            case "":
+                return MALFORMED_REQUEST, answer
+            case _:
+                return UNKNOWN_REQUEST, answer
+        return 0, answer
+
+    def _about_input(self) -> str:
+        if self._transfer.input_sent:
+            return "StartJob"
+        return "RetryTransfer" if self._transfer.input_again else "CarryOn"
 
     async def _job_exit(self, reader: Reader) -> None:
         status, reason = reader.int(), reader.int()

@@ -64,7 +64,8 @@ def _sign(path: Path, request: bytes, not_after: float | None) -> bytes:
 
 @define(eq=False)
 class Transfer:
-    """What one run moves, and what has been moved. `outputs` is None until the final output is stored."""
+    """What one run moves, and what has been moved. `outputs` is None until the final output is stored.
+    `input_again`: the input did not arrive, for a reason that may be gone already."""
 
     spool: Spool
     cluster: int
@@ -81,6 +82,7 @@ class Transfer:
     key: str = field(factory=lambda: secrets.token_hex(32), repr=False)
     beside: Beside | None = None
     input_sent: bool = False
+    input_again: bool = False
     outputs: list[OutputFile] | None = None
     _busy: dict[int, trio.Event] = field(factory=dict)
 
@@ -112,6 +114,7 @@ class Transfer:
     async def send(self, request: Request) -> None:
         """61000: the execution point receives."""
         size = sum(entry.size for entry in self.entries)
+        self.input_sent, self.input_again = False, True
         own, peer = await filetransfer.send_files(
             request.stream,
             self.items(),
@@ -120,6 +123,7 @@ class Transfer:
             over_limit_code=HoldCode.MAX_TRANSFER_INPUT_SIZE,
         )
         self.input_sent = own.ok and peer.ok
+        self.input_again = not self.input_sent and (own.ok or own.retry) and (peer.ok or peer.retry)
 
     async def receive(self, request: Request) -> None:
         """61001: the execution point sends; a second time replaces what the first brought. What is not final is what
@@ -173,7 +177,14 @@ class Transfer:
 
     async def received(self) -> None:
         """Return when no output is on its way in."""
-        while (ended := self._busy.get(Command.FILETRANS_DOWNLOAD)) is not None:
+        await self._over(Command.FILETRANS_DOWNLOAD)
+
+    async def sent(self) -> None:
+        """Return when no input is on its way out."""
+        await self._over(Command.FILETRANS_UPLOAD)
+
+    async def _over(self, command: Command) -> None:
+        while (ended := self._busy.get(command)) is not None:
             await ended.wait()
 
 

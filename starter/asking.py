@@ -16,10 +16,11 @@ from cedar.errors import PeerFault
 from cedar.sinful import Sinful
 from pilot import credentials, logs
 from pilot.ledger import note_identity
-from starter import around, furnish, launching, updates
+from starter import around, furnish, guided, launching, updates
 from starter.credential import ProxyUnusable, fetch_proxy
 from starter.description import Unrunnable, describe
 from starter.events import CredentialStored, Event, JobKnown, StepFailed
+from starter.guidance import told_version
 from starter.renewal import record
 from starter.transfer import Route
 from starter.verdict import Hold, Requeue, Verdict, hold_for_user_refused
@@ -59,7 +60,13 @@ async def introduce(work: Work) -> None:
     """
     assert work.job_ad is not None
     reconnects = work.description.lease_s > 0
-    info = updates.starter_info(work.activation, str(work.place.path), work.settings.uid_domain, reconnects=reconnects)
+    info = updates.starter_info(
+        work.activation,
+        str(work.place.path),
+        work.settings.uid_domain,
+        reconnects=reconnects,
+        version=told_version(work.shadow_version),
+    )
     await work.shadow.register_starter_info(info)
     told = await work.shadow.get_transfer_session()
     session = ClaimId.from_parts(told.session_id, told.info, told.key).session(EXECUTE_SIDE)
@@ -76,6 +83,7 @@ async def prepare(work: Work) -> None:
     """
     assert work.job_ad is not None
     await introduce(work)
+    work.called_off = await guided.set_up(work)
     work.ads = furnish.ad_files(work.job_ad, ClassAd(work.activation.slot_ad))
     work.prepared.set()
 

@@ -77,6 +77,11 @@ class ChirpServer:
         port = self._listener.socket.getsockname()[1]
         return chirp.config_line(port, self.cookie)
 
+    async def aclose(self) -> None:
+        """Listen no more; of a server that was opened and never run."""
+        if self._listener is not None:
+            await self._listener.aclose()
+
     async def run(self) -> None:
         """Serve until cancelled."""
         assert self._listener is not None

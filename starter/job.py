@@ -104,6 +104,7 @@ class Job:
         self._channel = channel
         self._log = log
         self._life = Life()
+        work.story, work.note = self._life.tell, lambda words: log.info("job: %s", words)
         self._visits = Visits(work, lambda: self._life.state, log)
         self._renewals = Renewals(work, lambda: self._life.state, self._post, log)
         self._police = Police(work, self._visits, lambda: self._life.state, self._post, log)

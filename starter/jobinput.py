@@ -12,7 +12,7 @@ from cedar.commands import HoldCode
 from cedar.errors import PeerFault, Refused
 from cedar.filetransfer import TransferLimits
 from pilot import logs
-from starter import ahead, furnish, tokens, updates
+from starter import ahead, furnish, guided, tokens, updates
 from starter.chirp import Delayed
 from starter.chirpserver import ChirpServer
 from starter.credential import check_proxy, same_as
@@ -20,6 +20,7 @@ from starter.description import CHIRP_CONFIG_NAME, WRAPPER_FAILURE_NAME
 from starter.events import Event, StagedIn, StepFailed
 from starter.failures import switch_verdict, transfer_verdict
 from starter.fileplan import MB
+from starter.guided import Filled
 from starter.launch import Deadlines
 from starter.sandbox import Inward, StageFailed, stage_in
 from starter.transfer import InputSink, Progress, TransferFailed, fetch_input
@@ -29,11 +30,17 @@ from starter.work import Work
 
 
 async def fill_sandbox(work: Work) -> Event:
-    """First call of the switch: the sandbox is made and filled."""
+    """First call of the switch: the sandbox is made and filled, as often as the submit side wants."""
+    return await guided.fill(work, partial(_fill_once, work))
+
+
+async def _fill_once(work: Work) -> Filled:
     try:
         async with stage_in(work.context(), work.place, deadline_s=work.settings.sailplane_switch_deadline) as inward:
             work.account = inward.account
             await work.prepared.wait()
+            if work.called_off is not None:
+                return Filled(StepFailed(work.called_off, sandbox=True))
             await _furnish(work, inward)
             sink = InputSink(
                 inward,
@@ -48,15 +55,17 @@ async def fill_sandbox(work: Work) -> Event:
             await tell_results(work, "Input", sink.judged)
             work.catalogue = await inward.finish()
             work.proxy_in_sandbox, work.proxy_copied = sink.proxy_stored, sink.proxy_copied
-        return StagedIn()
+        return Filled(StagedIn())
     except StageFailed as fault:
-        return StepFailed(switch_verdict(work, fault.outcome, str(fault)), sandbox=True)
+        return Filled(StepFailed(switch_verdict(work, fault.outcome, str(fault)), sandbox=True))
     except TransferFailed as fault:
-        return StepFailed(transfer_verdict(fault, HoldCode.DOWNLOAD_FILE_ERROR), sandbox=True)
+        verdict = transfer_verdict(fault, HoldCode.DOWNLOAD_FILE_ERROR)
+        return Filled(StepFailed(verdict, sandbox=True), of_transfer=True)
     except tokens.TokensUnusable as fault:
-        return StepFailed(Hold(HoldCode.CORRUPTED_CREDENTIAL, 0, updates.one_line(str(fault))), sandbox=True)
+        return Filled(StepFailed(Hold(HoldCode.CORRUPTED_CREDENTIAL, 0, updates.one_line(str(fault))), sandbox=True))
     except (PeerFault, Refused) as fault:
-        return StepFailed(Requeue(HoldCode.DOWNLOAD_FILE_ERROR, f"input transfer: {fault}"), sandbox=True)
+        requeue = Requeue(HoldCode.DOWNLOAD_FILE_ERROR, f"input transfer: {fault}")
+        return Filled(StepFailed(requeue, sandbox=True), of_transfer=True)
 
 
 async def _furnish(work: Work, inward: Inward) -> None:
@@ -84,6 +93,8 @@ async def _furnish_chirp(work: Work, inward: Inward) -> None:
     assert work.job_ad is not None
     patterns = settings.chirp_delayed_update_prefix.replace(",", " ").split()
     delayed = Delayed(patterns, settings.chirp_delayed_update_max_attrs)
+    if work.chirp is not None:  # of a try before this one; nobody has talked to it
+        await work.chirp.aclose()
     work.chirp = ChirpServer(work.shadow, wishes, delayed, work.job_ad, logs.get("chirp", slot=work.host))
     await furnish.lay(inward, CHIRP_CONFIG_NAME, await work.chirp.open(), furnish.PRIVATE)
 

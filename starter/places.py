@@ -157,6 +157,16 @@ def write_record(place: Place, content: "dict[str, Any]") -> None:
         os.close(root)
 
 
+def empty_place(place: Place) -> None:
+    """Make the place as it was before a sandbox was made in it. The sandbox must be empty by now; another one may be
+    made then. OSError, Unsafe when that cannot be done."""
+    root = _open_root(place)
+    try:
+        _remove_entries(root)
+    finally:
+        os.close(root)
+
+
 def remove_place(place: Place) -> None:
     """Remove the pilot's directories and the sandbox, which must be empty by now.
 
@@ -170,7 +180,7 @@ def remove_place(place: Place) -> None:
     except (OSError, Unsafe) as error:
         raise Left(place.root, str(error)) from error
     try:
-        _remove_inside(place, root)
+        _remove_inside(root)
         os.rmdir(place.root)
     except OSError as error:
         why = "not empty" if error.errno == errno.ENOTEMPTY else error.strerror
@@ -179,7 +189,13 @@ def remove_place(place: Place) -> None:
         os.close(root)
 
 
-def _remove_inside(place: Place, root: int) -> None:
+def _remove_inside(root: int) -> None:
+    _remove_entries(root)
+    with suppress(FileNotFoundError):
+        os.rmdir(STICKY, dir_fd=root)
+
+
+def _remove_entries(root: int) -> None:
     with suppress(FileNotFoundError):
         sticky = os.open(STICKY, DIRECTORY, dir_fd=root)
         try:
@@ -188,7 +204,6 @@ def _remove_inside(place: Place, root: int) -> None:
                 _remove_entry(name, sticky)
         finally:
             os.close(sticky)
-        os.rmdir(STICKY, dir_fd=root)
     with suppress(FileNotFoundError):
         os.unlink(RECORD, dir_fd=root)
 

@@ -212,6 +212,18 @@ class Shadow:
         """event_notification (304). Its answer is negative in normal operation and says nothing (T20)."""
         await self._make(lambda socket: socket.exchange(int(Syscall.EVENT_NOTIFICATION), event))
 
+    async def request_guidance(self, question: ClassAd) -> tuple[int, ClassAd]:
+        """request_guidance (305): the result, which brings no errno with it where it is negative (T32), and the ad.
+
+        Only for shadows that know the call: others answer nothing at all (T33).
+
+        Raises:
+            PeerFault: the connection is gone.
+        """
+        reader = await self._make(lambda socket: socket.exchange(int(Syscall.REQUEST_GUIDANCE), question))
+        result = reader.int()
+        return result, reader.ad() if reader.remaining() else ClassAd()
+
     async def job_exit(self, wait_status: int, reason: int, update: ClassAd) -> None:
         await self._call(Syscall.JOB_EXIT, wait_status, reason, update)
 

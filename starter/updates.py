@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 import signal
 
 from classad2 import ClassAd, ExprTree
 
 from cedar.classads import get_int, get_str, set_str
-from cedar.commands import HoldSubcode, condor_version_text
+from cedar.commands import VERSION, HoldSubcode, condor_version_text
 from pilot.credentials import Credential
 from procd.messages import Usage
 from starter.events import JobEnded
+from starter.guidance import version_of
 from starter.messages import Activation
 from starter.verdict import Hold, Killed, Requeue, Verdict
 
@@ -24,13 +24,16 @@ RESOURCES = "Cpus Memory Disk"
 NO_PROMISE = -1
 
 
-def starter_info(activation: Activation, sandbox: str, uid_domain: str, *, reconnects: bool) -> ClassAd:
-    """register_starter_info (-77). Tools, and a shadow that comes back, reach the starter at the startd's one port."""
+def starter_info(
+    activation: Activation, sandbox: str, uid_domain: str, *, reconnects: bool, version: str = VERSION
+) -> ClassAd:
+    """register_starter_info (-77). Tools, and a shadow that comes back, reach the starter at the startd's one port.
+    ``version``: what this shadow is told (``guidance.told_version``)."""
     ad = ClassAd()
     ad["Name"] = activation.slot
     ad["StarterIpAddr"] = activation.startd_address
     ad["MyAddress"] = activation.startd_address
-    ad["CondorVersion"] = condor_version_text()
+    ad["CondorVersion"] = condor_version_text(version)
     ad["CondorScratchDir"] = sandbox
     ad["UidDomain"] = uid_domain
     ad["FileSystemDomain"] = uid_domain
@@ -157,10 +160,10 @@ def put_command_after(ad: ClassAd, wait_status: int | None) -> None:
 
 
 def add_delayed(ad: ClassAd, delayed: ClassAd, shadow_version: str) -> None:
-    """Attributes that the job set by chirp: since 25.3 as an ad of their own, before that as they are."""
+    """Attributes that the job set by chirp: to shadows since 25.4 as an ad of their own, before that as they are."""
     if not len(delayed):
         return
-    if _version(shadow_version) >= NESTED_SINCE:
+    if version_of(shadow_version) >= NESTED_SINCE:
         ad["ChirpDelayedAttrs"] = delayed
         return
     for name in delayed:
@@ -168,13 +171,8 @@ def add_delayed(ad: ClassAd, delayed: ClassAd, shadow_version: str) -> None:
             ad[name] = delayed[name]
 
 
-NESTED_SINCE = (25, 3)
-
-
-def _version(text: str) -> tuple[int, ...]:
-    """Of a peer, from its `$CondorVersion: 25.8.2 ... $`."""
-    found = re.search(r"\b([0-9]{1,4})\.([0-9]{1,4})\.", text)
-    return tuple(map(int, found.groups())) if found else (0, 0)
+# The first release that reads them there; stock starters send them so from 25.3.0 on, which no shadow of 25.3 heeds.
+NESTED_SINCE = (25, 4)
 
 
 def error_event(verdict: Hold | Requeue, host: str, event_time: str, story: str = "") -> ClassAd:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import attrs
@@ -32,6 +32,7 @@ from starter.slotlog import SlotLog
 from starter.streams import Stream
 from starter.tokens import Tokens
 from starter.transfer import Route
+from starter.verdict import Requeue
 
 # procd stayed away, or said no.
 PROCD_FAULTS = (RpcRefused, RpcFault, ChannelClosed)
@@ -130,6 +131,11 @@ class Work:
     guests: Guests = attrs.field(factory=Guests)
     # calls opened ahead, where the job has somebody to keep them
     ahead: Ahead | None = None
+    # why the submit side has the job not started, if so (guidance)
+    called_off: Requeue | None = None
+    # the job's story so far, and its log, for those who have to explain something
+    story: Callable[[], str] = attrs.field(default=lambda: "")
+    note: Callable[[str], None] = attrs.field(default=lambda words: None)
 
     @property
     def description(self) -> Description:

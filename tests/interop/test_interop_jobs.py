@@ -67,10 +67,8 @@ def test_the_proxy_comes_before_any_file_and_again_as_an_item(stock: StockJobs) 
         f"item 1 {job.name}.sh",
     ]
     rest = [step for step in seen[5:] if not step.startswith("item") and step != "register_job_info"]
-    assert rest == ["begin_execution", "event_notification", "job_exit"]
-    assert any("DEACTIVATE_CLAIM_FORCIBLY" in line for line in stock.shadow_says(job)), (
-        "404 after job_exit, by our version"
-    )
+    assert rest == ["request_guidance", "request_guidance", "begin_execution", "event_notification", "job_exit"]
+    assert any("DEACTIVATE_CLAIM_JOB_DONE" in line for line in stock.shadow_says(job)), "413, by our version"
 
 
 def test_large_and_empty_files_and_directories_go_both_ways(stock: StockJobs) -> None:

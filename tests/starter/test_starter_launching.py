@@ -131,8 +131,8 @@ def test_why_a_job_did_not_start(step: str, wrapper: str, kind: Any, code: int) 
 @pytest.mark.parametrize(
     ("version", "nested"),
     [
-        ("$CondorVersion: 25.8.2 2026-01-01 $", True), ("$CondorVersion: 25.3.0 2025-01-01 $", True),
-        ("$CondorVersion: 24.12.1 2024-10-31 $", False), ("", False),
+        ("$CondorVersion: 25.8.2 2026-01-01 $", True), ("$CondorVersion: 25.4.0 2025-01-01 $", True),
+        ("$CondorVersion: 25.3.1 2025-01-01 $", False), ("$CondorVersion: 24.12.1 2024-10-31 $", False), ("", False),
     ],
 )  # fmt: skip
 def test_delayed_attributes_stand_where_the_shadow_looks_for_them(version: str, nested: bool) -> None:
