@@ -17,23 +17,19 @@ from contextlib import contextmanager, suppress
 import trio
 
 from cedar.commands import Command as Wire
-from cedar.commands import HoldCode
 from cedar.errors import PeerFault
 from pilot.outcomes import Exited as SwitchExited
 from pilot.outcomes import Outcome, Signalled
-from pilot.rpc import Channel, ChannelClosed, RpcFault, RpcRefused
-from starter import asking, jobinput, joboutput, keptfiles, launching, leftovers, stopping, updates
+from pilot.rpc import Channel, ChannelClosed, RpcFault
+from starter import asking, jobinput, joboutput, launching, leftovers, startdwords, stopping, updates
 from starter.ahead import Ahead
 from starter.checkpoint import is_checkpoint
-from starter.chirp import as_ad
-from starter.description import UPDATE_AD_NAME
 from starter.events import (
     EXIT_NORMAL,
     FACTS,
     Begin,
     CheckpointReached,
     Command,
-    ContinueAsked,
     CredentialStored,
     DeactivateAsked,
     DeclareBroken,
@@ -53,36 +49,29 @@ from starter.events import (
     Started,
     Step,
     Suspend,
-    SuspendAsked,
 )
-from starter.furnish import as_file
 from starter.launching import verdict_around
 from starter.life import Life, State
 from starter.messages import (
-    ContinueJob,
-    Deactivate,
-    Ended,
-    HoldJob,
-    JobUpdate,
     LeftBehind,
     LeftElsewhere,
     PassedCommand,
     Progress,
     RenewalAnnounced,
     SlotBroken,
-    SuspendJob,
 )
 from starter.orphans import reap_orphans
 from starter.police import Police
 from starter.reconnect import take_up
 from starter.renewal import Renewals
 from starter.reporting import report
+from starter.running import RunningJob
 from starter.shadow import ShadowRefused
 from starter.streams import Stream, StreamBroken
 from starter.tokens import Renewal
-from starter.verdict import Abandoned, Hold, Requeue, Verdict, wants_output, words
+from starter.verdict import Abandoned, Hold, Verdict, wants_output
 from starter.visits import Visits
-from starter.work import PROCD_FAULTS, Work
+from starter.work import Work
 
 # Events come from a handful of tasks that wait for one another; a startd that floods its own starter has to wait too.
 MAX_WAITING_EVENTS = 64
@@ -107,6 +96,7 @@ class Job:
         work.story, work.note = self._life.tell, lambda words: log.info("job: %s", words)
         self._visits = Visits(work, lambda: self._life.state, log)
         self._renewals = Renewals(work, lambda: self._life.state, self._post, log)
+        self._running = RunningJob(work, lambda: self._life.state, lambda: self._renewals.words, self._say, log)
         self._police = Police(work, self._visits, lambda: self._life.state, self._post, log)
         self._tell, self._told = trio.open_memory_channel[Event](MAX_WAITING_EVENTS)
         self._step_scope = trio.CancelScope()
@@ -132,7 +122,7 @@ class Job:
                 self._begin(Step.ASK)
                 status = await self._live()
                 await self._tell_of_trouble(status)
-                await self._say(self._ended())
+                await self._say(startdwords.ended(self._work, self._life.verdict, self._life.ended))
                 nursery.cancel_scope.cancel()
         return status
 
@@ -164,7 +154,9 @@ class Job:
     async def _tell_of_trouble(self, status: int) -> None:
         """For the logs: how a failure came about, and what is left of the job."""
         if status != EXIT_NORMAL or isinstance(self._life.verdict, Hold):
-            self._log.warning("job: %s; its story: %s", self._words(), self._life.tell())
+            self._log.warning(
+                "job: %s; its story: %s", startdwords.verdict_words(self._life.verdict), self._life.tell()
+            )
         elsewhere = self._work.elsewhere
         if elsewhere.removed:
             self._log.info("removed %d things of the job's from outside its sandbox", elsewhere.removed)
@@ -214,10 +206,10 @@ class Job:
             for stream in self._work.streams:
                 self._nursery.start_soon(self._stream, stream)
         if isinstance(event, Started) and self._work.legs == 0:
-            for task in (self._send_updates, self._renew_tokens, self._police.watch_use, self._police.watch_disk):
+            for task in (self._running.tell_usage, self._renew_tokens, self._police.watch_use, self._police.watch_disk):
                 self._nursery.start_soon(task)
         elif isinstance(event, Reconnected) and self._life.state in (State.RUNNING, State.SUSPENDED):
-            self._nursery.start_soon(self._update)
+            self._nursery.start_soon(self._running.update)
         elif self._life.disconnected:
             return
         elif isinstance(event, JobEnded) and self._life.verdict is not None and wants_output(self._life.verdict):
@@ -228,9 +220,9 @@ class Job:
             case Begin(step=step):
                 self._begin(step)
             case Suspend():
-                self._nursery.start_soon(self._suspend)
+                self._nursery.start_soon(self._running.suspend)
             case Resume():
-                self._nursery.start_soon(self._resume)
+                self._nursery.start_soon(self._running.resume)
             case DeclareBroken(text=text):
                 self._log.warning("slot declared broken: %s", text)
                 await self._say(SlotBroken(updates.one_line(text)))
@@ -354,7 +346,7 @@ class Job:
                 if isinstance(message, RenewalAnnounced):
                     self._nursery.start_soon(self._renewals.announced)
                     continue
-                await self._post(_asked(message))
+                await self._post(startdwords.asked(message))
         except (ChannelClosed, RpcFault):
             self._work.procd.expect_no_other()
             await self._post(StartdLost())
@@ -404,15 +396,6 @@ class Job:
             )
         )
 
-    async def _send_updates(self) -> None:
-        """The first update early, then by interval (execute-side reference 4.7)."""
-        settings = self._work.settings
-        await trio.sleep(settings.starter_initial_update_interval)
-        while True:
-            if self._life.state in (State.RUNNING, State.SUSPENDED):
-                await self._update()
-            await trio.sleep(settings.starter_update_interval)
-
     async def _renew_tokens(self) -> None:
         work = self._work
         if work.tokens is None:
@@ -427,51 +410,6 @@ class Job:
         )
         await renewal.run(lambda words: self._log.warning("the job's tokens could not be renewed now: %s", words))
 
-    async def _update(self) -> None:
-        work = self._work
-        try:
-            usage = work.used(await work.procd.usage(work.family))
-        except (RpcRefused, RpcFault) as fault:
-            # The family is over meanwhile, or procd is away: neither is a reason to end the job.
-            self._log.info("no usage now: %s", fault)
-            return
-        ad = updates.running(usage, suspended=work.stands_still, address=work.activation.startd_address)
-        delayed = work.chirp.delayed.pending() if work.chirp else {}
-        updates.add_delayed(ad, as_ad(delayed), work.shadow_version)
-        updates.put_proxy(ad, work.credential, self._renewals.words)
-        updates.add_disk(ad, work.disk)
-        try:
-            await work.shadow.update_job_info(ad)
-        except (PeerFault, ShadowRefused) as fault:
-            self._log.info("no update now: %s", fault)  # a lost shadow is reported by the task that reads
-            return
-        if work.chirp:
-            work.chirp.delayed.sent(delayed)
-        keptfiles.overwrite(work.kept.get(UPDATE_AD_NAME), as_file(ad))
-        await self._say(JobUpdate(str(ad)))
-
-    async def _suspend(self) -> None:
-        self._work.suspended = True
-        if await self._to_families(self._work.procd.suspend, "suspended"):
-            self._work.stands_still = True
-            await self._update()
-
-    async def _resume(self) -> None:
-        if await self._to_families(self._work.procd.resume, "continued"):
-            self._work.suspended = self._work.stands_still = False
-            await self._update()
-
-    async def _to_families(self, act: Callable[[str], Awaitable[None]], what: str) -> bool:
-        """The job's, and its owner's sessions. That it cannot be done is no reason to end the job: the shadow is not
-        told what is not so."""
-        for family in (self._work.family, *self._work.guests.families):
-            try:
-                await act(family)
-            except PROCD_FAULTS as fault:
-                self._log.warning("the job could not be %s: %s", what, fault)
-                return False
-        return True
-
     # --- to the startd -------------------------------------------------------------------------------------------
 
     async def _say(self, message: object) -> None:
@@ -479,40 +417,6 @@ class Job:
             await self._channel.send(message)
         except ChannelClosed:
             return  # its end is reported by the task that reads
-
-    def _ended(self) -> Ended:
-        usage, verdict = self._work.usage, self._life.verdict
-        return Ended(
-            type(verdict).__name__,
-            self._words(),
-            self._exit_code(),
-            cpu_s=usage.user_s + usage.system_s if usage else 0.0,
-            rss_peak_kb=usage.rss_peak_kb if usage else 0,
-            code=verdict.code if isinstance(verdict, Hold | Requeue) else 0,
-            duration_s=self._work.duration_s,
-        )
-
-    def _words(self) -> str:
-        verdict = self._life.verdict
-        return updates.one_line(words(verdict)) if verdict else "nothing was decided"
-
-    def _exit_code(self) -> int | None:
-        ended = self._life.ended
-        return None if ended is None else ended.wait_status
-
-
-def _asked(message: object) -> Event:
-    match message:
-        case Deactivate(how=how, reason=reason, vacate_code=code):
-            return DeactivateAsked(reason, code, soft=how != "fast", output=how == "final-transfer")
-        case HoldJob(soft=soft, subcode=subcode, reason=reason):
-            return LimitExceeded(Hold(HoldCode.STARTD_HELD_JOB, subcode, reason), soft=soft)
-        case SuspendJob():
-            return SuspendAsked()
-        case ContinueJob():
-            return ContinueAsked()
-        case _:
-            raise RpcFault("unexpected", f"{type(message).__name__} is not for a starter")
 
 
 def _job_ended(work: Work, outcome: Outcome, verdict: Verdict | None) -> JobEnded:

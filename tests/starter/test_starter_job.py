@@ -65,7 +65,7 @@ async def test_usage_that_cannot_be_had_is_no_reason_to_end_the_job(fault: Excep
         shadow=SimpleNamespace(update_job_info=say),
     )
     job = Job(cast(Work, work), cast(Channel, SimpleNamespace(send=say)), LOG)
-    await job._update()
+    await job._running.update()
     assert said == []
 
 
@@ -197,9 +197,9 @@ async def test_a_job_that_cannot_be_suspended_runs_on_and_is_not_called_suspende
         raise fault
 
     job._work.procd.suspend = job._work.procd.resume = refuse  # type: ignore[method-assign]
-    await job._suspend()
-    await job._resume()
-    await job._update()
+    await job._running.suspend()
+    await job._running.resume()
+    await job._running.update()
     assert [state for _, state in told.updates] == ["Running"]
 
 
@@ -281,11 +281,11 @@ async def test_updates_come_early_then_by_interval_and_at_each_change_with_the_t
     job = job_with(told)
     began_s = trio.current_time()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(job._send_updates)
+        nursery.start_soon(job._running.tell_usage)
         await trio.sleep(100)
-        await job._suspend()
+        await job._running.suspend()
         await trio.sleep(300)
-        await job._resume()
+        await job._running.resume()
         await trio.sleep(300)
         nursery.cancel_scope.cancel()
     assert [(round(at_s - began_s), state) for at_s, state in told.updates] == [

@@ -45,9 +45,9 @@ from starter.events import (
     Suspend,
     SuspendAsked,
 )
-from starter.job import _asked
 from starter.life import NUMBERED, RULES, BrokenRule, Life, State
 from starter.messages import HoldJob
+from starter.startdwords import asked
 from starter.verdict import Abandoned, Exited, Hold, Killed, Requeue
 
 HOLD = Hold(28, 0, "refused")
@@ -360,7 +360,7 @@ def test_the_page_lists_the_table() -> None:
 
 @pytest.mark.parametrize("soft", [True, False])
 def test_want_hold_holds_the_job_with_its_words_and_subcode(soft: bool) -> None:
-    event = _asked(HoldJob(soft, 7, "uses more memory than it asked for"))
+    event = asked(HoldJob(soft, 7, "uses more memory than it asked for"))
     assert event == LimitExceeded(Hold(21, 7, "uses more memory than it asked for"), soft=soft)
 
 
