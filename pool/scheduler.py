@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Literal
 
 import trio
-from attrs import evolve, field, frozen
+from attrs import evolve
 
 from cedar import classads
 from cedar.claims import ClaimId
@@ -25,37 +25,25 @@ from pool import messages as m
 from pool.ads import ClassAd, host_of, text_of, value_of
 from pool.claims import Claim, claim_address, started_at
 from pool.life import Life, Parts, after_run
-from pool.matching import Offer, OfferBook, StartdKey, Waiting, assign, next_for_claim, startd_key, waiting
+from pool.matching import Offer, OfferBook, StartdKey, Waiting, assign, next_for_claim, startd_key
 from pool.model import FINAL, Job, JobId, JobState, Outcome, Run
 from pool.queue import SavedClaim
+from pool.release import Releases
 from pool.renewal import Where, where_of
 from pool.retry import Patience
 from pool.shadow import Shadow
 from pool.shadow_state import REMOVED, Finish, WrongState, clean
 from pool.shadow_state import State as ShadowState
+from pool.tidying import Tidying
 from pool.transfers import Transfer
+from pool.waitingjobs import WaitingJobs
 
-# A job that is removed gets this long to end by itself, unless its own JobMaxVacateTime says otherwise.
-# Between two tries to release a claim at a startd that cannot be reached.
-BURY_RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 CREDENTIAL_HOLD = 4
 # What a user asks for besides removal.
 HELD = Finish(Outcome.HELD, "held by its user; 'sailplane release' lets it run again", hold_code=HoldCode.USER_REQUEST)
 VACATED = Finish(Outcome.REQUEUED, "vacated by its user")
-# Spool of a finished job that nobody fetched: ten days, as stock pools keep spooled jobs.
-KEEP_FINISHED_S = 10 * 86400.0
-TIDY_INTERVAL_S = 60.0
 # What a list shows of a job's command.
 MAX_COMMAND = 200
-
-
-@frozen(eq=False)
-class _Grave:
-    """A claim that is being released; `done` is set when nothing of it can run any more."""
-
-    startd: StartdKey
-    started_at: int
-    done: trio.Event = field(factory=trio.Event)
 
 
 class Scheduler:
@@ -68,11 +56,11 @@ class Scheduler:
         self.changed = trio.Event()
         self._parts = parts
         self._book = OfferBook()
-        self._waiting: dict[JobId, Waiting] = {}
-        self._patience: dict[JobId, Patience] = {}
+        self._waiting = WaitingJobs(self.queue, parts.facts)
         self._running: dict[JobId, Shadow] = {}
         self._active: set[JobId] = set()  # out of `_waiting` and not settled: a claim's task has them
-        self._graves: set[_Grave] = set()
+        self._releases = Releases(parts.client, parts.lease_s, self._drop)
+        self._tidying = Tidying(self.queue, self.spool, self._start)
         self._kicked = trio.Event()
         self._log = logs.get("scheduler")
         self._nursery: trio.Nursery | None = None
@@ -82,7 +70,7 @@ class Scheduler:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self._recover()
-            nursery.start_soon(self._tidy)
+            nursery.start_soon(self._tidying.run)
             task_status.started()
             while True:
                 self._kicked = trio.Event()
@@ -100,7 +88,7 @@ class Scheduler:
 
     def submitted(self, jobs: list[Job]) -> None:
         for job in jobs:
-            self._wait(job)
+            self._waiting.add(job)
         self._log.info("cluster %d: %d jobs of %s", jobs[0].id.cluster, len(jobs), jobs[0].owner)
         self._tell_waiters()
         self._kick()
@@ -111,7 +99,7 @@ class Scheduler:
         running = 0
         for job in self.queue.jobs_of_cluster(cluster):
             if job.id in self._waiting:
-                self._wait(job)
+                self._waiting.add(job)
             if (shadow := self._running.get(job.id)) is not None:
                 shadow.proxy_renewed()
                 running += 1
@@ -135,8 +123,8 @@ class Scheduler:
             return "over"
         if job_id in self._active:
             return self._remove_active(job, hard=hard)
-        self._waiting.pop(job_id, None)
-        self._patience.pop(job_id, None)
+        self._waiting.take(job_id)
+        self._waiting.forget_failures(job_id)
         self._settle(evolve(job, state=JobState.REMOVED, reason="removed", finished_at=job.finished_at or time.time()))
         return "gone"
 
@@ -163,7 +151,7 @@ class Scheduler:
         shadow = self._running.get(job.id)
         match verb:
             case "hold" if job.state is JobState.IDLE and job.id not in self._active:
-                self._waiting.pop(job.id, None)
+                self._waiting.take(job.id)
                 self._settle(evolve(job, state=JobState.HELD, reason=HELD.reason, hold_code=HELD.hold_code))
                 return True
             case "hold":
@@ -172,10 +160,10 @@ class Scheduler:
                 return self._end_run(job, VACATED)
             case "release" if job.state is JobState.HELD:
                 fresh = evolve(job, state=JobState.IDLE, reason="", hold_code=0, hold_subcode=0)
-                self._patience.pop(job.id, None)
+                self._waiting.forget_failures(job.id)
                 self.queue.update(fresh)
                 if job.id not in self._active:
-                    self._wait(fresh)
+                    self._waiting.add(fresh)
                 self._tell_waiters()
                 self._kick()
                 return True
@@ -197,9 +185,7 @@ class Scheduler:
 
     def startd_started(self, startd: StartdKey, address: str, since: int, *, anew: bool) -> None:
         """A startd that is new to this life, or started again: claims of its former life hold nothing any more."""
-        for grave in self._graves:
-            if grave.startd == startd and grave.started_at < since:
-                grave.done.set()
+        self._releases.startd_started(startd, since)
         if anew:
             self._log.info("execution point %s was started again at %s", startd[0], address)
         for claim in self._parts.client.claims():
@@ -228,27 +214,7 @@ class Scheduler:
 
     # Matching
 
-    def _wait(self, job: Job) -> None:
-        ad = jobad.queue_ad(self.ad_of(job), job, self.queue.inputs(job), self._parts.facts)
-        self._waiting[job.id] = waiting(job.id, ad)
-
-    def _ready(self) -> list[Waiting]:
-        """Idle jobs that may run now; a job whose proxy has ended is held instead."""
-        now = time.time()
-        ready = []
-        for each in list(self._waiting.values()):
-            patience = self._patience.get(each.id)
-            if patience is not None and not patience.over(trio.current_time()):
-                continue
-            end = value_of(each.ad, "x509UserProxyExpiration")
-            if isinstance(end, int) and end <= now:
-                self._hold_expired(each.id, end)
-                continue
-            ready.append(each)
-        return ready
-
     def _hold_expired(self, job_id: JobId, end: int) -> None:
-        del self._waiting[job_id]
         job = self.queue.job(job_id)
         if job is not None:
             when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(end))
@@ -262,13 +228,13 @@ class Scheduler:
         offers = self._book.offers()
         if not offers or not self._waiting:
             return
-        for offer, chosen in list(assign(self._ready(), offers)):
+        for offer, chosen in list(assign(self._waiting.ready(self._hold_expired), offers)):
             if self._book.take(offer):
                 self._reserve(chosen)
                 self._start(self._claim, offer, chosen)
 
     def _reserve(self, chosen: Waiting) -> None:
-        del self._waiting[chosen.id]
+        self._waiting.take(chosen.id)
         self._active.add(chosen.id)
 
     def _start(self, task: Callable[..., Any], *args: object) -> None:
@@ -299,7 +265,7 @@ class Scheduler:
         except (PeerFault, Refused) as error:
             self._log.info("slot %s was not to be had: %s", offer.slot, error)
             # Nothing was activated: the job need not wait until the claim is certainly released.
-            self._start(self._bury, claim_id, address, offer.startd)
+            self._start(self._releases.release, claim_id, address, offer.startd)
             return None
         if granted is None:
             self._log.info("slot %s refused job %s", offer.slot, chosen.id)
@@ -328,7 +294,7 @@ class Scheduler:
         if job.removing:
             self._settle(evolve(job, state=JobState.REMOVED, removing=False, reason="removed", finished_at=time.time()))
         else:
-            self._wait(job)
+            self._waiting.add(job)
         self._kick()
 
     async def _use(self, claim: Claim, chosen: Waiting | None) -> None:
@@ -338,17 +304,14 @@ class Scheduler:
             fate = await self._run(claim, chosen)
             if fate != "idle":
                 break
-            chosen = next_for_claim(self._ready(), claim.ad, claim.user)
+            chosen = next_for_claim(self._waiting.ready(self._hold_expired), claim.ad, claim.user)
             if chosen is not None:
                 self._reserve(chosen)
         if fate == "gone":
             self._drop(claim.id)
         elif fate == "idle":
-            await self._give_back(claim)
+            await self._releases.release(claim.id, claim.address, claim.startd)
         self._kick()
-
-    async def _give_back(self, claim: Claim) -> None:
-        await self._bury(claim.id, claim.address, claim.startd)
 
     async def _run(self, claim: Claim, chosen: Waiting) -> str:
         job = self.queue.job(chosen.id)
@@ -385,28 +348,12 @@ class Scheduler:
             self._parts.transfers.close(claim.id)
             self._running.pop(job.id, None)
         if fate == "release":
-            await self._give_back(claim)
+            await self._releases.release(claim.id, claim.address, claim.startd)
             fate = "released"
         life.conclude()
         return fate
 
     # Ends
-
-    async def _bury(self, claim_id: ClaimId, address: Sinful, startd: StartdKey) -> None:
-        """Release a claim until nothing of it can run: told, unknown there, started anew, or lease over."""
-        grave = _Grave(startd, started_at(claim_id))
-        self._graves.add(grave)
-        self._parts.client.forget(claim_id)
-        try:
-            with trio.move_on_after(self._parts.lease_s):
-                tries = 0
-                while not grave.done.is_set() and not await self._parts.client.release(claim_id, address):
-                    with trio.move_on_after(BURY_RETRY_S[min(tries, len(BURY_RETRY_S) - 1)]):
-                        await grave.done.wait()
-                    tries += 1
-        finally:
-            self._graves.discard(grave)
-        self._drop(claim_id)
 
     def _drop(self, claim_id: ClaimId) -> None:
         self._parts.client.forget(claim_id)
@@ -429,15 +376,12 @@ class Scheduler:
             outputs=outputs,
         )
         if outputs is None:
-            self._start(trio.to_thread.run_sync, self.spool.remove_outputs, job.id.cluster, run.number)
+            self._tidying.outputs_unwanted(job.id.cluster, run.number)
         self._log.info("job %s: %s%s", job.id, finish.outcome.value, f" ({finish.reason})" if finish.reason else "")
         if after.state is JobState.IDLE:
-            self._patience[job.id] = Patience.after(
-                self._patience.get(job.id), run_s=time.time() - run.started_at, now=trio.current_time()
-            )
-            self._start(self._kick_later, self._patience[job.id])
+            self._start(self._kick_later, self._waiting.failed(job.id, run_s=time.time() - run.started_at))
         else:
-            self._patience.pop(job.id, None)
+            self._waiting.forget_failures(job.id)
         self._tell_waiters()
 
     async def _kick_later(self, patience: Patience) -> None:
@@ -451,35 +395,16 @@ class Scheduler:
         if job is not None and job.removing:  # rm came while the run was ending
             self._settle(evolve(job, state=JobState.REMOVED, removing=False, reason="removed", finished_at=time.time()))
         elif job is not None and job.state is JobState.IDLE:
-            self._wait(job)
+            self._waiting.add(job)
         elif job is not None and job.state in FINAL:
-            self._finished(job)
+            self._tidying.finished(job)
         self._kick()
 
     def _settle(self, job: Job) -> None:
         self.queue.update(job)
         if job.state in FINAL:
-            self._finished(job)
+            self._tidying.finished(job)
         self._tell_waiters()
-
-    def _finished(self, job: Job) -> None:
-        """Files that nobody needs any more: what came back of a removed job, inputs once the whole cluster is over."""
-        if job.state is JobState.REMOVED and (found := self.queue.outputs(job.id)) is not None:
-            self.queue.drop_outputs(job.id)
-            self._start(trio.to_thread.run_sync, self.spool.remove_outputs, job.id.cluster, found[0])
-        if not self.queue.any_active(job.id.cluster):
-            keep = self.queue.any_output(job.id.cluster)
-            remove = self.spool.remove_inputs if keep else self.spool.remove_cluster
-            self._start(trio.to_thread.run_sync, remove, job.id.cluster)
-
-    async def _tidy(self) -> None:
-        while True:
-            await trio.sleep(TIDY_INTERVAL_S)
-            for job in self.queue.finished_before(time.time() - KEEP_FINISHED_S):
-                found = self.queue.outputs(job.id)
-                self.queue.drop_outputs(job.id)
-                if found is not None:
-                    await trio.to_thread.run_sync(self.spool.remove_outputs, job.id.cluster, found[0])
 
     # After a restart
 
@@ -499,7 +424,7 @@ class Scheduler:
         self._active |= busy
         for job in self.queue.active_jobs():
             if job.state is JobState.IDLE and job.id not in busy:
-                self._wait(job)
+                self._waiting.add(job)
 
     async def _recover_claim(self, saved: SavedClaim, run: Run | None) -> None:
         claim_id = ClaimId.parse(saved.id)
@@ -509,7 +434,7 @@ class Scheduler:
             return
         self._parts.client.forget(claim_id)  # its session answers "unknown claim" to ALIVE
         startd = (saved.slot.partition("@")[2] or saved.slot, host_of(saved.startd_address))
-        await self._bury(claim_id, Sinful.parse(saved.startd_address), startd)
+        await self._releases.release(claim_id, Sinful.parse(saved.startd_address), startd)
         if run is not None:
             self._lost(run)
 
@@ -523,7 +448,7 @@ class Scheduler:
         if fate == "gone":
             self._drop(claim_id)
         elif fate == "idle":
-            await self._give_back(claim)
+            await self._releases.release(claim.id, claim.address, claim.startd)
         self.after_conclusion(job.id)
 
     def _lost(self, run: Run) -> None:
