@@ -1,4 +1,4 @@
-"""Reads HTCondor's configuration language for `pilot.settings`, in a process of its own.
+"""Reads HTCondor's configuration language for `pilot.configuration`, in a process of its own.
 
 The wheel's `param` ends its process on a malformed file or number, keeps what it read for
 ever, and never returns from a macro that refers to itself. A short-lived process makes these an

@@ -1,5 +1,5 @@
 """Reads knobs from HTCondor's configuration language, in a process of its own: the wheel's reader ends its process on a
-malformed file, and a macro that refers to itself never ends. For `pilot.settings` alone.
+malformed file, and a macro that refers to itself never ends. For `pilot.configuration` alone.
 """
 
 from __future__ import annotations

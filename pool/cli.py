@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import click
 import trio
 
-from pilot import rpc, settings
+from pilot import configuration, rpc, settings
 from pool import messages as m
 from pool.model import JobId
 
@@ -79,7 +79,7 @@ def ask(context: click.Context, what: Ask[T]) -> T:
     """Connect, ask, and turn what goes wrong into words. Raises Failed, Unreachable, SettingsError."""
     config, path = context.obj
     if path is None:
-        path = settings.load(config).sailplane_pool_socket
+        path = configuration.load(config).sailplane_pool_socket
     return trio.run(_ask, path, what)
 
 

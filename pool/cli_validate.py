@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pilot.configuration import load
 from pilot.findings import UseRefused, Validation
-from pilot.settings import Settings, load
+from pilot.settings import Settings
 from pilot.switch import compile_wrapper, make_switch
 from pilot.validation import agreed_switch, examine
 from pilot.validationreport import as_json, as_xml

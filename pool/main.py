@@ -21,7 +21,7 @@ from cedar.security_server import Caller
 from cedar.server import Served, Server, ServerPolicy
 from cedar.sessions import SessionTable
 from cedar.sinful import Sinful
-from pilot import logs, settings
+from pilot import configuration, logs, settings
 from pool.adstore import AdStore
 from pool.claims import ClaimClient
 from pool.collector import Collector
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the daemon; returns its exit code."""
     options = _options(arguments)
     try:
-        config = settings.load(options.config)
+        config = configuration.load(options.config)
         if not options.foreground:
             config.log.mkdir(mode=0o700, parents=True, exist_ok=True)
         log = logs.start("pool", None if options.foreground else config.log / "PoolLog")

@@ -12,8 +12,9 @@ import click
 import trio
 
 from pilot import logs
+from pilot.configuration import load
 from pilot.ledger import Ledger
-from pilot.settings import Settings, SettingsError, load
+from pilot.settings import Settings, SettingsError
 from pilot.switch import make_switch
 from procd.ctl import Group, ctl
 from procd.facts import sees_jobs

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import attrs
 
-from pilot.settings import UNDER_MASTER, SettingsError
+from pilot.configuration import UNDER_MASTER
+from pilot.settings import SettingsError
 from startd.master import Master
 
 # Where stock looks when CONDOR_CONFIG is not set.

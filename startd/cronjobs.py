@@ -15,9 +15,10 @@ from classad2 import ClassAd, ExprTree
 
 from cedar.classads import evaluate, get_int, get_str, parse_expression
 from cedar.errors import PeerFault
+from pilot.configuration import RESERVED
 from pilot.knobs import Kind, Knob, choice, expression, number, path, text, variables, yes_or_no
 from pilot.quoting import check_words, split_v1, split_v2
-from pilot.settings import RESERVED, Settings, SettingsError
+from pilot.settings import Settings, SettingsError
 
 FAMILY = "STARTD_CRON_"
 # As stock's: a longer line is no attribute.

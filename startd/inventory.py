@@ -14,8 +14,9 @@ from classad2 import ClassAd, Value
 
 from cedar.classads import evaluate, get_str, parse_old
 from cedar.errors import PeerFault
+from pilot.configuration import RESERVED
 from pilot.knobs import SettingsError, integer
-from pilot.settings import RESERVED, Settings
+from pilot.settings import Settings
 from startd.resources import Amount, device_attribute
 
 _PREFIX, _INVENTORY, _OFFLINE = "MACHINE_RESOURCE_", "MACHINE_RESOURCE_INVENTORY_", "OFFLINE_MACHINE_RESOURCE_"

@@ -18,9 +18,10 @@ import trio
 
 from cedar.errors import PeerFault
 from pilot import glideinfile, logs
+from pilot.configuration import GLIDEIN_SETTINGS, UNDER_MASTER, load
 from pilot.glideinconfig import BadGlideinConfig
 from pilot.ledger import Ledger
-from pilot.settings import GLIDEIN_SETTINGS, UNDER_MASTER, Settings, SettingsError, load
+from pilot.settings import Settings, SettingsError
 from pilot.switch import compile_wrapper, make_switch
 from startd.arguments import Given, under_master
 from startd.master import Master

@@ -17,10 +17,11 @@ from cedar.errors import PeerFault
 from cedar.server import Server
 from cedar.sessions import SessionTable
 from cedar.sinful import Sinful
+from pilot.configuration import load
 from pilot.findings import Validation
 from pilot.inquiry import ask_pilot
 from pilot.ledger import Ledger
-from pilot.settings import Settings, SettingsError, load
+from pilot.settings import Settings, SettingsError
 from pilot.switch import Switch
 from pilot.threads import in_thread
 from startd import cronjobs, plugins, portsecurity

@@ -19,11 +19,12 @@ from classad2 import ClassAd
 from cedar.classads import get_str
 from cedar.stream import CedarStream
 from pilot import credentials, logs
+from pilot.configuration import load
 from pilot.credentials import CredentialError
 from pilot.inquiry import Patience
 from pilot.ledger import Ledger
 from pilot.rpc import Channel
-from pilot.settings import Settings, SettingsError, load
+from pilot.settings import Settings, SettingsError
 from pilot.switch import make_switch
 from procd.client import ProcdClient
 from procd.messages import PROCD

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pilot import knobdocs
-from pilot.settings import load
+from pilot.configuration import load
 
 ROOT = Path(__file__).resolve().parents[2]
 

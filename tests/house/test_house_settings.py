@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pilot import knobs
-from pilot.settings import KNOBS, UNDER_MASTER, Settings, SettingsError, from_values, load
+from pilot.configuration import UNDER_MASTER, from_values, load
+from pilot.settings import KNOBS, Settings, SettingsError
 
 
 def config(directory: Path, text: str) -> Path:

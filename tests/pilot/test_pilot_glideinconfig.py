@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pilot.configuration import GLIDEIN_SETTINGS, UNDER_MASTER, load
 from pilot.glideinconfig import (
     BadGlideinConfig,
     Derived,
@@ -20,7 +21,7 @@ from pilot.glideinconfig import (
     quoted,
 )
 from pilot.glideinfile import write_settings
-from pilot.settings import GLIDEIN_SETTINGS, UNDER_MASTER, SettingsError, load
+from pilot.settings import SettingsError
 
 NOW = 1_000_000
 PLAIN = {"GLEXEC", "STARTD_NAME"}

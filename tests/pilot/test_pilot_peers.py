@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pilot.configuration import load
 from pilot.peers import exactly, parse
-from pilot.settings import SettingsError, load
+from pilot.settings import SettingsError
 
 ALICE = "alice@pool.example"
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pilot import quoting
-from pilot.settings import SettingsError, from_values
+from pilot.configuration import from_values
+from pilot.settings import SettingsError
 from starter.arguments import arguments_of
 
 with warnings.catch_warnings():

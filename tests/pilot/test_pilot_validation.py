@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pilot import findings, validation
+from pilot.configuration import from_values
 from pilot.findings import (
     Finding,
     Node,
@@ -27,7 +28,7 @@ from pilot.findings import (
     judge_test,
 )
 from pilot.outcomes import Broken, Denied, Exited, Misused, Outcome, Signalled, Unavailable
-from pilot.settings import SettingsError, from_values
+from pilot.settings import SettingsError
 from pilot.switch import GlexecSwitch, NoneSwitch
 from pilot.validationreport import as_json, as_xml
 from tests.jobwrapper.farsides import WRAPPER, open_fds, script

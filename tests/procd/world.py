@@ -17,7 +17,8 @@ import attrs
 import trio
 
 from pilot import logs
-from pilot.settings import Settings, from_values
+from pilot.configuration import from_values
+from pilot.settings import Settings
 from procd.client import ProcdClient
 from procd.main import Daemon
 from procd.proc import ProcReader

@@ -20,7 +20,7 @@ from cedar.commands import Command
 from cedar.server import Server, ServerPolicy
 from cedar.sessions import SessionTable
 from cedar.sinful import Sinful
-from pilot.settings import load
+from pilot.configuration import load
 from startd.administration import Administration
 from startd.claims import Claims
 from startd.commands import Commands

@@ -14,7 +14,7 @@ from cedar.client import Negotiate, connect
 from cedar.codec import Item
 from cedar.commands import Command
 from cedar.errors import PeerFault, Refused
-from pilot.settings import load
+from pilot.configuration import load
 from startd import drain
 from startd.administration import LEVEL
 from startd.claim import State

@@ -12,7 +12,7 @@ import trio
 from cedar.classads import parse_old
 from cedar.errors import PeerFault
 from cedar.sessions import SessionTable
-from pilot.settings import load
+from pilot.configuration import load
 from startd.claim import WrongState
 from startd.claims import Claims
 from startd.commands import _requester

@@ -16,7 +16,8 @@ from classad2 import ClassAd
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pilot.settings import SettingsError, from_values
+from pilot.configuration import from_values
+from pilot.settings import SettingsError
 from startd.cron import Cron
 from startd.cronjobs import LINE_BYTES, MAX_ATTRIBUTES, MAX_RECORDS, CronJob, Output, Published, Record, parse
 

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cedar.classads import evaluate, matches, to_wire
+from pilot.configuration import load
 from pilot.knobs import SettingsError
-from pilot.settings import Settings, load
+from pilot.settings import Settings
 from startd.discovery import discover
 from startd.inventory import Found, Source, by_answer, by_nvidia_smi, by_value, sources
 from startd.resources import DoesNotFit, Resources, Rounding, requested

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cedar.classads import parse_old
-from pilot.settings import Settings, from_values
+from pilot.configuration import from_values
+from pilot.settings import Settings
 from startd import policy
 from startd.claim import State
 from startd.claimevents import Ending, HoldWish

@@ -12,8 +12,8 @@ import trio
 
 from cedar.classads import evaluate
 from cedar.commands import Command
+from pilot.configuration import from_values
 from pilot.rpc import Channel
-from pilot.settings import from_values
 from startd.claim import State
 from startd.claimevents import Suspend
 from startd.held import Held

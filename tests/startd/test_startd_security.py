@@ -24,7 +24,8 @@ from cedar.sessions import SessionTable
 from cedar.sinful import Sinful
 from cedar.tls import ClientTls, TlsFiles
 from demo.grid import Grid, make_grid, make_proxy, write_private
-from pilot.settings import Settings, load
+from pilot.configuration import load
+from pilot.settings import Settings
 from startd import portsecurity
 from startd.authorisation import Rules
 from startd.poolsecurity import PoolSecurity, methods

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pilot.configuration import from_values
 from pilot.knobs import SettingsError
-from pilot.settings import Settings, from_values
+from pilot.settings import Settings
 from startd.resources import Resources
 from startd.slotsettings import slot_settings
 from startd.slottypes import SlotType, parse, plan

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cedar.classads import evaluate
-from pilot.settings import Settings, SettingsError, load
+from pilot.configuration import load
+from pilot.settings import Settings, SettingsError
 from startd.clocks import Totals
 from startd.crossposts import crossposts
 from startd.latches import Latches
