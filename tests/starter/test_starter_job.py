@@ -103,7 +103,7 @@ async def test_a_launch_given_up_while_the_shadow_is_told_has_a_job_whose_end_is
     shot, told = trio.Event(), trio.Event()
 
     async def start_job(work: Work) -> Event:
-        work.launched = cast(Launched, SimpleNamespace(wait=wait, after=None))
+        work.launched = cast(Launched, SimpleNamespace(pid=1, wait=wait, after=None))
         told.set()
         await trio.sleep_forever()
         raise AssertionError
@@ -126,7 +126,7 @@ async def test_a_launch_given_up_while_the_shadow_is_told_has_a_job_whose_end_is
             vacate_s=-1, output_on_evict=False, post=None, checkpoint_status=None, kill_signal=15
         ),
         used=lambda usage: usage,
-        activation=SimpleNamespace(vacate_max_s=1),
+        activation=SimpleNamespace(vacate_max_s=1), slot_log=SimpleNamespace(exited=lambda pid, status: None),
         shadow=SimpleNamespace(note_job_ended=nothing),
     )  # fmt: skip
     job = Job(cast(Work, work), cast(Channel, SimpleNamespace(send=nothing)), LOG)
@@ -221,7 +221,7 @@ async def test_a_suspended_job_that_cannot_be_woken_is_stopped_nevertheless() ->
         procd=SimpleNamespace(stop=stop, resume=resume, unregister=nothing), ahead=None, usage=None,
         settings=SimpleNamespace(killing_timeout=1), used=lambda usage: usage,
         description=SimpleNamespace(vacate_s=-1, kill_signal=15, remove_kill_signal=0, hold_kill_signal=0),
-        activation=SimpleNamespace(vacate_max_s=1),
+        activation=SimpleNamespace(vacate_max_s=1), slot_log=SimpleNamespace(exited=lambda pid, status: None),
     )  # fmt: skip
     assert await stopping.stop(cast(Work, work), soft=True) == FamilyStopped(())
     assert asked == ["stop"]
