@@ -10,9 +10,11 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings as hypothesis_settings
+from xdist.scheduler import LoadFileScheduling
 
 # The wheel warns at import when it finds no configuration, and reads the node's when it finds one.
 os.environ["CONDOR_CONFIG"] = os.devnull
@@ -26,17 +28,45 @@ from demo import runtime  # noqa: E402
 hypothesis_settings.register_profile("sailplane", deadline=None)
 hypothesis_settings.load_profile("sailplane")
 
+# Folders whose files take long, in the order in which they are handed out to several processes: the last must be short.
+_LONG = ("e2e", "procd", "demo", "glexec", "pool", "jobwrapper", "startd", "pilot")
+# Folders whose files may not run beside each other: a demo removes what another that was killed has left.
+_TOGETHER = ("demo",)
 _NOBODY = 65534
 _NOT_ROOT = "needs root: makes accounts and switches between them"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class _ByFile(LoadFileScheduling):
+    """`pytest -n 2`: whole files, since a file's tests share what its fixtures put up.
+
+    Files share nothing but the machine, as two checkouts do that are tested on it at the same time.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = Path(nodeid.partition("::")[0])
+        return str(path.parent if path.parent.name in _TOGETHER else path)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
+    """For any number of processes; the files in the order of collection."""
+    config.option.loadscopereorder = False
+    return _ByFile(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what needs root when we are not, or user namespaces where there are none, and say so."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=_long_ones_first)
     for item in items:
         if item.get_closest_marker("needs_root") and os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason=_NOT_ROOT))
         elif (marker := item.get_closest_marker("needs_userns")) and (lack := _userns_lack(**marker.kwargs)):
             item.add_marker(pytest.mark.skip(reason=lack))
+
+
+def _long_ones_first(item: pytest.Item) -> int:
+    folder = item.path.parent.name
+    return _LONG.index(folder) if folder in _LONG else len(_LONG)
 
 
 @functools.cache
