@@ -95,7 +95,7 @@ line'; touch "$(printf 'b\\303\\050d')" '-rf' '*' "quote'"; chmod 500 .
 def test_output_beyond_the_limit_is_refused_with_the_numbers(lingering: Jobs) -> None:
     """The limit is the pilot's (200 MB here); the file is sparse, so that nothing is spent on it."""
     job = lingering.submit("alice", "truncate -s 300M huge", transfer_output_files="huge")
-    row = lingering.wait_for(job, "held", "completed", "idle")
+    row = lingering.wait_for(job, "held", "completed")
     assert row["state"] == "held", row
     assert "300" in row["reason"] or "314572800" in row["reason"]
     lingering.until_nothing_is_left_of("alice")

@@ -40,7 +40,7 @@ def test_memory(strict: Jobs) -> None:
     assert (code, subcode) == (34, 102)
     assert "its slot has 128 MB" in reason  # asked for 64, and slots are cut by the 128
     used = int(reason.partition(" used ")[2].split()[0])
-    assert 150 <= used <= 250
+    assert 128 < used <= 250  # the first look that is too much may come while it grows
 
 
 @pytest.mark.slow
