@@ -49,7 +49,7 @@ class PilotEnd:
     log: logging.LoggerAdapter[logging.Logger]
     status: int = EXIT_DONE
     reason: str = ""
-    _ending: trio.Nursery = attrs.field(init=False)
+    _begun: trio.Event = attrs.field(factory=trio.Event)
 
     async def until_ended(self, signals: AsyncIterator[int]) -> None:
         """TERM: gracefully. QUIT, INT, a second TERM (not the same one again): fast. Or when the pilot's life is over
@@ -58,7 +58,7 @@ class PilotEnd:
         HUP: the settings are read again. A master says by QUIT when it means fast, and its end is ours.
         """
         async with trio.open_nursery() as ending:
-            self._ending = ending
+            ending.start_soon(self._see_claims_end, ending.cancel_scope)
             ending.start_soon(self._watch_life)
             if self.master is not None:
                 ending.start_soon(self._follow_master, self.master)
@@ -76,7 +76,10 @@ class PilotEnd:
                 self._shut_down(signal.Signals(number).name, fast=fast, status=EXIT_DONE)
 
     def told(self, reason: str, fast: bool, again: bool) -> None:
-        """By an administrator. A master starts us again after an exit with 0, and holds us after one with 99."""
+        """By an administrator, who may be sooner than ``until_ended``: the port answers while brokers are looked for.
+
+        A master starts us again after an exit with 0, and holds us after one with 99.
+        """
         status = EXIT_DONE if again and self.master is not None else EXIT_END_OF_LIFE
         self._shut_down(reason, fast=fast, status=status)
 
@@ -90,7 +93,7 @@ class PilotEnd:
         fast = fast or manner is Manner.FORCE
         if not claims.draining:
             claims.draining, self.status, self.reason = True, status, reason
-            self._ending.start_soon(self._see_claims_end, self._ending.cancel_scope)
+            self._begun.set()
         elif not fast:
             return
         self.log.info("%s: shutting down %s", reason, "fast" if fast else "gracefully")
@@ -109,7 +112,8 @@ class PilotEnd:
         return max(0.0, settings.shutdown_graceful_timeout - settings.machinemaxvacatetime)
 
     async def _see_claims_end(self, waiting: trio.CancelScope) -> None:
-        """Ends ``waiting`` when no claim is left, or nothing more can be done."""
+        """Once the end has begun: ends ``waiting`` when no claim is left, or nothing more can be done."""
+        await self._begun.wait()
         peaceful = self.manner() is Manner.PEACEFUL
         if not await self._no_claims_within(math.inf if peaceful else self.claims.settings.shutdown_graceful_timeout):
             self.log.warning("claims did not end within SHUTDOWN_GRACEFUL_TIMEOUT; ending them fast")
