@@ -220,9 +220,9 @@ class Job:
             case Begin(step=step):
                 self._begin(step)
             case Suspend():
-                self._nursery.start_soon(self._running.suspend)
+                self._stand(still=True)
             case Resume():
-                self._nursery.start_soon(self._running.resume)
+                self._stand(still=False)
             case DeclareBroken(text=text):
                 self._log.warning("slot declared broken: %s", text)
                 await self._say(SlotBroken(updates.one_line(text)))
@@ -231,6 +231,10 @@ class Job:
                 await self._say(LeftBehind(updates.one_line(text)))
             case Exit():
                 raise AssertionError("handled by the caller")
+
+    def _stand(self, *, still: bool) -> None:
+        self._running.wish(still=still)
+        self._nursery.start_soon(self._running.obey)
 
     # --- steps ---------------------------------------------------------------------------------------------------
 

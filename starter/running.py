@@ -29,6 +29,10 @@ class RunningJob:
     proxy_words: Callable[[], str]
     say: Callable[[object], Awaitable[None]]
     log: logging.LoggerAdapter[logging.Logger]
+    _wishes: int = 0
+    _obeyed: int = 0
+    _still: bool = False
+    _turn: trio.Lock = attrs.field(factory=trio.Lock)
 
     async def tell_usage(self) -> None:
         """The first update early, then by interval (execute-side reference 4.7)."""
@@ -62,13 +66,25 @@ class RunningJob:
         keptfiles.overwrite(work.kept.get(UPDATE_AD_NAME), as_file(ad))
         await self.say(JobUpdate(str(ad)))
 
-    async def suspend(self) -> None:
+    def wish(self, *, still: bool) -> None:
+        """That it stands still, or goes on, from now on: the last wish counts. ``obey`` carries it out."""
+        self._wishes, self._still = self._wishes + 1, still
+
+    async def obey(self) -> None:
+        """One after the other: what is wished while procd is asked would else overtake it."""
+        async with self._turn:
+            if self._obeyed == self._wishes:
+                return
+            self._obeyed = self._wishes
+            await (self._suspend() if self._still else self._resume())
+
+    async def _suspend(self) -> None:
         self.work.suspended = True
         if await self._to_families(self.work.procd.suspend, "suspended"):
             self.work.stands_still = True
             await self.update()
 
-    async def resume(self) -> None:
+    async def _resume(self) -> None:
         if await self._to_families(self.work.procd.resume, "continued"):
             self.work.suspended = self.work.stands_still = False
             await self.update()

@@ -32,9 +32,11 @@ from starter.events import (
     JobKnown,
     Reconnected,
     Reported,
+    Resume,
     ShadowLost,
     StagedIn,
     Step,
+    Suspend,
     SuspendAsked,
 )
 from starter.job import MAX_WAITING_EVENTS, TERMINATED, Job
@@ -197,8 +199,8 @@ async def test_a_job_that_cannot_be_suspended_runs_on_and_is_not_called_suspende
         raise fault
 
     job._work.procd.suspend = job._work.procd.resume = refuse  # type: ignore[method-assign]
-    await job._running.suspend()
-    await job._running.resume()
+    await stand(job, still=True)
+    await stand(job, still=False)
     await job._running.update()
     assert [state for _, state in told.updates] == ["Running"]
 
@@ -274,6 +276,39 @@ def job_with(told: Told, *, lease_s: float = 100.0) -> Job:
     return job
 
 
+async def stand(job: Job, *, still: bool) -> None:
+    job._running.wish(still=still)
+    await job._running.obey()
+
+
+@pytest.mark.parametrize("slow", ["suspend", "resume"])
+@pytest.mark.parametrize("last", [Suspend(), Resume()])
+async def test_of_two_orders_the_later_one_holds_however_slow_procd_is_with_the_first(
+    slow: str, last: Suspend | Resume, autojump_clock: trio.testing.MockClock
+) -> None:
+    told = Told()
+    job = job_with(told)
+    done: list[str] = []
+
+    def slowly(word: str) -> Any:
+        async def act(_family: str) -> None:
+            await trio.sleep(1 if word == slow else 0)
+            done.append(word)
+
+        return act
+
+    job._work.procd.suspend, job._work.procd.resume = slowly("suspend"), slowly("resume")  # type: ignore[method-assign]
+    first = Resume() if isinstance(last, Suspend) else Suspend()
+    async with trio.open_nursery() as job._nursery:
+        await job._carry_out(first)
+        await trio.testing.wait_all_tasks_blocked()
+        await job._carry_out(last)
+    still = isinstance(last, Suspend)
+    assert done[-1] == ("suspend" if still else "resume")
+    assert job._work.stands_still is still
+    assert told.updates[-1][1] == ("Suspended" if still else "Running")
+
+
 async def test_updates_come_early_then_by_interval_and_at_each_change_with_the_true_state(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -283,9 +318,9 @@ async def test_updates_come_early_then_by_interval_and_at_each_change_with_the_t
     async with trio.open_nursery() as nursery:
         nursery.start_soon(job._running.tell_usage)
         await trio.sleep(100)
-        await job._running.suspend()
+        await stand(job, still=True)
         await trio.sleep(300)
-        await job._running.resume()
+        await stand(job, still=False)
         await trio.sleep(300)
         nursery.cancel_scope.cancel()
     assert [(round(at_s - began_s), state) for at_s, state in told.updates] == [
