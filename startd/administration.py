@@ -11,7 +11,7 @@ import logging
 import secrets
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from enum import Enum
 from functools import partial
 
@@ -26,6 +26,7 @@ from cedar.errors import PeerFault
 from cedar.server import Request, Served
 from startd import drain
 from startd.claims import Claims
+from startd.deadline import Handler, within_deadline
 from startd.drain import CannotDrain, Drain, HowFast, Refusal, Then
 from startd.held import Held
 
@@ -36,10 +37,6 @@ IDENTITY = "collector-side@matchsession"
 RENEW_AFTER_S, CAPABILITY_S = 30.0, 1800.0
 CAPABILITY = "_condor_PrivRemoteAdminCapability"
 _SECRET_BYTES = 32
-# One message each way.
-COMMAND_WITHIN_S = 45.0
-
-Handler = Callable[[Request], Awaitable[None]]
 
 
 class Manner(Enum):
@@ -73,7 +70,7 @@ class Administration:
         """What is served, all at one level."""
         handlers = self._with_payload() | {Command.RAISESIGNAL: self.signal}
         handlers |= {command: _proven(handle) for command, handle in self._without_payload().items()}
-        return {command: Served(LEVEL, _bounded(handle)) for command, handle in handlers.items()}
+        return {command: Served(LEVEL, within_deadline(handle)) for command, handle in handlers.items()}
 
     def _with_payload(self) -> dict[int, Handler]:
         """What the capability is good for: the payload is the proof that its key is there."""
@@ -250,16 +247,6 @@ def _proven(handle: Handler) -> Handler:
         await handle(request)
 
     return proven
-
-
-def _bounded(handle: Handler) -> Handler:
-    async def bounded(request: Request) -> None:
-        with trio.move_on_after(COMMAND_WITHIN_S) as scope:
-            await handle(request)
-        if scope.cancelled_caught:
-            raise PeerFault("timeout", f"command {request.command} took more than {COMMAND_WITHIN_S:.0f} s")
-
-    return bounded
 
 
 def _answer() -> ClassAd:

@@ -27,6 +27,7 @@ from startd import policy
 from startd.claim import State, WrongState
 from startd.claimevents import Continue, Deactivated, How, Released, Suspend
 from startd.claims import Claims
+from startd.deadline import Handler, within_deadline
 from startd.held import Held, Requester, Slot
 from startd.jobcommands import JobCommands, check_claim_id
 from startd.openslot import ArmMatch, ClaimMade, Matched, MatchTimer
@@ -49,11 +50,8 @@ STARTER_ENDS_WITHIN_S = 3.0
 # The longest lease that a peer may ask for: a claim must not live for ever.
 MAX_LEASE_S = 7 * 86_400
 
-# One message each way; the longest wait of our own is for a starter to be reaped. Stock waits 45 s on a startd.
-COMMAND_WITHIN_S = 45.0
 # A stranger's question to a thousand slots: a simple one takes milliseconds.
 QUERY_S = 2.0
-Handler = Callable[[Request], Awaitable[None]]
 # What answers a request late.
 Later = Callable[[CedarStream], Awaitable[None]]
 
@@ -102,12 +100,12 @@ class Commands:
         that no user's key reaches us; one that is delegated (500) is the starter's (wire reference 7.7, T46)."""
 
         def daemon(handle: Handler) -> Served:
-            return Served("DAEMON", _bounded(handle))
+            return Served("DAEMON", within_deadline(handle))
 
         job = JobCommands(self.claims, trio.current_time, self.log)
         return {
             Command.REQUEST_CLAIM: Served("DAEMON", self.request_claim),
-            Command.MATCH_INFO: Served("READ", _bounded(self.match_info)),
+            Command.MATCH_INFO: Served("READ", within_deadline(self.match_info)),
             Command.ACTIVATE_CLAIM: daemon(self.activate_claim),
             Command.ALIVE: daemon(self.alive),
             Command.RELEASE_CLAIM: daemon(self.release_claim),
@@ -118,10 +116,13 @@ class Commands:
             **{command: daemon(partial(self.deactivate, how=how)) for command, how in _HOW.items()},
             **{command: daemon(handle) for command, handle in job.on_claim().items()},
             # A level that nobody without a session gets; a claim's session has it, and is not admitted.
-            **{command: Served("DAEMON", _bounded(handle), job.admits) for command, handle in job.on_owner().items()},
-            Command.DELEGATE_GSI_CRED_STARTER: Served("DAEMON", _bounded(job.pass_renewal), job.runs),
-            Command.UPDATE_GSI_CRED: Served("DAEMON", _bounded(job.pass_renewal), job.refuse_copy),
-            Command.QUERY_STARTD_ADS: Served("READ", _bounded(self.query)),
+            **{
+                command: Served("DAEMON", within_deadline(handle), job.admits)
+                for command, handle in job.on_owner().items()
+            },
+            Command.DELEGATE_GSI_CRED_STARTER: Served("DAEMON", within_deadline(job.pass_renewal), job.runs),
+            Command.UPDATE_GSI_CRED: Served("DAEMON", within_deadline(job.pass_renewal), job.refuse_copy),
+            Command.QUERY_STARTD_ADS: Served("READ", within_deadline(self.query)),
             **{command: Served(level, _nothing) for command, level in _PINGS.items()},
         }
 
@@ -135,7 +136,7 @@ class Commands:
         async def at_once(request: Request) -> None:
             late.extend(await self._answer_request(request))
 
-        await _bounded(at_once)(request)
+        await within_deadline(at_once)(request)
         for see in late:
             await see(request.stream)
 
@@ -399,18 +400,6 @@ class Commands:
 
 async def _nothing(_request: Request) -> None:
     await trio.lowlevel.checkpoint()
-
-
-def _bounded(handle: Handler) -> Handler:
-    """A handler with the deadline of every command; who is slower loses its connection."""
-
-    async def bounded(request: Request) -> None:
-        with trio.move_on_after(COMMAND_WITHIN_S) as scope:
-            await handle(request)
-        if scope.cancelled_caught:
-            raise PeerFault("timeout", f"command {request.command} took more than {COMMAND_WITHIN_S:.0f} s")
-
-    return bounded
 
 
 def _own_claim_id(reader: Reader, request: Request) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hmac
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import attrs
 from classad2 import ClassAd
@@ -25,6 +25,7 @@ from cedar.sessions import Session
 from pilot.rpc import ChannelClosed, RpcFault
 from startd.claim import WITH_STARTER
 from startd.claims import Claims
+from startd.deadline import Handler
 from startd.held import Held
 from starter.messages import PassedCommand, RenewalAnnounced
 
@@ -35,8 +36,6 @@ MAX_OWNER_SESSIONS = 16
 # A tool uses its session within seconds; a follower of condor_tail for as long as it looks.
 OWNER_SESSION_S = 86_400.0
 _SID_BYTES, _SECRET_BYTES = 16, 32
-
-Handler = Callable[[Request], Awaitable[None]]
 
 
 @attrs.frozen

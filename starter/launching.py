@@ -223,21 +223,44 @@ def registering(work: Work) -> Register:
         if work.registered:  # an attempt before this one died on its way
             await work.procd.unregister(work.family)
             work.registered = False
-        await work.procd.register(
+        await register_family(
+            work,
             work.family,
-            root_pid=pid,
-            root_ticks=start_ticks,
-            starter_pid=os.getpid(),
-            credential=str(work.credential_path) if work.credential_path else None,
+            (pid, start_ticks),
+            running,
             audit_id=work.description.global_job_id,
-            control_fd=running.control.fileno() if running.control else None,
-            uid=work.account.uid if work.account else None,
             memory_limit_kb=work.bounds.memory_kb,
             tasks_limit=work.bounds.tasks,
         )
         work.registered = True  # not before: cancelled in the call, there is no family, and no job has been sent
 
     return register
+
+
+async def register_family(
+    work: Work,
+    family: str,
+    root: tuple[int, int],
+    running: Running,
+    *,
+    audit_id: str,
+    memory_limit_kb: int | None = None,
+    tasks_limit: int | None = None,
+) -> None:
+    """A family at the job's account, whose first process ``root`` is: pid and start tick. Raises PROCD_FAULTS."""
+    pid, start_ticks = root
+    await work.procd.register(
+        family,
+        root_pid=pid,
+        root_ticks=start_ticks,
+        starter_pid=os.getpid(),
+        credential=str(work.credential_path) if work.credential_path else None,
+        audit_id=audit_id,
+        control_fd=running.control.fileno() if running.control else None,
+        uid=work.account.uid if work.account else None,
+        memory_limit_kb=memory_limit_kb,
+        tasks_limit=tasks_limit,
+    )
 
 
 # --- what went wrong ---------------------------------------------------------------------------------------------

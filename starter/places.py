@@ -99,11 +99,7 @@ def open_window(place: Place) -> None:
     ready."""
     root = _open_root(place)
     try:
-        sticky = os.open(STICKY, DIRECTORY, dir_fd=root)
-        try:
-            os.fchmod(sticky, OPEN_MODE)
-        finally:
-            os.close(sticky)
+        _set_sticky(root, OPEN_MODE)
         os.fchmod(root, PASSABLE_MODE)
     finally:
         os.close(root)
@@ -113,13 +109,17 @@ def close_window(place: Place) -> None:
     """No more entries from anybody but the pilot."""
     root = _open_root(place)
     try:
-        sticky = os.open(STICKY, DIRECTORY, dir_fd=root)
-        try:
-            os.fchmod(sticky, CLOSED_MODE)
-        finally:
-            os.close(sticky)
+        _set_sticky(root, CLOSED_MODE)
     finally:
         os.close(root)
+
+
+def _set_sticky(root: int, mode: int) -> None:
+    sticky = os.open(STICKY, DIRECTORY, dir_fd=root)
+    try:
+        os.fchmod(sticky, mode)
+    finally:
+        os.close(sticky)
 
 
 def check_made(place: Place, made: Made, uid: int) -> None:

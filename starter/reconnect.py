@@ -7,7 +7,6 @@ the one of a schedd that was started again; its file transfer is reached anew.
 from __future__ import annotations
 
 import logging
-import socket
 
 from classad2 import ClassAd
 
@@ -19,6 +18,7 @@ from cedar.sinful import Sinful
 from cedar.stream import CedarStream
 from starter import updates
 from starter.messages import PassedCommand
+from starter.passed import adopt
 from starter.shadow import ShadowRefused
 from starter.transfer import Route
 from starter.work import Work
@@ -31,12 +31,8 @@ async def take_up(
 
     ``over``: the job is given up here, and the shadow is told so for certain. Nothing has changed on False.
     """
-    sock = socket.socket(fileno=fd)
-    try:
-        stream = CedarStream.adopt(sock, message.stream_state)
-    except PeerFault as fault:
-        sock.close()
-        log.warning("a shadow's connection that was passed on cannot be used: %s", fault)
+    stream = adopt(message, fd, "a shadow's connection", log)
+    if stream is None:
         return False
     taken = False
     try:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import math
-import socket
 from collections.abc import Awaitable, Callable
 
 import attrs
@@ -34,6 +33,7 @@ from starter.entries import StageFailed, check_owner, deadline, raise_if_failed
 from starter.events import Event, IdentityChanged
 from starter.life import State
 from starter.messages import PassedCommand
+from starter.passed import adopt
 from starter.updates import one_line
 from starter.verdict import Hold, Requeue
 from starter.work import Work
@@ -108,12 +108,8 @@ class Renewals:
 
     async def serve(self, message: PassedCommand, fd: int) -> None:
         """DELEGATE_GSI_CRED_STARTER (500): this side speaks first. A fault costs its own connection only."""
-        sock = socket.socket(fileno=fd)
-        try:
-            stream = CedarStream.adopt(sock, message.stream_state)
-        except PeerFault as fault:
-            sock.close()
-            self.log.warning("a renewal that was passed on cannot be used: %s", fault)
+        stream = adopt(message, fd, "a renewal", self.log)
+        if stream is None:
             return
         self._exchanges += 1
         try:

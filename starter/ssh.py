@@ -7,7 +7,6 @@ standard input and output. Its processes are a family of their own at procd, sto
 from __future__ import annotations
 
 import base64
-import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from cedar.stream import CedarStream
 from pilot.calls import Running
 from pilot.farside import open_call, text_of
 from pilot.rpc import RpcRefused
+from starter import launching
 from starter.entries import Context, StageFailed, check_owner, deadline, raise_if_failed
 from starter.launch import ExecFailed, Launched, LaunchSpec, launch
 from starter.peek import NotShown
@@ -157,16 +157,8 @@ class Session:
         work = self.work
         if self._registered:
             await work.procd.unregister(self.family)
-        await work.procd.register(
-            self.family,
-            root_pid=pid,
-            root_ticks=start_ticks,
-            starter_pid=os.getpid(),
-            credential=str(work.credential_path) if work.credential_path else None,
-            audit_id=f"{work.description.global_job_id}#ssh",
-            control_fd=running.control.fileno() if running.control else None,
-            uid=work.account.uid if work.account else None,
-        )
+        audit_id = f"{work.description.global_job_id}#ssh"
+        await launching.register_family(work, self.family, (pid, start_ticks), running, audit_id=audit_id)
         self._registered = True
         work.guests.families.add(self.family)
         self.still_runs()  # who stops the job from now on finds the family

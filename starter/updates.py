@@ -178,13 +178,7 @@ NESTED_SINCE = (25, 4)
 def error_event(verdict: Hold | Requeue, host: str, event_time: str, story: str = "") -> ClassAd:
     """The ulog (284) that ends a job as held, or as idle again (wire reference 4.5). ``story``: for whoever debugs it;
     the reason is for the job's owner."""
-    ad = ClassAd()
-    ad["MyType"] = "RemoteErrorEvent"
-    ad["EventTypeNumber"] = 21
-    ad["EventTime"] = event_time
-    ad["Daemon"] = "starter"
-    ad["ExecuteHost"] = host
-    ad["ErrorMsg"] = one_line(verdict.text)
+    ad = _remote_error(verdict.text, host, event_time)
     if story:
         ad["SailplaneStory"] = one_line(
             story if len(story) <= MAX_REASON_LENGTH else f"…{story[1 - MAX_REASON_LENGTH :]}"
@@ -196,6 +190,12 @@ def error_event(verdict: Hold | Requeue, host: str, event_time: str, story: str 
 
 def note_event(text: str, host: str, event_time: str) -> ClassAd:
     """A ulog (284) that ends nothing: a line for the owner in the job's event log."""
+    ad = _remote_error(text, host, event_time)
+    ad["CriticalError"] = False
+    return ad
+
+
+def _remote_error(text: str, host: str, event_time: str) -> ClassAd:
     ad = ClassAd()
     ad["MyType"] = "RemoteErrorEvent"
     ad["EventTypeNumber"] = 21
@@ -203,7 +203,6 @@ def note_event(text: str, host: str, event_time: str) -> ClassAd:
     ad["Daemon"] = "starter"
     ad["ExecuteHost"] = host
     ad["ErrorMsg"] = one_line(text)
-    ad["CriticalError"] = False
     return ad
 
 

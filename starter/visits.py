@@ -7,7 +7,6 @@ time, and there is a pause between two.
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -23,6 +22,7 @@ from starter.entries import Context, StageFailed
 from starter.launching import job_environment
 from starter.life import State
 from starter.messages import PassedCommand
+from starter.passed import adopt
 from starter.peek import NotShown
 from starter.updates import one_line
 from starter.work import Work
@@ -53,12 +53,8 @@ class Visits:
 
     async def serve(self, message: PassedCommand, fd: int) -> None:
         """One command, to its end; a fault costs its own connection only."""
-        sock = socket.socket(fileno=fd)
-        try:
-            stream = CedarStream.adopt(sock, message.stream_state)
-        except PeerFault as fault:
-            sock.close()
-            self.log.warning("a command that was passed on cannot be used: %s", fault)
+        stream = adopt(message, fd, "a command", self.log)
+        if stream is None:
             return
         self._now += 1
         session = self._new_session() if message.command == Command.START_SSHD else None
