@@ -68,7 +68,7 @@ def check_jobs(document: dict[str, Any], *, calls: int | None) -> None:
 
 
 @pytest.mark.needs_root
-@pytest.mark.parametrize("linger", ["yes", "no"])
+@pytest.mark.parametrize("linger", ["yes", pytest.param("no", marks=pytest.mark.slow)])
 def test_two_users_jobs_run_under_two_accounts(open_dir: Path, linger: str) -> None:
     before = made_accounts()
     words = finish(start(open_dir, "--linger", linger, "--json", str(open_dir / "report.json")))
@@ -97,6 +97,7 @@ def test_an_ordinary_user_is_told_that_nothing_is_isolated(open_dir: Path) -> No
     check_ordinary(open_dir, None)
 
 
+@pytest.mark.slow
 @pytest.mark.needs_root
 def test_another_account_is_told_that_nothing_is_isolated(open_dir: Path, accounts: Mapping[str, Account]) -> None:
     check_ordinary(open_dir, accounts["alice"])

@@ -33,6 +33,7 @@ def jobs(request: pytest.FixtureRequest) -> Iterator[Jobs]:
         assert site.left == []
 
 
+@pytest.mark.slow
 def test_a_job_that_leaves_a_daemon_ends_with_it(jobs: Jobs) -> None:
     row = jobs.done(jobs.submit("alice", DAEMON + "exit 7"))
     assert row["exit_code"] == 7

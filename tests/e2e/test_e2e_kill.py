@@ -18,9 +18,12 @@ from tests.e2e.e2e_jobs import Jobs
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.timeout(300)]
 
-# The job is long enough to be caught running, and its output large enough to be caught on its way.
-SCRIPT = "sleep 1.5; truncate -s 150M big; echo done"
-PHASES = ("running", "staging out")
+# By phase: the job is long enough to be caught running, or its output large enough to be caught on its way.
+SCRIPTS = {
+    "running": "sleep 1.5; touch big; echo done",
+    "staging out": "sleep 0.2; truncate -s 150M big; echo done",
+}
+PHASES = tuple(SCRIPTS)
 # The kill matrix of the slow tier has every phase; here is one of each.
 QUICK = [PHASES[0], *(pytest.param(phase, marks=pytest.mark.slow) for phase in PHASES[1:])]
 
@@ -35,7 +38,7 @@ def site() -> Iterator[Jobs]:
 def caught(jobs: Jobs, phase: str) -> str:
     """A job of alice's that is in this phase now."""
     mark = len(jobs.log("StarterLog"))
-    job = jobs.submit("alice", SCRIPT, transfer_output_files="big")
+    job = jobs.submit("alice", SCRIPTS[phase], transfer_output_files="big")
     jobs.until(f"the job to be {phase}", lambda: f"-> {phase} " in jobs.log("StarterLog")[mark:])
     return job
 
@@ -121,7 +124,8 @@ def test_a_killed_startd_leaves_nothing_and_its_job_runs_again(site: Jobs, phase
     check_done(site, job, again=True)
 
 
-@pytest.mark.parametrize("phase", QUICK)
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", PHASES)
 def test_a_killed_pools_job_is_ended_and_runs_again_after_its_restart(site: Jobs, phase: str) -> None:
     job = caught(site, phase)
     pool = site.site.pool

@@ -409,7 +409,10 @@ async def test_failed_calls_of_a_users_and_the_pilots_own_are_counted(tmp_path: 
     assert ledger.counts() == {**dict.fromkeys(ENDS, 0), "denied": 2, "passed": 2}
 
 
-async def test_a_call_that_is_cancelled_is_counted_as_abandoned(tmp_path: Path) -> None:
+async def test_a_call_that_is_cancelled_is_counted_as_abandoned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pilot.farside.END_GRACE_S", 0.1)
     ledger = Ledger.of(tmp_path)
     context = glexec_context(tmp_path / "glexec", f"echo $$ > {tmp_path}/pid; exec sleep 600", retries=0)
     async with trio.open_nursery() as nursery:
