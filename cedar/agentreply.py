@@ -8,6 +8,7 @@ from cedar.classads import set_str
 from cedar.commands import condor_version_text
 
 SUCCESS, FAILURE, INVALID_REQUEST = "Success", "Failure", "InvalidRequest"
+INVALID_STATE, NOT_AUTHORIZED = "InvalidState", "NotAuthorized"
 
 
 def agent_reply(result: str, text: str = "") -> ClassAd:

@@ -25,6 +25,7 @@ from cedar.sinful import Sinful
 from cedar.stream import CedarStream
 from startd import policy
 from startd.claim import State, WrongState
+from startd.claimagent import ClaimAgent
 from startd.claimevents import Continue, Deactivated, How, Released, Suspend
 from startd.claims import Claims
 from startd.deadline import Handler, within_deadline
@@ -83,6 +84,7 @@ class Commands:
     daemon_ad: Callable[[], ClassAd]
     own_ad: Callable[[Slot], ClassAd]
     held_ad: Callable[[Held], ClassAd]
+    agent: ClaimAgent
     log: logging.LoggerAdapter[logging.Logger]
     proxy_keys: ProxyKeys = attrs.field(factory=lambda: ProxyKeys(wanted=False))
     plugins: Mapping[str, str] = attrs.field(factory=dict)
@@ -102,7 +104,7 @@ class Commands:
         def daemon(handle: Handler) -> Served:
             return Served("DAEMON", within_deadline(handle))
 
-        job = JobCommands(self.claims, trio.current_time, self.log)
+        job = JobCommands(self.claims, trio.current_time, self.log, self.agent)
         return {
             Command.REQUEST_CLAIM: Served("DAEMON", self.request_claim),
             Command.MATCH_INFO: Served("READ", within_deadline(self.match_info)),
@@ -122,6 +124,7 @@ class Commands:
             },
             Command.DELEGATE_GSI_CRED_STARTER: Served("DAEMON", within_deadline(job.pass_renewal), job.runs),
             Command.UPDATE_GSI_CRED: Served("DAEMON", within_deadline(job.pass_renewal), job.refuse_copy),
+            **self.agent.table(),
             Command.QUERY_STARTD_ADS: Served("READ", within_deadline(self.query)),
             **{command: Served(level, _nothing) for command, level in _PINGS.items()},
         }

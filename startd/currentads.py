@@ -20,6 +20,7 @@ from startd.claims import Claims
 from startd.cronjobs import Published
 from startd.held import Held, Slot
 from startd.janitor import Janitor
+from startd.machineupdate import MachineUpdate
 from startd.slotads import Machine, SlotState, daemon_ad, private_ad, public_ad, roll_up
 from startd.supplements import Supplements
 from startd.switchwatch import SwitchWatch
@@ -40,6 +41,7 @@ class CurrentAds:
     janitor: Janitor
     cron: Published
     supplements: Supplements
+    update_by_hand: MachineUpdate
     put_load: Callable[[ClassAd, Held | None], None]
     capability: Callable[[], str]
     _sequence: int = 0
@@ -79,7 +81,9 @@ class CurrentAds:
         """Of the startd as a whole."""
         slots = self.claims.slots
         states = [slots.state(slot, refused_users=(), draining=False, trouble="") for slot in slots.own]
-        return daemon_ad(self.machine, states, now=int(time.time()), sequence=self._sequence)
+        ad = daemon_ad(self.machine, states, now=int(time.time()), sequence=self._sequence)
+        self.update_by_hand.merge_into(ad)
+        return ad
 
     def update(self) -> list[tuple[ClassAd, ClassAd | None]]:
         """The next update of the collector: each ad with its private one, which has the id of the next claim."""
@@ -103,6 +107,7 @@ class CurrentAds:
             left_s = lifetime.retirement_s(ad, held.job_ad) - held.clocks.ran_s(trio.current_time())
             ad["RetirementTimeRemaining"] = int(min(max(0.0, left_s), MAX_SECONDS)) if held.job_ad is not None else 0
         self.cron.merge_into(ad)
+        self.update_by_hand.merge_into(ad)
         job = held.job_ad if held is not None else None
         self.supplements.put(ad, job, now_s=trio.current_time(), now=int(time.time()))
         return ad

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import attrs
 from classad2 import ClassAd
 
-from cedar.agentreply import FAILURE, INVALID_REQUEST, SUCCESS, agent_reply
+from cedar.agentreply import FAILURE, SUCCESS, agent_reply
 from cedar.claims import ClaimId
 from cedar.classads import get_str, set_str
 from cedar.commands import VERSION, Command, condor_version_text
@@ -24,6 +24,7 @@ from cedar.server import Request
 from cedar.sessions import Session
 from pilot.rpc import ChannelClosed, RpcFault
 from startd.claim import WITH_STARTER
+from startd.claimagent import ClaimAgent
 from startd.claims import Claims
 from startd.deadline import Handler
 from startd.held import Held
@@ -45,6 +46,7 @@ class JobCommands:
     claims: Claims
     now_s: Callable[[], float]
     log: logging.LoggerAdapter[logging.Logger]
+    agent: ClaimAgent
 
     def on_claim(self) -> dict[int, Handler]:
         """What comes on a claim's session."""
@@ -62,7 +64,7 @@ class JobCommands:
         return self._held_of_owner(session) is not None
 
     async def claim_agent(self, request: Request) -> None:
-        """CA_CMD: of its many commands two are a shadow's that has lost its starter, and are served."""
+        """CA_CMD: two of its commands are a shadow's that has lost its starter, the others are ``agent``'s."""
         ad = (await request.stream.get()).ad()
         command = get_str(ad, "Command", "")
         if command == "CA_LOCATE_STARTER":
@@ -71,7 +73,9 @@ class JobCommands:
         elif command == "CA_RECONNECT_JOB":
             await self._reconnect(request, ad)
         else:
-            await request.stream.put(agent_reply(INVALID_REQUEST, f"{command[:40]!a} is not served"))
+            if told := get_str(ad, "ClaimId", ""):
+                check_claim_id(told, request.session)
+            await self.agent.on_claim(request, ad, self.claims.find(request.session.sid))
 
     async def _reconnect(self, request: Request, ad: ClassAd) -> None:
         """The claim's session is the proof; the connection becomes the starter's new syscall socket."""

@@ -29,6 +29,7 @@ from startd.administration import Administration
 from startd.advertise import Advertiser
 from startd.authorisation import Rules
 from startd.broker import Broker, reached_by
+from startd.claimagent import ClaimAgent
 from startd.claims import Claims
 from startd.commands import Commands
 from startd.contact import AddressFile, collector_addresses, follow_shared_port, listen, where_now, with_alias
@@ -40,6 +41,7 @@ from startd.healthlook import HealthWatch
 from startd.held import Held, Slots
 from startd.janitor import Janitor
 from startd.machine import cores, describe, resources
+from startd.machineupdate import MachineUpdate
 from startd.master import READY_WITHIN_S, Master
 from startd.namesake import living_namesakes
 from startd.owncredentials import OwnCredentials
@@ -102,7 +104,7 @@ class Startd:
         self._validation = validation
         self.settings, self.config, self.switch, self.log = settings, config, switch, log
         self._advertisers: list[Advertiser] = []
-        self._supplements = Supplements()
+        self._supplements, self._machine_update = Supplements(), MachineUpdate()
         self._supplements.reconfigure(settings)
         self._address_file = AddressFile(settings.startd_address_file, log)
         self._cron = Cron(
@@ -254,6 +256,7 @@ class Startd:
             janitor=self._janitor,
             cron=self._cron.published,
             supplements=self._supplements,
+            update_by_hand=self._machine_update,
             put_load=lambda ad, held: self._policy.put_load(ad, held),
             capability=lambda: self._administration.capability(),
         )
@@ -273,6 +276,7 @@ class Startd:
             daemon_ad=self._ads.of_daemon,
             own_ad=self._ads.own,
             held_ad=self._ads.of_claim,
+            agent=ClaimAgent(self._claims, self._machine_update, self.log, self._changed),
             log=self.log,
         )
         self._administration = Administration(

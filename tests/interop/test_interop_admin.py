@@ -9,6 +9,7 @@ import pytest
 from demo.daemons import switched
 from tests.interop.conftest import STARTD_KNOBS
 from tests.interop.stockjobs import IDLE, StockJobs
+from tests.interop.stockpool import StockError
 from tests.userlog import EVICTED, EXECUTING
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(300)]
@@ -81,6 +82,37 @@ def test_the_pilots_account_may_vacate_ping_and_reconfigure_its_startd(stock: St
     assert said.count("ALLOW") == 2, said
     as_pilot(stock, "condor_reconfig", "-startd", "-name", SLOT)
     stock.until(lambda: True if "settings read again" in stock.start_log() else None, "the settings to be read")
+
+
+def test_the_machines_ad_is_updated_and_chooses_jobs(stock: StockJobs) -> None:
+    assert stock.site.startd is not None
+    update = stock.pool.here / "update.ad"
+    update.write_text('Rack = "b7"\nNice = Cpus > 0\n')
+    update.chmod(0o644)
+    as_pilot(stock, "condor_update_machine_ad", "-name", SLOT, str(update))
+    said = ("condor_status", SLOT, "-af", "Rack", "Nice")
+    stock.until(lambda: stock.pool.tool(*said).split() == ["b7", "true"] or None, "the update to be in the collector")
+    job = stock.one("alice", "echo here", requirements='TARGET.Rack == "b7"')
+    assert stock.done(job) == "here\n"
+
+
+def test_an_update_of_what_a_slot_is_changes_nothing(stock: StockJobs) -> None:
+    update = stock.pool.here / "bad.ad"
+    update.write_text("Fine = True\nStart = True\n")
+    update.chmod(0o644)
+    with pytest.raises(AssertionError, match="cannot be set"):
+        as_pilot(stock, "condor_update_machine_ad", "-name", SLOT, str(update))
+    assert stock.pool.tool("condor_status", SLOT, "-af", "Fine").split() == ["undefined"]
+
+
+def test_another_account_may_not_update_the_machines_ad(stock: StockJobs) -> None:
+    update = stock.pool.here / "others.ad"
+    update.write_text("Fine = True\n")
+    update.chmod(0o644)
+    tool = ("condor_update_machine_ad", "-name", SLOT, str(update))
+    with pytest.raises(StockError):
+        stock.pool.tool(*tool, user=stock.user("bob"))
+    assert "updates the machine's ad: 1 attributes" not in stock.start_log()
 
 
 def test_another_account_may_not(stock: StockJobs) -> None:

@@ -22,9 +22,11 @@ from cedar.sessions import SessionTable
 from cedar.sinful import Sinful
 from pilot.configuration import load
 from startd.administration import Administration
+from startd.claimagent import ClaimAgent
 from startd.claims import Claims
 from startd.commands import Commands
 from startd.held import Held, Slot, Slots
+from startd.machineupdate import MachineUpdate
 from startd.processes import Spawner
 from startd.resources import Resources
 from startd.slotads import Machine, daemon_ad, public_ad
@@ -55,6 +57,7 @@ class Port:
     own_ad: Callable[[Slot], ClassAd]
     ended: list[tuple[str, bool]] = field(factory=list)
     reconfigured: list[None] = field(factory=list)
+    update: MachineUpdate = field(factory=MachineUpdate)
 
     @property
     def slots(self) -> Slots:
@@ -115,10 +118,11 @@ async def port(
         def held_ad(held: Held) -> ClassAd:
             return public_ad(machine, held.slot_state(False), now=int(time.time()), sequence=1)
 
+        update = MachineUpdate()
         commands = Commands(
             claims=claims, procd_socket="/nowhere", slot_ads=lambda: [*map(own_ad, slots.own)], own_ad=own_ad,
             daemon_ad=own_daemon_ad,
-            held_ad=held_ad, log=LOG,
+            held_ad=held_ad, agent=ClaimAgent(claims, update, LOG), log=LOG,
         )  # fmt: skip
         policy = ServerPolicy(None, "x", ("FS",), lambda caller, level: level == "READ" or own_account)
         ended: list[tuple[str, bool]] = []
@@ -130,7 +134,7 @@ async def port(
         )  # fmt: skip
         table = {**commands.table(), **administration.table()}
         await nursery.start(Server(table, slots.sessions, policy).serve, listeners)
-        yield Port(address, claims, administration, held_ad, own_ad, ended, reconfigured)
+        yield Port(address, claims, administration, held_ad, own_ad, ended, reconfigured, update)
         nursery.cancel_scope.cancel()
 
 
