@@ -316,6 +316,11 @@ class Settings(SecuritySettings):
         choice("never", "always", "if_changed"),
         "Whether such an answer goes to the collector at once, or with the next update.",
     )
+    advertise_cmr_uptime_seconds: bool = knob(
+        "False",
+        yes_or_no(),
+        "Whether slots show the bare sums of STARTD_CRON_<NAME>_METRICS, as UptimeGPUsSeconds, beside the averages.",
+    )
     update_interval: float = knob("300", seconds(1), "Time between two updates of the ads at the collector.")
     alive_interval: float = knob("300", seconds(1), "Time between two signs of life of a claim, as the pool states it.")
     max_claim_alives_missed: int = knob("6", integer(1, 1000), "Signs of life that may be missing before a claim ends.")

@@ -60,6 +60,8 @@ class Claims:
     statistics: Statistics = attrs.field(factory=Statistics)
     # told of what a starter says of its job's usage
     usage_seen: Callable[[Held], None] = lambda held: None
+    # told of each job that begins
+    job_begun: Callable[[Held], None] = lambda held: None
     # told of each activation that is over: its slot, its seconds, its starter's last words if there were any
     job_ended: Callable[[Held, float, to_starter.Ended | None], None] = lambda held, seconds, words: None
     # why no new job is taken; empty while jobs are
@@ -291,6 +293,7 @@ class Claims:
         self._pending[self._next_ticket] = (activation, shadow, theirs)
         held.ticket, held.job_id, held.job_user = self._next_ticket, job_id, job_user
         held.begin_job(ClassAd(activation.job_ad) if activation.job_ad else ClassAd())
+        self.job_begun(held)
         held.starter = Channel(trio.socket.from_stdlib_socket(ours), to_starter.STARTER)
         self.nursery.start_soon(self._listen, held, held.starter)
 

@@ -37,9 +37,21 @@ LOOK_AGAIN_S = 1.0
 INTERFACE = {"STARTD_CRON_INTERFACE_VERSION": "1", "STARTD_CRON_NAME": "STARTD_CRON"}
 
 
+@attrs.define(eq=False)
+class Scheduled:
+    """One program's turns. ``process``: its present run."""
+
+    job: CronJob
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    over: trio.Event = attrs.field(factory=trio.Event)
+    process: subprocess.Popen[bytes] | None = None
+    runs: int = 0
+
+
 @attrs.define
 class Cron:
-    """``ad`` gives the startd's ad, for conditions; ``changed`` is called when something new was said."""
+    """``ad`` gives the startd's ad, for conditions; ``changed`` is called when something new was said, ``measured``
+    when a program with metrics has spoken."""
 
     jobs: tuple[CronJob, ...]
     max_load: float
@@ -47,48 +59,100 @@ class Cron:
     ad: Callable[[], ClassAd]
     changed: Callable[[], None]
     log: logging.LoggerAdapter[logging.Logger]
+    measured: Callable[[], None] = lambda: None
     published: Published = attrs.field(factory=Published)
     _load: float = 0.0
+    _scheduled: dict[str, Scheduled] = attrs.field(factory=dict)
+    _nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
         """Until cancelled; then what still runs is killed."""
-        async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as self._nursery:
             for job in self.jobs:
+                self._schedule(job)
+            await trio.sleep_forever()
+
+    def reconfigure(self, jobs: tuple[CronJob, ...], max_load: float, autopublish: str) -> None:
+        """The settings were read again: programs that are new or described in another way begin anew, those that are
+        named no more end, and their answers go. The others go on, or hear of it, as they wish."""
+        self.jobs, self.max_load, self.autopublish = jobs, max_load, autopublish
+        if self._nursery is None:
+            return
+        now = {job.name: job for job in jobs}
+        for name in [name for name in self._scheduled if name not in now]:
+            self.log.info("cron %s: is named no more", name)
+            self._scheduled.pop(name).scope.cancel()
+            self.published.drop(name)
+        for job in jobs:
+            scheduled = self._scheduled.get(job.name)
+            if scheduled is None or scheduled.job != job:
+                self._schedule(job)
+            else:
+                self._tell(scheduled)
+        self.changed()
+
+    def _tell(self, scheduled: Scheduled) -> None:
+        """As stock does: a program that runs has a SIGHUP, one that has run and runs no more may run once more."""
+        job, process = scheduled.job, scheduled.process
+        if process is not None:
+            if job.reconfig:
+                _signal(process, signal.SIGHUP)
+        elif job.reconfig_rerun and scheduled.runs:
+            self._schedule(job)
+
+    def _schedule(self, job: CronJob) -> None:
+        """In place of what there was of it; it begins when that has ended."""
+        assert self._nursery is not None
+        before = self._scheduled.get(job.name)
+        if before is not None:
+            before.scope.cancel()
+        self._scheduled[job.name] = scheduled = Scheduled(job)
+        self._nursery.start_soon(self._keep, scheduled, before)
+
+    async def _keep(self, scheduled: Scheduled, before: Scheduled | None) -> None:
+        job = scheduled.job
+        try:
+            if before is not None:
+                await before.over.wait()
+            with scheduled.scope:
                 match job.mode:
                     case "periodic":
-                        nursery.start_soon(self._periodic, job)
+                        await self._periodic(scheduled)
                     case "waitforexit":
-                        nursery.start_soon(self._again_and_again, job)
+                        await self._again_and_again(scheduled)
                     case "oneshot":
-                        nursery.start_soon(self._once, job)
+                        await self._once(scheduled)
                     case "ondemand":
                         self.log.info("cron %s: runs on demand only, and nobody demands it here", job.name)
+        finally:
+            scheduled.over.set()
 
-    async def _periodic(self, job: CronJob) -> None:
+    async def _periodic(self, scheduled: Scheduled) -> None:
         """At every turn of its clock; a run that takes longer is ended, or goes on and takes the next turn's place."""
-        turn_s = trio.current_time()
+        job, turn_s = scheduled.job, trio.current_time()
         while True:
             turn_s += job.period_s
             with trio.move_on_at(turn_s if job.kill else float("inf")) as turn:
-                await self._once(job)
+                await self._once(scheduled)
             if turn.cancelled_caught:
                 self.log.warning("cron %s: still ran after %g s, and was ended", job.name, job.period_s)
             while turn_s < trio.current_time():
                 turn_s += job.period_s
             await trio.sleep_until(turn_s)
 
-    async def _again_and_again(self, job: CronJob) -> None:
+    async def _again_and_again(self, scheduled: Scheduled) -> None:
         failures = 0
         while True:
-            failures = 0 if await self._once(job) else failures + 1
-            await trio.sleep(first_pause_s(job, failures))
+            failures = 0 if await self._once(scheduled) else failures + 1
+            await trio.sleep(first_pause_s(scheduled.job, failures))
 
-    async def _once(self, job: CronJob) -> bool:
+    async def _once(self, scheduled: Scheduled) -> bool:
         """One run, when it may; whether it ended well."""
+        job = scheduled.job
         await self._its_turn(job)
         self._load += job.load
         try:
-            return await self._run(job)
+            return await self._run(scheduled)
         except OSError as fault:
             self.log.warning("cron %s: %s: %s", job.name, job.executable, fault.strerror or fault)
             return False
@@ -108,13 +172,15 @@ class Cron:
         ad["SailplaneCronCondition"] = parse_expression(condition)
         return evaluate(ad, "SailplaneCronCondition") is True
 
-    async def _run(self, job: CronJob) -> bool:
+    async def _run(self, scheduled: Scheduled) -> bool:
+        job = scheduled.job
         environment = {**os.environ, **INTERFACE, **dict(job.env)}
         environment.pop("CONDOR_CONFIG", None)  # ours points to nothing
         process, output = (
             start_program((job.executable, *job.args), environment, job.cwd),
             Output(job, int(time.time())),
         )
+        scheduled.process, scheduled.runs = process, scheduled.runs + 1
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._log_errors, job, process)
@@ -125,6 +191,7 @@ class Cron:
                 await _ended(process)
                 nursery.cancel_scope.deadline = trio.current_time() + READ_ON_S
         finally:
+            scheduled.process = None
             await _end(process)
         self._publish(job, output.ended())
         for why in output.refused:
@@ -139,6 +206,8 @@ class Cron:
         if record is None:
             return
         news = self.published.put(job, record)
+        if job.metrics:
+            self.measured()
         if record.update or self.autopublish == "always" or (news and self.autopublish == "if_changed"):
             self.changed()
 

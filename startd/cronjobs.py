@@ -7,6 +7,7 @@ expression`` lines, and a line that begins with ``-`` ends a record. What it pri
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from pilot.configuration import RESERVED
 from pilot.knobs import Kind, Knob, choice, expression, number, path, text, variables, yes_or_no
 from pilot.quoting import check_words, split_v1, split_v2
 from pilot.settings import Settings, SettingsError
+from startd.metrics import Meters, Metric, metrics, names_of_jobs
 
 FAMILY = "STARTD_CRON_"
 # As stock's: a longer line is no attribute.
@@ -71,6 +73,9 @@ class CronJob:
         condition: it runs only while this holds for the startd's ad; empty: always.
         slots: ids of the slots that its answers are for; none stands for all.
         load: its share of STARTD_CRON_MAX_JOB_LOAD while it runs.
+        metrics: what of its answers is measured by device and job.
+        reconfig: it has a SIGHUP when the settings are read again while it runs.
+        reconfig_rerun: it runs once more then, if it has run.
     """
 
     name: str
@@ -85,6 +90,14 @@ class CronJob:
     condition: str = ""
     slots: frozenset[int] = frozenset()
     load: float = 0.01
+    metrics: tuple[Metric, ...] = ()
+    reconfig: bool = False
+    reconfig_rerun: bool = False
+
+    @property
+    def measured(self) -> Mapping[str, Metric]:
+        """The metrics by the attribute that the program says."""
+        return {metric.attribute: metric for metric in self.metrics}
 
 
 # The last part of a knob's name, its kind, and the field.
@@ -100,6 +113,9 @@ _ITEMS: Mapping[str, tuple[str, Kind]] = {
     "CONDITION": ("condition", expression()),
     "SLOTS": ("slots", _slot_ids()),
     "JOB_LOAD": ("load", number(0, 100)),
+    "METRICS": ("metrics", metrics()),
+    "RECONFIG": ("reconfig", yes_or_no()),
+    "RECONFIG_RERUN": ("reconfig_rerun", yes_or_no()),
 }
 
 
@@ -213,8 +229,9 @@ class Output:
 
 @attrs.define
 class Published:
-    """The last record of each program and tag, in the order in which they first came."""
+    """The last record of each program and tag, in the order in which they first came, and what was measured."""
 
+    meters: Meters = attrs.field(factory=lambda: Meters(began=int(time.time())))
     _records: dict[tuple[str, str], tuple[CronJob, Record]] = attrs.field(factory=dict)
 
     def put(self, job: CronJob, record: Record) -> bool:
@@ -224,15 +241,30 @@ class Published:
         if before is None and sum(name == job.name for name, _ in self._records) >= MAX_RECORDS:
             return False  # a tag of its own each time: those that came first stay
         self._records[key] = job, record
+        if job.metrics:
+            self.meters.take(job.name, record.tag, job.measured, record.attributes, int(time.time()))
         return before is None or _said(job, before[1]) != _said(job, record)
 
     def merge_into(self, ad: ClassAd) -> None:
         """Into the ad of a slot, what is for it."""
-        for job, record in self._records.values():
-            if _is_for(job, record, ad):
-                for name, value in record.attributes.items():
-                    if name.lower() not in _TARGETS:
-                        ad[name] = value
+        found = {key: each for key, each in self._records.items() if _is_for(*each, ad)}
+        for job, record in found.values():
+            measured = job.measured
+            for name, value in record.attributes.items():
+                if name.lower() not in _TARGETS and name not in measured:
+                    ad[name] = value
+        self.meters.put(ad, lambda program, tag: (program, tag) in found, int(time.time()))
+
+    def measured_of_job(self, ad: ClassAd) -> dict[str, float]:
+        """What of a slot's ad was measured for its present job."""
+        names = {name for job, _ in self._records.values() for name in names_of_jobs(job.metrics)}
+        return {name: float(ad[name]) for name in sorted(names) if isinstance(ad.get(name), int | float)}
+
+    def drop(self, name: str) -> None:
+        """There is no such program any more."""
+        for key in [key for key in self._records if key[0] == name]:
+            del self._records[key]
+        self.meters.drop(name)
 
 
 def _said(job: CronJob, record: Record) -> dict[str, str]:

@@ -8,6 +8,8 @@ import attrs
 
 from pilot.settings import KNOBS, Settings
 
+PROGRAMS = "STARTD_CRON_"
+
 # What the startd itself looks up each time. All others are known to other processes (starters, procd), to the pool
 # (name, address) or to the machine (directories, sizes): they need a restart.
 CHANGEABLE = frozenset(
@@ -49,6 +51,9 @@ CHANGEABLE = frozenset(
         "daemon_shutdown",
         "daemon_shutdown_fast",
         "sailplane_proxy_margin",
+        "startd_cron_joblist",
+        "startd_cron_max_job_load",
+        "startd_cron_autopublish",
         "allow_read",
         "allow_write",
         "allow_administrator",
@@ -75,12 +80,29 @@ def merge(now: Settings, read: Settings) -> Merged:
     different = [field for field in KNOBS if getattr(now, field) != getattr(read, field)]
     taken = [field for field in different if field in CHANGEABLE]
     return Merged(
-        attrs.evolve(now, **{field: getattr(read, field) for field in taken}, attributes=read.attributes),
-        tuple(KNOBS[field].name for field in taken),
-        (*(KNOBS[field].name for field in different if field not in CHANGEABLE), *_changed(now.family, read.family)),
+        attrs.evolve(
+            now,
+            **{field: getattr(read, field) for field in taken},
+            attributes=read.attributes,
+            family={**_programs(read.family), **_others(now.family)},
+        ),
+        (*(KNOBS[field].name for field in taken), *_changed(_programs(now.family), _programs(read.family))),
+        (
+            *(KNOBS[field].name for field in different if field not in CHANGEABLE),
+            *_changed(_others(now.family), _others(read.family)),
+        ),
     )
 
 
+def _programs(family: Mapping[str, str]) -> dict[str, str]:
+    """Settings of programs beside the jobs."""
+    return {name: text for name, text in family.items() if name.startswith(PROGRAMS)}
+
+
+def _others(family: Mapping[str, str]) -> dict[str, str]:
+    """Settings of slots and resources, which are looked at once, at the start."""
+    return {name: text for name, text in family.items() if not name.startswith(PROGRAMS)}
+
+
 def _changed(now: Mapping[str, str], read: Mapping[str, str]) -> list[str]:
-    """Settings of slots, resources and programs beside the jobs: all of them are looked at once, at the start."""
     return sorted(name for name in {**now, **read} if now.get(name) != read.get(name))

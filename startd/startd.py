@@ -43,6 +43,7 @@ from startd.janitor import Janitor
 from startd.machine import cores, describe, resources
 from startd.machineupdate import MachineUpdate
 from startd.master import READY_WITHIN_S, Master
+from startd.measuring import tell_jobs
 from startd.namesake import living_namesakes
 from startd.owncredentials import OwnCredentials
 from startd.pilotend import SIGNALS, PilotEnd
@@ -114,7 +115,9 @@ class Startd:
             ad=lambda: self._ads.own(self._slots.first),
             changed=self._changed,
             log=log,
+            measured=lambda: tell_jobs(self._claims, self._cron.published, self._ads.of_claim),
         )
+        self._cron.published.meters.uptime = settings.advertise_cmr_uptime_seconds
         self._own_names = portsecurity.own_names(settings, master.accounts() if master else ())
 
     async def run(self, ready: Callable[[], None]) -> int:
@@ -225,6 +228,7 @@ class Startd:
             destroyed=self._destroyed,
             account_seen=lambda pid, uid: self._janitor.account_seen(pid, uid),
             retirement_s=lambda held: self._ads.retirement_s(held),
+            job_begun=lambda held: self._cron.published.meters.begin(held.name, int(time.time())),
             job_ended=self._note_job,
             statistics=self._supplements.statistics,
             usage_seen=lambda held: self._policy.look(held),
@@ -418,11 +422,13 @@ class Startd:
         """Settings that cannot be read change nothing."""
         try:
             read = await in_thread(partial(load, self.config))
+            programs = cronjobs.parse(read)
         except (SettingsError, BlockingIOError) as fault:
             self.log.error("settings not read again, everything stays as it is: %s", fault)
             return
         merged = merge(self.settings, read)
-        self.settings = self._claims.settings = merged.settings
+        self.settings = now = self._claims.settings = merged.settings
+        self._cron.reconfigure(programs, now.startd_cron_max_job_load, now.startd_cron_autopublish)
         self._ads.machine = attrs.evolve(
             self._ads.machine,
             start=merged.settings.start,
@@ -448,6 +454,7 @@ class Startd:
             advertiser.wake()
 
     def _destroyed(self, name: str) -> None:
+        self._cron.published.meters.forget(name)
         for advertiser in self._advertisers:
             advertiser.gone(name)
 

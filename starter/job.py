@@ -55,6 +55,7 @@ from starter.life import Life, State
 from starter.messages import (
     LeftBehind,
     LeftElsewhere,
+    Measured,
     PassedCommand,
     Progress,
     RenewalAnnounced,
@@ -347,6 +348,9 @@ class Job:
                     continue
                 for fd in fds:
                     os.close(fd)
+                if isinstance(message, Measured):
+                    self._work.measured = message.values
+                    continue
                 if isinstance(message, RenewalAnnounced):
                     self._nursery.start_soon(self._renewals.announced)
                     continue

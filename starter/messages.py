@@ -153,6 +153,14 @@ class RenewalAnnounced:
 
 
 @attrs.frozen
+class Measured:
+    """startd -> starter: what programs beside the jobs measured of custom resources for this job, as attributes of its
+    ad (STARTD_CRON_<NAME>_METRICS)."""
+
+    values: dict[str, float]
+
+
+@attrs.frozen
 class Progress:
     """starter -> startd: the job's state as in ``starter.life.State``, for the slot ad; ``uid`` once it is known."""
 
@@ -208,6 +216,6 @@ class Ended:
 
 SPAWNER = Protocol(StartStarter, CleanUp, SpawnerReady, StarterStarted, StarterFailed, StarterEnded)
 STARTER = Protocol(
-    Deactivate, HoldJob, SuspendJob, ContinueJob, PassedCommand, RenewalAnnounced, Progress, JobUpdate,
+    Deactivate, HoldJob, SuspendJob, ContinueJob, PassedCommand, RenewalAnnounced, Measured, Progress, JobUpdate,
     SlotBroken, LeftBehind, LeftElsewhere, Ended,
 )  # fmt: skip

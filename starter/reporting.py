@@ -57,6 +57,7 @@ async def _tell_usage(work: Work, verdict: Verdict, ended: JobEnded | None) -> N
 
 def _final(work: Work, verdict: Verdict, ended: JobEnded | None) -> ClassAd:
     update = updates.final(verdict, ended, work.usage, work.duration_s)
+    update.update(dict(work.measured))
     after = work.launched.after if work.launched else None
     if ended is not None and after is not None:
         updates.put_command_after(update, after.wait_status)

@@ -56,6 +56,7 @@ class RunningJob:
         updates.add_delayed(ad, as_ad(delayed), work.shadow_version)
         updates.put_proxy(ad, work.credential, self.proxy_words())
         updates.add_disk(ad, work.disk)
+        ad.update(dict(work.measured))
         try:
             await work.shadow.update_job_info(ad)
         except (PeerFault, ShadowRefused) as fault:

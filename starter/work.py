@@ -111,6 +111,8 @@ class Work:
     keys: Keys = attrs.field(factory=Keys, repr=False)
     # files of the sandbox that are open here, by name
     kept: dict[str, int] = attrs.field(factory=dict)
+    # what the startd's programs measured of custom resources for this job, by attribute
+    measured: Mapping[str, float] = attrs.field(factory=dict)
     registered: bool = False
     # a suspension has begun; every process is stopped, and the shadow may be told so (wire reference T16)
     suspended: bool = False

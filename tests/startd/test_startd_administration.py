@@ -246,12 +246,16 @@ async def test_only_the_pilots_own_account_may_end_its_startd(mine: bool) -> Non
 
 def test_a_running_startd_takes_over_policies_and_leaves_places() -> None:
     now = load(None, {})
-    read = attrs.evolve(
-        now, start="Cpus > 1", num_cpus=7, claim_worklife=5.0, family={**now.family, "SLOT_TYPE_1": "auto"}
-    )
+    family = {**now.family, "SLOT_TYPE_1": "auto", "STARTD_CRON_A_PERIOD": "5"}
+    read = attrs.evolve(now, start="Cpus > 1", num_cpus=7, claim_worklife=5.0, family=family)
     merged = merge(now, read)
-    assert (merged.taken, merged.left) == (("START", "CLAIM_WORKLIFE"), ("NUM_CPUS", "SLOT_TYPE_1"))
+    assert merged.taken == ("START", "CLAIM_WORKLIFE", "STARTD_CRON_A_PERIOD")
+    assert merged.left == ("NUM_CPUS", "SLOT_TYPE_1")
     assert (merged.settings.start, merged.settings.num_cpus) == ("Cpus > 1", now.num_cpus)
+    assert merged.settings.family == {**now.family, "STARTD_CRON_A_PERIOD": "5"}
+    gone = merge(merged.settings, now)
+    assert gone.taken == ("START", "CLAIM_WORKLIFE", "STARTD_CRON_A_PERIOD")
+    assert gone.settings.family == now.family
     assert merge(now, now).taken == ()
 
 

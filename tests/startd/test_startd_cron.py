@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -308,6 +309,77 @@ async def test_a_program_that_is_not_there_is_tried_again_with_pauses(
         script(tmp_path, "late", "echo A = 1\n")
         await until(lambda: said(cron, "A") == 1, "its answer")
     assert caplog.text.count("No such file") < 5
+
+
+# --- settings that are read again ----------------------------------------------------------------------------------
+
+
+async def test_programs_that_are_new_changed_or_named_no_more(tmp_path: Path) -> None:
+    stay = CronJob(
+        name="stay", executable=script(tmp_path, "stay", f"echo x >> {tmp_path}/stays; echo S = 1\n"), mode="oneshot"
+    )
+    go = CronJob(
+        name="go",
+        executable=script(tmp_path, "go", f"echo $$ >> {tmp_path}/pids; echo G = 1; echo -; sleep 1000\n"),
+        mode="oneshot",
+    )
+    new = CronJob(name="new", executable=script(tmp_path, "new", "echo N = $1\n"), args=("1",), mode="oneshot")
+    async with running(stay, go) as (cron, told):
+        await until(lambda: (said(cron, "S"), said(cron, "G")) == (1, 1), "both answers")
+        (pid,) = _pids(tmp_path)
+        count = len(told)
+        cron.reconfigure((stay, new), 1.0, "if_changed")
+        await until(lambda: said(cron, "N") == 1, "the new one's answer")
+        await until(lambda: not alive(pid), "the end of the one that is named no more")
+        assert (said(cron, "S"), said(cron, "G")) == (1, None)
+        assert len(told) > count, "the pool is told that an answer is gone"
+        cron.reconfigure((stay, attrs.evolve(new, args=("2",))), 1.0, "if_changed")
+        await until(lambda: said(cron, "N") == 2, "the changed one's answer")
+        assert (tmp_path / "stays").read_text() == "x\n"
+
+
+async def test_a_changed_one_begins_when_the_one_before_has_ended(tmp_path: Path) -> None:
+    text = f"cd {tmp_path}; trap 'sleep 0.3; echo end >> story; exit' TERM; echo start >> story; sleep 1000 & wait\n"
+    job = CronJob(name="a", executable=script(tmp_path, "a", text), mode="oneshot")
+
+    def story() -> list[str]:
+        return (tmp_path / "story").read_text().split() if (tmp_path / "story").exists() else []
+
+    async with running(job) as (cron, _):
+        await until(lambda: story() == ["start"], "its start")
+        cron.reconfigure((attrs.evolve(job, args=("x",)),), 1.0, "never")
+        cron.reconfigure((attrs.evolve(job, args=("y",)),), 1.0, "never")
+        await until(lambda: len(story()) >= 3, "the next start")
+        assert story() == ["start", "end", "start"]
+
+
+@pytest.mark.parametrize(("wishes", "hears"), [(True, True), (False, False)])
+async def test_one_that_runs_has_a_sighup_if_it_wishes(tmp_path: Path, wishes: bool, hears: bool) -> None:
+    text = (
+        f"cd {tmp_path}; trap 'touch heard' HUP; trap 'touch asked' USR1; echo $$ >> pids; while :; do sleep 0.05; done"
+    )
+    job = CronJob(name="a", executable=script(tmp_path, "a", text), mode="oneshot", reconfig=wishes)
+    async with running(job) as (cron, _):
+        await until(lambda: len(_pids(tmp_path)) == 1, "its start")
+        cron.reconfigure((job,), 1.0, "never")
+        os.kill(_pids(tmp_path)[0], signal.SIGUSR1)  # by what comes after it a signal is known to have been heard
+        await until((tmp_path / "asked").exists, "the second signal")
+        assert (tmp_path / "heard").exists() == hears
+        assert len(_pids(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("again", [True, False])
+async def test_one_that_has_run_runs_once_more_if_it_wishes(tmp_path: Path, again: bool) -> None:
+    path = script(tmp_path, "a", f"echo $$ >> {tmp_path}/pids; echo A = $(wc -l < {tmp_path}/pids)\n")
+    other = CronJob(name="b", executable=script(tmp_path, "b", "echo B = 1\n"), mode="oneshot")
+    job = CronJob(name="a", executable=path, mode="oneshot", reconfig_rerun=again)
+    async with running(job) as (cron, _):
+        await until(lambda: said(cron, "A") == 1 and cron._scheduled["a"].process is None, "its first run")
+        cron.reconfigure((job, other), 1.0, "never")
+        await until(lambda: said(cron, "B") == 1, "another one's first run")
+        if again:
+            await until(lambda: said(cron, "A") == 2, "its second run")
+        assert len(_pids(tmp_path)) == 1 + again
 
 
 def _pids(place: Path) -> list[int]:
