@@ -88,7 +88,8 @@ class Accepted:
     """A client that may go on with its command's payload.
 
     fresh: it has shown who it is on this connection. One that resumes a session shows that it has the key by its first
-    message, not before. only_asked: it wanted to know whether it might.
+    message, not before; or by a secret id that nobody has seen before (``Session.once``). only_asked: it wanted to know
+    whether it might.
     """
 
     command: int
@@ -123,12 +124,14 @@ def _resume(request: ClassAd, command: int, side: Side) -> Handshake[Accepted]:
     wants_answer = get_bool(request, "ResumeResponse", False)
     session = side.sessions.get(get_str(request, "Sid")[:MAX_SID_CHARS], side.now_s)
     objection = _objection(session, command, side)
+    if session is not None:
+        session.shown = True
     if wants_answer:
         yield Put((_resume_answer(objection, side),))
     if session is None or objection is not None:
         raise Refused(objection or "DENIED", f"session not resumed for command {command}")
     yield UseKey(session.key)
-    return Accepted(command, session)
+    return Accepted(command, session, fresh=command in session.once)
 
 
 def _objection(session: Session | None, command: int, side: Side) -> str | None:

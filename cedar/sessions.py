@@ -52,9 +52,16 @@ class Session:
     used_s: float | None = None
     # Of somebody known who may do no more than a stranger, as any account of this machine.
     common: bool = False
+    # Of `commands` those without a payload, where the id is a secret, too: nothing on the connection shows that the
+    # peer has the key, and the id comes in clear. So they count on the first connection that shows the id, and never
+    # again.
+    once: frozenset[int] = frozenset()
+    shown: bool = False
 
     def permits(self, command: int, level: str) -> bool:
         """True when a command of this level may be called with it."""
+        if self.shown and command in self.once:
+            return False
         if self.commands is not None:
             return command in self.commands
         return level in implied(self.level)

@@ -63,6 +63,11 @@ class CedarStream(trio.abc.AsyncResource):
         return self._frames.keyed
 
     @property
+    def whole(self) -> bool:
+        """Whether a message may be put: none was interrupted, and the peer's have been in order."""
+        return not self._broken
+
+    @property
     def exported(self) -> bool:
         """True when the socket was given away."""
         return self._exported

@@ -36,6 +36,11 @@ class SecuritySettings:
         " can become its account.",
         unset="POOL in SEC_PASSWORD_DIRECTORY",
     )
+    sec_enable_remote_administration: bool = knob(
+        "True",
+        yes_or_no(),
+        "Gives the collector a capability by which the pool's administrators may steer this startd.",
+    )
     scitokens_file: Path | None = knob(
         "$ENV(BEARER_TOKEN_FILE:)",
         path(optional=True),

@@ -37,6 +37,8 @@ IDENTITY = "collector-side@matchsession"
 RENEW_AFTER_S, CAPABILITY_S = 30.0, 1800.0
 CAPABILITY = "_condor_PrivRemoteAdminCapability"
 _SECRET_BYTES = 32
+# As condor_off names us, when it means to speak to our master.
+_SUBSYSTEM = "startd"
 
 
 class Manner(Enum):
@@ -70,7 +72,18 @@ class Administration:
         """What is served, all at one level."""
         handlers = self._with_payload() | {Command.RAISESIGNAL: self.signal}
         handlers |= {command: _proven(handle) for command, handle in self._without_payload().items()}
-        return {command: Served(LEVEL, within_deadline(handle)) for command, handle in handlers.items()}
+        return {command: Served(LEVEL, within_deadline(self._noted(handle))) for command, handle in handlers.items()}
+
+    def _noted(self, handle: Handler) -> Handler:
+        """A capability that was used is spent for what has no payload: the collector gets another one at once."""
+
+        async def noted(request: Request) -> None:
+            if self._capability is not None and request.session.sid == self._capability.session_id:
+                self._capability = None
+                self.claims.changed()
+            await handle(request)
+
+        return noted
 
     def _with_payload(self) -> dict[int, Handler]:
         """What the capability is good for: the payload is the proof that its key is there."""
@@ -79,10 +92,14 @@ class Administration:
             Command.VACATE_CLAIM_FAST: partial(self.vacate, how_fast=HowFast.FAST),
             Command.DRAIN_JOBS: self.drain,
             Command.CANCEL_DRAIN_JOBS: self.cancel,
+            Command.DAEMON_OFF: partial(self.off_by_name, fast=False),
+            Command.DAEMON_OFF_FAST: partial(self.off_by_name, fast=True),
+            Command.DAEMON_OFF_PEACEFUL: partial(self.off_by_name, fast=False, manner=Manner.PEACEFUL),
         }
 
     def _without_payload(self) -> dict[int, Handler]:
-        """Nothing follows the handshake, so these take somebody who has shown in it who he is."""
+        """Nothing follows the handshake, so these take somebody who has shown in it who he is; or a capability whose id
+        nobody can have seen yet."""
         return {
             Command.VACATE_ALL_CLAIMS: partial(self.vacate_all, how_fast=HowFast.QUICK),
             Command.VACATE_ALL_FAST: partial(self.vacate_all, how_fast=HowFast.FAST),
@@ -101,16 +118,17 @@ class Administration:
         now_s = trio.current_time()
         if self._capability is None or now_s - self._minted_s > RENEW_AFTER_S:
             slots = self.claims.slots
-            numbers = sorted(map(int, self._with_payload()))
+            once = frozenset(map(int, self._without_payload()))
+            numbers = sorted(once.union(map(int, self._with_payload())))
             commands = ",".join(map(str, numbers))
             info = (
                 '[Encryption="YES";Integrity="YES";CryptoMethods="AES";'
                 f'ShortVersion="{VERSION}";ValidCommands="{commands}";]'
             )
-            sid = f"admin_{slots.address}#{slots.start_time}#{next(self._numbers)}"
+            sid = f"admin_{slots.address}#{secrets.token_hex(_SECRET_BYTES)}#{next(self._numbers)}"
             minted = ClaimId.from_parts(sid, info, secrets.token_hex(_SECRET_BYTES))
             session = minted.session(IDENTITY, commands=frozenset(numbers))
-            session.level, session.expires_s = LEVEL, now_s + CAPABILITY_S
+            session.level, session.expires_s, session.once = LEVEL, now_s + CAPABILITY_S, once
             slots.sessions.add(session)
             self._capability, self._minted_s = minted, now_s
         return self._capability.text
@@ -213,10 +231,21 @@ class Administration:
     # --- the startd itself ---------------------------------------------------------------------------------------
 
     async def off(self, request: Request, *, fast: bool, manner: Manner = Manner.GRACEFUL) -> None:
-        """condor_restart, and condor_off without a master. No payload, no answer."""
+        """condor_restart -startd, condor_off -addr. No payload, no answer."""
         if manner is not Manner.GRACEFUL:
             self.manner = manner
         self.shut_down(f"{request.identity} ends the startd", fast, True)
+
+    async def off_by_name(self, request: Request, *, fast: bool, manner: Manner = Manner.GRACEFUL) -> None:
+        """condor_off -startd -addr: what a master would be told, which has to say whom it means. No answer.
+
+        Raises:
+            PeerFault: another daemon is meant. Nothing is done.
+        """
+        name = (await request.stream.get()).string()
+        if name.lower() != _SUBSYSTEM:
+            raise PeerFault("subsystem", f"{name[:40]!a} is to be ended, but this is a startd, and no master")
+        await self.off(request, fast=fast, manner=manner)
 
     async def mean(self, request: Request, *, manner: Manner) -> None:
         """What the next graceful end is to be. No payload, no answer."""

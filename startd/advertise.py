@@ -143,19 +143,19 @@ class Advertiser:
         if lost:
             raise lost[0]
 
-    async def _dial(self) -> CedarStream:
+    async def _dial(self, command: Command = Command.UPDATE_STARTD_AD) -> CedarStream:
         address = where_now(self.collector, self.address_file)
         if self.family is not None and is_own(address.host):
             try:
-                return await self._connect(address, Resume(self.family))
+                return await self._connect(address, Resume(self.family), command)
             except Refused:  # another master's collector
                 self.family = None
-        return await self._connect(address, self.wishes())
+        return await self._connect(address, self.wishes(), command)
 
-    async def _connect(self, address: Sinful, security: Resume | Negotiate) -> CedarStream:
+    async def _connect(self, address: Sinful, security: Resume | Negotiate, command: Command) -> CedarStream:
         return await connect(
             address,
-            Command.UPDATE_STARTD_AD,
+            command,
             security,
             subsystem="STARTD",
             own_address=self.own_address,
@@ -176,16 +176,28 @@ class Advertiser:
 
     async def _goodbye(self) -> None:
         """Also for slots that were destroyed a moment ago and are not yet taken back."""
-        if self._stream is None:
+        if not self.advertised.is_set():
             return
+        going = [(name, SLOT) for name in self._destroyed]
+        going += [(str(public["Name"]), str(public["MyType"])) for public, _ in self.ads()]
         try:
-            going = [(name, SLOT) for name in self._destroyed]
-            going += [(str(public["Name"]), str(public["MyType"])) for public, _ in self.ads()]
+            stream, first = await self._last_stream()
             for name, kind in going:
-                await self._stream.put(int(Command.INVALIDATE_STARTD_ADS), invalidation(name, self.own_address, kind))
-            await self._stream.aclose()
-        except (PeerFault, trio.BrokenResourceError):
+                head = [] if first else [int(Command.INVALIDATE_STARTD_ADS)]
+                first = False
+                await stream.put(*head, invalidation(name, self.own_address, kind))
+            await stream.aclose()
+        except (PeerFault, Refused, OSError, trio.BrokenResourceError):
             return  # the ads expire by themselves
+
+    async def _last_stream(self) -> tuple[CedarStream, bool]:
+        """The connection, or a new one (True) where an update was interrupted: the end of the last claim is told in the
+        same moment as the startd's end begins."""
+        if self._stream is not None and self._stream.whole:
+            return self._stream, False
+        await self._hang_up()
+        self._stream = await self._dial(Command.INVALIDATE_STARTD_ADS)
+        return self._stream, True
 
     async def _hang_up(self) -> None:
         stream, self._stream = self._stream, None

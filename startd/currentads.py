@@ -138,5 +138,6 @@ class CurrentAds:
 
     def _with_capability(self, ad: ClassAd) -> ClassAd:
         """For the collector, which shows it to administrators alone; never in an answer of our own."""
-        ad[CAPABILITY] = self.capability()
+        if capability := self.capability():
+            ad[CAPABILITY] = capability
         return ad

@@ -262,7 +262,7 @@ class Startd:
             supplements=self._supplements,
             update_by_hand=self._machine_update,
             put_load=lambda ad, held: self._policy.put_load(ad, held),
-            capability=lambda: self._administration.capability(),
+            capability=self._capability,
         )
         self._policy = PolicyWatch(self._claims, self._ads.of_claim, self._ads.own, self.log)
 
@@ -448,6 +448,10 @@ class Startd:
 
     def _rules(self) -> Rules:
         return Rules.of(self.settings, self._own_names)
+
+    def _capability(self) -> str:
+        """For the pool's administrators; empty where the settings want none."""
+        return self._administration.capability() if self.settings.sec_enable_remote_administration else ""
 
     def _changed(self) -> None:
         for advertiser in self._advertisers:

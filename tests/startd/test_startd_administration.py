@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import attrs
 import pytest
 import trio
@@ -16,7 +18,7 @@ from cedar.commands import Command
 from cedar.errors import PeerFault, Refused
 from pilot.configuration import load
 from startd import drain
-from startd.administration import LEVEL
+from startd.administration import LEVEL, Manner
 from startd.claim import State
 from startd.claimevents import Activate, Cause, Retire, Shutdown, StarterRuns
 from startd.drain import CannotDrain, HowFast, Refusal, Then, parse
@@ -36,6 +38,12 @@ async def ask(on: Port, command: Command, **values: object) -> ClassAd:
     reader = await on.say(command, capability(on), ad)
     assert reader is not None
     return reader.ad()
+
+
+def another_id(claim: ClaimId) -> ClaimId:
+    """With the same secret: what shows the key is not what is missing."""
+    head, mark, number = claim.session_id.rpartition("#")
+    return ClaimId.parse(f"{head[:-1]}{'1' if head[-1] == '0' else '0'}{mark}{number}#{claim.info}{claim.secret}")
 
 
 def run_job(held: Held) -> None:
@@ -77,8 +85,9 @@ async def test_a_claims_session_commands_no_startd(command: Command, items: tupl
 async def test_a_guessed_capability_is_none(command: Command, items: tuple[Item, ...]) -> None:
     async with port() as on:
         before = state(on)
+        guess = guessed(capability(on)) if items else another_id(capability(on))
         with pytest.raises((PeerFault, Refused)):
-            await on.say(command, guessed(capability(on)), *items)
+            await on.say(command, guess, *items)
         assert (state(on), on.ended, on.reconfigured, on.claims.drain) == (before, [], [], None)
 
 
@@ -216,17 +225,85 @@ async def test_vacating_another_slot_ends_none() -> None:
         assert held.life.state is State.BUSY
 
 
+NO_PAYLOAD = [Command.OFF_FAST, Command.OFF_PEACEFUL, Command.VACATE_ALL_CLAIMS, Command.RECONFIG]
+
+
+async def done(on: Port, held: Held, command: Command) -> bool:
+    """Whether a command without a payload has had its effect, once the port has nothing more to do."""
+    await trio.testing.wait_all_tasks_blocked(0.05)
+    effects = {
+        Command.VACATE_ALL_CLAIMS: held.life.state is State.CLOSING,
+        Command.RECONFIG: bool(on.reconfigured),
+    }
+    return effects.get(command, bool(on.ended))
+
+
+@pytest.mark.parametrize("command", NO_PAYLOAD)
+async def test_a_capability_that_nobody_has_shown_yet_serves_without_a_payload(command: Command) -> None:
+    async with port() as on:
+        held = await on.claim()
+        run_job(held)
+        await on.say(command, capability(on), answer=False)
+        assert await done(on, held, command)
+
+
+@pytest.mark.parametrize("first", [Command.DRAIN_JOBS, Command.RECONFIG_FULL, Command.QUERY_STARTD_ADS])
+@pytest.mark.parametrize("command", NO_PAYLOAD)
+async def test_one_that_was_on_the_wire_does_not(first: Command, command: Command) -> None:
+    """Its id goes in the clear, so from then on it is anybody's. What was refused has shown it, too."""
+    async with port() as on:
+        seen = capability(on)
+        with suppress(PeerFault, Refused):
+            await on.say(first, seen, *([ClassAd()] if first is Command.DRAIN_JOBS else []), answer=False)
+        held = await on.claim() if first is not Command.DRAIN_JOBS else None
+        on.reconfigured.clear()
+        with pytest.raises(Refused, match="DENIED"):
+            await on.say(command, seen)
+        assert (on.ended, on.reconfigured) == ([], [])
+        assert held is None or held.life.state is State.IDLE
+
+
+async def test_a_used_capability_is_followed_by_another_at_once() -> None:
+    async with port() as on:
+        first = capability(on)
+        await on.say(Command.VACATE_CLAIM, first, "slot1@node", answer=False)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        second = capability(on)
+        assert second.session_id != first.session_id
+        await on.say(Command.VACATE_CLAIM, first, "slot1@node", answer=False)  # with a payload it goes on to serve
+        await on.say(Command.RECONFIG, second, answer=False)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert on.reconfigured == [None]
+
+
+@pytest.mark.parametrize(
+    ("command", "fast"),
+    [(Command.DAEMON_OFF, False), (Command.DAEMON_OFF_FAST, True), (Command.DAEMON_OFF_PEACEFUL, False)],
+)
+async def test_off_by_name_ends_this_startd_and_no_other_daemon(command: Command, fast: bool) -> None:
+    async with port() as on:
+        with pytest.raises(PeerFault):
+            await on.say(command, capability(on), "schedd")
+        assert on.ended == []
+        await on.say(command, capability(on), "STARTD", answer=False)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert [is_fast for _, is_fast in on.ended] == [fast]
+        peaceful = command is Command.DAEMON_OFF_PEACEFUL
+        assert (on.administration.manner is Manner.PEACEFUL) is peaceful
+
+
 @pytest.mark.parametrize("command", [Command.OFF_FAST, Command.VACATE_ALL_CLAIMS, Command.RECONFIG])
 async def test_without_a_payload_a_session_proves_nothing(command: Command) -> None:
     """Whoever knows a session's id, which goes over the wire in the clear, could resume it without its key."""
     async with port() as on:
         held = await on.claim()
         run_job(held)
-        owner = capability(on).session("somebody@x")
+        somebody = another_id(capability(on))
+        owner = somebody.session("somebody@x")
         owner.level, owner.commands = LEVEL, None
         on.slots.sessions.add(owner)
         with pytest.raises((PeerFault, Refused)):
-            await on.say(command, capability(on))
+            await on.say(command, somebody)
         assert (held.life.state, on.ended, on.reconfigured) == (State.BUSY, [], [])
 
 
