@@ -24,8 +24,8 @@ MAX_DEPTH = 5_000
 _REFERENCE_DEPTH = 10
 # Of one evaluation in this thread. The estimate is some ten times what ordinary expressions take.
 MAX_NS = 20_000_000
-# Looking at an expression costs about 1 us a token here: of all that one evaluation reaches.
-MAX_LOOKED_AT_CHARS = 50_000
+# Looking at an expression costs about 1 us a token here, 5 ms in all: of all that one evaluation reaches.
+MAX_LOOKED_AT_CHARS = 16_000
 # Measured with the wheel 24.12: a token, and what a function does with each character of its arguments.
 _TOKEN_NS, _CHAR_NS = 150, 30
 # What a number may become as text (a real one has up to 22 characters), and any other token ("false").
@@ -56,8 +56,8 @@ _ADS = frozenset(
         "symmetricmatch", "leftmatchesright", "rightmatchesleft",
     ]
 )  # fmt: skip
-# The same Requirements are asked against many ads. 256 of this length cost some 40 MB at worst.
-_CACHED_CHARS = 8_000
+# The same expressions are asked again and again, against many ads.
+_REMEMBERED = 256
 
 Reference = tuple[str, str]
 
@@ -102,7 +102,19 @@ class _Shape:
 
 
 def _shape(text: str) -> _Shape:
-    return _cached_shape(text) if len(text) <= _CACHED_CHARS else _new_shape(text)
+    shape = _known_shape(text)
+    if shape is None:
+        raise _Unbounded
+    return shape
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _known_shape(text: str) -> _Shape | None:
+    """None for what has no bound: that is remembered, too."""
+    try:
+        return _new_shape(text)
+    except (_Unbounded, PeerFault):
+        return None
 
 
 def _new_shape(text: str) -> _Shape:
@@ -125,9 +137,6 @@ def _new_shape(text: str) -> _Shape:
         depth, len(tokens), _chars(tokens), references, len(calls), squares, tuple(found), tuple(repeats),
         sum(1 for _ in _arguments(tokens, 0)) if tokens[0][1] == "{" else 0,
     )  # fmt: skip
-
-
-_cached_shape = lru_cache(maxsize=256)(_new_shape)
 
 
 def _chars(tokens: Sequence[tuple[str, str]]) -> int:
@@ -229,6 +238,7 @@ class _Walk:
     def __init__(self, ad: ClassAd, target: ClassAd | None) -> None:
         self._ads = (ad, target)
         self._looked_at = 0
+        self._shapes: dict[tuple[int, str], _Shape] = {}
         self._known: dict[tuple[int, str], _Cost | None] = {}
 
     def cost(self, side: int, scope: str, name: str) -> _Cost:
@@ -260,14 +270,21 @@ class _Walk:
         self._known[key] = result = self._measure(side, name)
         return result
 
+    def _shape(self, side: int, name: str) -> _Shape:
+        """Of an attribute that is there."""
+        key = (side, name)
+        if key not in self._shapes:
+            ad = self._ads[side]
+            assert ad is not None
+            text = str(ad.lookup(name))
+            self._looked_at += len(text)
+            if self._looked_at > MAX_LOOKED_AT_CHARS:
+                raise _Unbounded
+            self._shapes[key] = _shape(text)
+        return self._shapes[key]
+
     def _measure(self, side: int, name: str) -> _Cost:
-        ad = self._ads[side]
-        assert ad is not None
-        text = str(ad.lookup(name))
-        self._looked_at += len(text)
-        if self._looked_at > MAX_LOOKED_AT_CHARS:
-            raise _Unbounded
-        shape = _shape(text)
+        shape = self._shape(side, name)
         depth, chars, ns = 0, shape.chars, 0.0
         for scope, other in shape.references:
             below = self.cost(side, scope, other)
@@ -289,14 +306,12 @@ class _Walk:
         at = 1 - side if scope == "target" or (not scope and self._value(side, name) is _MISSING) else side
         if self._value(at, name) is _MISSING:
             return 0
-        ad = self._ads[at]
-        assert ad is not None
-        shape = _shape(str(ad.lookup(name)))
+        shape = self._shape(at, name)
         for inner_scope, element in shape.references:
             value = self._value(at, element)
             if inner_scope or value is _MISSING:
                 raise _Unbounded
-            plain = _shape(str(ad.lookup(element)))
+            plain = self._shape(at, element)
             if plain.references or plain.calls:
                 raise _Unbounded
         if not shape.elements:

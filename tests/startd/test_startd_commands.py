@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 
 import pytest
@@ -108,6 +109,22 @@ async def test_a_strangers_question_cannot_keep_the_startd_busy() -> None:
                     with pytest.raises(PeerFault):
                         await asked.get()
             assert trio.current_time() - began_s < 2
+
+
+async def test_a_request_cannot_keep_the_startd_busy() -> None:
+    """Each of its attributes takes a second and more where nothing stops it; a claim that is free stays so."""
+    evil = " || ".join(['regexp("(a+)+$", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab")'] * 40)
+    names = ("Requirements", "RequestCpus", "RequestMemory", "RequestDisk", "JobLeaseDuration", "User", "Importance")
+    ad = parse_old("".join(f"{name} = {evil}\n" for name in names))
+    async with port(start="TARGET.Importance =!= 7", rank="TARGET.Importance") as here:
+        before = state(here)
+        presented = here.slot.current
+        began_s = time.monotonic()
+        reader = await here.say(Command.REQUEST_CLAIM, presented, presented.text, ad, "", 10)
+        assert reader is not None
+        assert reader.int() == 0
+        assert time.monotonic() - began_s < 2
+        assert state(here) == before
 
 
 async def test_nonsense_on_a_claims_session_ends_its_connection_only() -> None:
