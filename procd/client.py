@@ -2,7 +2,8 @@
 
 Every call can be made by any task at any time. When procd is away, calls wait for it (`patience_s`); when it
 has been restarted, it does not know our families: the client registers them again, with what the last one had
-told, and goes on. `keep` does that at once instead of at the next call.
+told, and goes on. `keep` does that at once instead of at the next call, and lets calls that follow one another have
+one connection.
 """
 
 import os
@@ -76,6 +77,9 @@ class ProcdClient:
         self._path = path
         self._patience_s = patience_s
         self._registrations: dict[str, _Registration] = {}
+        # of the last call, for the next one; kept while somebody sees to its end
+        self._idle: Channel | None = None
+        self._keeping = False
 
     @classmethod
     async def connect(cls, path: str | os.PathLike[str], *, patience_s: float = PATIENCE_S) -> Self:
@@ -176,13 +180,24 @@ class ProcdClient:
         await self._ask(family, Resume(family), Done)
 
     async def stop(
-        self, family: str, *, urgent: bool = False, deadline_s: float, soft: int = 0, grace_s: float = 0.0
+        self,
+        family: str,
+        *,
+        urgent: bool = False,
+        deadline_s: float,
+        soft: int = 0,
+        grace_s: float = 0.0,
+        forget: bool = False,
     ) -> Stopped:
         """SIGKILL until a full scan proves that nobody is left, or `deadline_s` seconds are over.
 
-        With `soft`, that signal to the root comes first, and at most `grace_s` seconds for it to end.
+        With `soft`, that signal to the root comes first, and at most `grace_s` seconds for it to end. With `forget` an
+        empty family is unregistered as well: then the answer has its last usage.
         """
-        return await self._ask(family, Stop(family, urgent, deadline_s, soft, grace_s), Stopped)
+        stopped = await self._ask(family, Stop(family, urgent, deadline_s, soft, grace_s, forget), Stopped)
+        if stopped.usage is not None:
+            self._forget(family)
+        return stopped
 
     async def unregister(self, family: str) -> Usage:
         """Have the family forgotten; its last usage."""
@@ -202,13 +217,20 @@ class ProcdClient:
         """Until cancelled: when procd goes away, wait for the next one (as long as it takes) and register
         again."""
         task_status.started()
-        while True:
-            try:
-                async with await self._connect() as channel:
-                    await self._register_all()
-                    await channel.receive()  # procd never speaks first: this is the end of file
-            except RpcFault:
-                await trio.sleep(_FIRST_PAUSE_S)
+        self._keeping = True
+        try:
+            while True:
+                try:
+                    async with await self._connect() as channel:
+                        await self._register_all()
+                        await channel.receive()  # procd never speaks first: this is the end of file
+                except RpcFault:
+                    await trio.sleep(_FIRST_PAUSE_S)
+        finally:
+            self._keeping = False
+            if self._idle is not None:
+                self._idle.close()
+                self._idle = None
 
     # --- calls ----------------------------------------------------------------------------------------------
 
@@ -239,8 +261,7 @@ class ProcdClient:
         """One request and its reply; once more when procd was restarted in the middle of it."""
         for attempt in range(_ATTEMPTS):
             try:
-                async with await self._connect() as channel:
-                    reply = await channel.call(request, fds)
+                reply = await self._exchange(request, fds)
                 break
             except ChannelClosed:
                 if attempt == _ATTEMPTS - 1:
@@ -249,6 +270,27 @@ class ProcdClient:
         if not isinstance(reply, kind):
             raise RpcFault("type", f"{kind.__name__} expected from procd")
         return reply
+
+    async def _exchange(self, request: Any, fds: Sequence[int]) -> Any:
+        channel, self._idle = self._idle, None
+        if channel is None:
+            channel = await self._connect()
+        try:
+            reply = await channel.call(request, fds)
+        except RpcRefused:
+            self._spare(channel)
+            raise
+        except BaseException:  # cancelled too: a reply that comes later would be taken for that of another call
+            channel.close()
+            raise
+        self._spare(channel)
+        return reply
+
+    def _spare(self, channel: Channel) -> None:
+        if self._keeping and self._idle is None:
+            self._idle = channel
+        else:
+            channel.close()
 
     async def _connect(self) -> Channel:
         """Connect, waiting for a procd that is being restarted."""

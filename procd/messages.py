@@ -163,6 +163,8 @@ class Stop:
 
     soft: before that, this signal to the root and at most `grace_s` seconds for it to end (0: none); with the kill it
     is one call of the switch.
+
+    forget: a family that is empty then is unregistered as well.
     """
 
     family: str = attrs.field(validator=_NAME)
@@ -170,6 +172,7 @@ class Stop:
     deadline_s: float = attrs.field(default=60.0, validator=and_(_finite, le(MAX_DEADLINE_S)))
     soft: int = attrs.field(default=0, validator=and_(ge(0), le(64)))
     grace_s: float = attrs.field(default=0.0, validator=and_(_finite, le(MAX_DEADLINE_S)))
+    forget: bool = False
 
 
 @attrs.frozen
@@ -189,6 +192,8 @@ class Stopped:
     """Why there are survivors, as far as known."""
     strays: tuple[int, ...] = ()
     """Processes of the family's account that are no descendants, left alone. At most MAX_LISTED."""
+    usage: Usage | None = None
+    """The last one, of a family that was unregistered."""
 
 
 @attrs.frozen

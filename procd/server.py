@@ -265,7 +265,16 @@ class Service:
     async def _stop(self, request: Stop) -> Stopped:
         family = self._families.get(request.family)
         farewell = Farewell(request.soft, request.grace_s) if request.soft else None
-        return await self._end(family, urgent=request.urgent, deadline_s=request.deadline_s, farewell=farewell)
+        stopped = await self._end(family, urgent=request.urgent, deadline_s=request.deadline_s, farewell=farewell)
+        if not (stopped.empty and request.forget and self._is_nobody_elses(family)):
+            return stopped
+        usage = self._usage_of(family)  # who has ended uses nothing more: it was looked at on the way to the proof
+        self._forget(family)
+        return attrs.evolve(stopped, usage=usage)
+
+    def _is_nobody_elses(self, family: Family) -> bool:
+        """Whether no other request is about to end it, or has had it forgotten meanwhile."""
+        return not self._being_killed[family.name] and any(each is family for each in self._families)
 
     async def _unregister(self, request: Unregister) -> Usage:
         family = self._families.get(request.family)

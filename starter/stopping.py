@@ -59,6 +59,8 @@ async def _stop(work: Work, *, soft: bool) -> Event:
         deadline_s=work.settings.killing_timeout,
         soft=await soft_signal(work) if soft else 0,
         grace_s=_grace_s(work),
+        # Sessions are families within this one; and a stop that was asked for may be overtaken by a harder one.
+        forget=work.ended.is_set() and not work.guests.families,
     )
     # Nobody waits for a job that has ended by itself; for others the startd does, and kills a starter that is late.
     give_up_s = math.inf if work.ended.is_set() else trio.current_time() + ASKED_KILL_S
@@ -69,7 +71,7 @@ async def _stop(work: Work, *, soft: bool) -> Event:
         with trio.move_on_after(END_KNOWN_WITHIN_S):
             await work.ended.wait()
     if stopped.empty:
-        work.usage = work.used(await work.procd.unregister(work.family))
+        work.usage = work.used(stopped.usage or await work.procd.unregister(work.family))
         work.registered = False
     return FamilyStopped((*stopped.survivors, *left))
 

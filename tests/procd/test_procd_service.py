@@ -40,7 +40,7 @@ async def test_a_family_is_stopped_and_proved_empty(tmp_path: Path) -> None:
             assert (stopped.empty, stopped.survivors, stopped.route) == (True, (), "own")
             assert job.alive() == []
             again = await client.stop("job", deadline_s=10)
-            assert (again.empty, again.route, again.switch_calls) == (True, "none", 0)
+            assert (again.empty, again.route, again.switch_calls, again.usage) == (True, "none", 0, None)
             assert (await client.unregister("job")).processes == 0
 
 
@@ -127,6 +127,64 @@ async def test_cpu_of_a_root_that_has_ended_is_kept(tmp_path: Path) -> None:
             usage = await client.unregister("job")
             assert 0.25 <= usage.user_s + usage.system_s <= 0.6
             assert usage.processes == 0
+
+
+async def test_a_stop_forgets_an_empty_family_if_it_is_to_and_tells_its_last_usage(tmp_path: Path) -> None:
+    with world.job(world.BURN, "6", "end") as job:
+        async with world.procd(tmp_path / "s") as client:
+            await world.register(client, job)
+            await world.until(lambda: job.alive() == [], "the job's end")
+            stopped = await client.stop("job", deadline_s=10, forget=True)
+            assert stopped.empty
+            assert stopped.usage is not None
+            assert 0.25 <= stopped.usage.user_s + stopped.usage.system_s <= 0.6
+            assert stopped.usage.processes == 0
+            assert await client.families() == ()
+
+
+async def test_a_family_that_two_are_ending_is_forgotten_by_the_last(tmp_path: Path) -> None:
+    """The other one would not find it any more, and its answer is waited for."""
+    with world.job(world.HIDE, "2", "4") as job:
+        async with world.procd(tmp_path / "s") as client:
+            await world.register(client, job)
+            await grown(job, 2)
+            told = []
+
+            async def stop() -> None:
+                told.append(await client.stop("job", deadline_s=10, forget=True))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stop)
+                nursery.start_soon(stop)
+            assert [stopped.empty for stopped in told] == [True, True]
+            assert [stopped.usage is not None for stopped in told] == [False, True]
+            assert job.alive() == []
+            assert await client.families() == ()
+
+
+async def test_calls_one_after_another_have_one_connection_where_it_is_kept(tmp_path: Path) -> None:
+    def connections() -> int:
+        return Path("/proc/self/net/unix").read_text().count(f" {tmp_path}/")
+
+    with world.job(world.SLEEP) as job:
+        async with world.procd(tmp_path / "s") as client:
+            await world.register(client, job)
+            await world.until(lambda: connections() == 1, "the listener alone")
+            async with trio.open_nursery() as nursery:
+                await nursery.start(client.keep)
+                await client.usage("job")
+                await world.until(lambda: connections() == 3, "one that tells of procd's end, and one for calls")
+                for _ in range(3):
+                    await client.usage("job")
+                    assert connections() == 3
+                with pytest.raises(RpcRefused):
+                    await client.usage("nobody's")
+                with trio.move_on_after(0):  # cancelled in mid-call: that connection is not used again
+                    await client.usage("job")
+                await client.usage("job")
+                await world.until(lambda: connections() == 3, "one for calls")
+                nursery.cancel_scope.cancel()
+            await world.until(lambda: connections() == 1, "the listener alone")
 
 
 async def test_a_sub_family_is_stopped_alone(tmp_path: Path) -> None:

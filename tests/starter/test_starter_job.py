@@ -116,7 +116,7 @@ async def test_a_launch_given_up_while_the_shadow_is_told_has_a_job_whose_end_is
 
     async def stop(_family: str, **_: Any) -> Any:
         shot.set()
-        return SimpleNamespace(empty=True, survivors=[])
+        return SimpleNamespace(empty=True, survivors=[], usage=None)
 
     async def nothing(*_: Any) -> None: ...
 
@@ -213,7 +213,7 @@ async def test_a_suspended_job_that_cannot_be_woken_is_stopped_nevertheless() ->
 
     async def stop(_family: str, **_: Any) -> Any:
         asked.append("stop")
-        return SimpleNamespace(empty=True, survivors=[])
+        return SimpleNamespace(empty=True, survivors=[], usage=None)
 
     async def nothing(*_: Any) -> None: ...
 
