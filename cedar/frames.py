@@ -34,8 +34,11 @@ MAX_END_FLAG = 10
 # processes: 16 KiB 260 MB/s, 64 KiB 400, 128 KiB 450, 256 KiB 600 on the same busy machine.
 PACKET_BYTES = 1 << 18
 DEFAULT_LIMIT_BYTES = 16 << 20
-# First size of the input buffer: small messages only until a larger packet is announced.
-_BUFFER_BYTES = 1 << 16
+# First size of the input buffer: small messages only until a larger packet is announced. A starter's connections
+# are idle for most of their life, and pages once written to stay its own.
+_BUFFER_BYTES = 1 << 12
+# Room behind an announced packet for what follows it, at most.
+_MORE_BYTES = 1 << 16
 _OVERHEAD_BYTES = IV_BYTES + TAG_BYTES
 _STATE_VERSION = 1
 
@@ -134,7 +137,7 @@ class Frames:
     def _make_room(self, wanted: int) -> None:
         waiting = self._buffer[self._start : self._end]
         if len(self._buffer) < wanted:
-            self._buffer = bytearray(wanted + _BUFFER_BYTES)
+            self._buffer = bytearray(wanted + min(wanted, _MORE_BYTES))
         self._buffer[: len(waiting)] = waiting
         self._start, self._end = 0, len(waiting)
 

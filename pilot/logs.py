@@ -139,6 +139,9 @@ def start(name: str, path: Path | None = None, *, level: int = logging.INFO, lim
         path.touch(mode=0o600)
         handler = LogFile(path, limit_bytes)
     handler.setFormatter(LineFormatter())
+    # Nothing of this is in our lines, and looking for it walks the stack and other modules (the library's own advice).
+    logging._srcfile = None  # type: ignore[attr-defined]
+    logging.logThreads = logging.logMultiprocessing = False
     root = logging.getLogger("sailplane")
     for old in root.handlers[:]:
         root.removeHandler(old)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import logging
 import os
@@ -28,6 +29,7 @@ from pilot.settings import Settings, SettingsError
 from pilot.switch import make_switch
 from procd.client import ProcdClient
 from procd.messages import PROCD
+from starter import devices
 from starter.credential import Keys
 from starter.events import EXIT_FAILURE, EXIT_NORMAL
 from starter.job import Job
@@ -47,9 +49,11 @@ EXIT_USAGE = 100
 JOB_ENDS_WITHIN_S, JOB_LOOK_EVERY_S = 60.0, 0.5
 
 
-def warm_up() -> None:
+def warm_up(settings: Settings) -> None:
     """What every starter would otherwise do for the first time by itself: lazy imports, message codecs (15 ms)."""
     "localhost".encode("idna").decode("ascii")  # codecs are imported with the first text in them
+    codecs.lookup("ascii")
+    devices.templates(settings)
     list(Path("/nonexistent").glob("*"))
     for protocol in (STARTER, PROCD):
         protocol.prepare()
@@ -221,7 +225,7 @@ def main(spawner_fd: int, one: bool, config: Path | None) -> None:
         startd=socket.socket(fileno=spawner_fd),
         run_starter=partial(run_starter, settings),
         run_clean_up=partial(run_clean_up, settings),
-        warm_up=warm_up,
+        warm_up=partial(warm_up, settings),
         rehearse=partial(rehearse, settings),
         log=log,
     )
