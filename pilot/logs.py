@@ -140,7 +140,7 @@ def start(name: str, path: Path | None = None, *, level: int = logging.INFO, lim
         handler = LogFile(path, limit_bytes)
     handler.setFormatter(LineFormatter())
     # Nothing of this is in our lines, and looking for it walks the stack and other modules (the library's own advice).
-    logging._srcfile = None  # type: ignore[attr-defined]
+    logging._srcfile = None
     logging.logThreads = logging.logMultiprocessing = False
     root = logging.getLogger("sailplane")
     for old in root.handlers[:]:

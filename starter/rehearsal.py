@@ -37,6 +37,8 @@ from starter.places import Place
 from starter.shadow import Shadow
 from starter.work import Work
 
+# So long a starter's process may be kept from its work if the stand-in does not answer.
+WITHIN_S = 2.0
 NOWHERE = Path("/rehearsal")
 SLOT_AD = '[ Name = "slot1_1@rehearsal"; Machine = "rehearsal"; Cpus = 1; Memory = 128; Disk = 4096; ]'
 # What most jobs have.
@@ -52,8 +54,17 @@ JOB_AD = """[
 
 
 def rehearse(settings: Settings) -> None:
-    """Once, in a spare starter; takes a few milliseconds."""
-    trio.run(_rehearse, settings)
+    """In a spare starter, and in the spawner before its first fork; takes a few milliseconds.
+
+    Raises:
+        Exception: something of it failed, or it was not over within WITHIN_S.
+    """
+    trio.run(_in_time, settings)
+
+
+async def _in_time(settings: Settings) -> None:
+    with trio.fail_after(WITHIN_S):
+        await _rehearse(settings)
 
 
 async def _rehearse(settings: Settings) -> None:

@@ -24,6 +24,7 @@ import attrs
 
 from pilot import logs
 from pilot.rpc import ChannelClosed, receive_blocking, send_blocking
+from starter import layout
 from starter.messages import (
     SPAWNER,
     Activation,
@@ -67,16 +68,24 @@ class Spawner:
     def serve(self) -> None:
         """Until the startd and all starters are gone."""
         become_subreaper()
-        wakeup = _wakeup_on_child()
         self.warm_up()
-        gc.collect()
-        gc.freeze()
         self.log.info("the spawner is ready")
         self._answer(SpawnerReady())
+        self._settle()
+        wakeup = _wakeup_on_child()
         while not (self.startd_gone and not self.starters):
             self._wait(wakeup)
             self._reap()
         self._dismiss_spare()
+
+    def _settle(self) -> None:
+        """Last thing before the first fork; an activation that is there already waits for it, some 40 ms."""
+        try:
+            layout.settle(self.rehearse)
+        except Exception:
+            self.log.warning("each starter will need more memory: no rehearsal: %s", traceback.format_exc())
+        gc.collect()
+        gc.freeze()
 
     def serve_one(self) -> int:
         """One activation in this very process, without a fork: for debugging. The starter's exit status."""

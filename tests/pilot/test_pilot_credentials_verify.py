@@ -12,6 +12,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import NameOID
+from hypothesis import given
+from hypothesis import strategies as st
 
 from demo.grid import (
     Certified,
@@ -22,7 +24,7 @@ from demo.grid import (
     make_proxy,
     write_private,
 )
-from pilot import credentials
+from pilot import credentials, credentials_trust
 from tests.pilot.proxies import DER, PEM, at, forged, openssl_accepts, refusal, verify
 
 
@@ -249,6 +251,20 @@ def test_a_damaged_crl_is_not_a_missing_one(tmp_path: Path, content: bytes) -> N
     assert refusal(lambda: verify(grid, grid.user("Alice"))).code == "crl"
     crl.unlink()
     assert verify(grid, grid.user("Alice")).identity.endswith("/CN=Alice")
+
+
+PIECES = st.lists(st.sampled_from(["*", "/CN=", "a", "b", "aa", ".", "[a]", "\\"]), max_size=8).map("".join)
+
+
+@given(pattern=PIECES, name=PIECES)
+def test_a_policys_pattern_matches_as_a_regular_expression_would(pattern: str, name: str) -> None:
+    expression = ".*".join(re.escape(part) for part in pattern.split("*"))
+    assert credentials_trust._matches(pattern, name) == (re.fullmatch(expression, name) is not None)
+
+
+@pytest.mark.parametrize("pattern", ["*", "/CN=*", "/CN=a*b", "/CN=a\nb"])
+def test_no_pattern_of_a_policy_covers_a_line_break(pattern: str) -> None:
+    assert not credentials_trust._matches(pattern, "/CN=a\nb")
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 
 from cedar.commands import Syscall
 from cedar.stream import CedarStream
+from pilot.configuration import load
 from pilot.credentials import CredentialError
-from pilot.settings import load
 from starter import credential, rehearsal
 
 RUN_DIR, CERTIFICATES = "run", "certificates"

@@ -245,6 +245,7 @@ def test_a_spares_bug_costs_the_spare_alone(tmp_path: Path) -> None:
     with startd:
         until("the bug", lambda: "ended before it had a job" in log.read_text())
         assert "a bug in the rehearsal" in log.read_text()
+        assert f"sailplane.starter[{pid}] each starter will need more memory" in log.read_text()
         near, started = start(startd)
         end(startd, near, started)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
