@@ -30,6 +30,9 @@ _WORDS = {"true": True, "false": False, "undefined": Value.Undefined, "error": V
 # A string without quotes and backslashes inside, the most common value.
 _PLAIN = re.compile(r'"([^"\\]*)"')
 
+# The library reads these in more forms than those that it prints, and we pass on what it prints.
+_DOUBTFUL = re.compile(r"'|\?\s+:")
+
 # The library evaluates a bare name in the other ad too, as stock daemons do, only after its first parse of old ClassAd
 # text: a switch of the whole process that is never turned back.
 parseOne("OldSemantics = true")
@@ -98,7 +101,10 @@ def parse_expression(text: str) -> ExprTree:
 
 def _tree(text: str, name: str) -> ExprTree:
     try:
-        return ExprTree(text)
+        tree = ExprTree(text)
+        if _DOUBTFUL.search(text) is not None:
+            ExprTree(str(tree))
+        return tree
     except (ClassAdException, ValueError) as error:
         raise PeerFault("classad", f"the value of {name} is not an expression") from error
 

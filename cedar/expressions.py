@@ -41,6 +41,7 @@ _TOKENS = r"""
 _OLD_TOKEN = re.compile(_TOKENS % _OLD_STRING, re.VERBOSE | re.DOTALL)
 _NEW_TOKEN = re.compile(_TOKENS % _NEW_STRING, re.VERBOSE | re.DOTALL)
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
+_PLAIN_NAME = re.compile(r"'[A-Za-z_][A-Za-z0-9_]*+'")
 RESERVED = frozenset({"is", "isnt", "true", "false", "undefined", "error"})
 
 
@@ -65,6 +66,7 @@ class _Scan:
         self._outer = 0  # operators in the enclosing brackets' chains
         self._chain = 0
         self._deepest = 0
+        self._before = ""  # the name or number before this token, or a dot
 
     def run(self, text: str, pattern: re.Pattern[str]) -> Reading:
         end = tokens = 0
@@ -75,8 +77,10 @@ class _Scan:
                 raise PeerFault("limit", f"the value of {self._name} is too long")
             if kind == "string":
                 self._parts.append(self._rewrite(token["string"]))
+                self._before = ""
                 continue
             self._parts.append(token[0])
+            self._selection(kind, token[kind])
             if kind != "plain":
                 self._structure(kind, token[kind])
         if end != len(text) or not text:
@@ -84,6 +88,18 @@ class _Scan:
         if self._waiting:
             raise self._unbalanced()
         return Reading("".join(self._parts), self._deepest, tokens)
+
+    def _selection(self, kind: str, token: str) -> None:
+        """The library prints the name after a dot, and a function's, without their quotes: what it then says is another
+        expression, or none, for whoever reads it next."""
+        before, self._before = self._before, token if kind == "plain" or token == "." else ""
+        if kind == "plain" and before == "." and token[0] == "'":
+            if _PLAIN_NAME.fullmatch(token) is None or token[1:-1].lower() in RESERVED:
+                raise PeerFault("classad", f"the value of {self._name} has a quoted name after a dot")
+        elif token == "(" and before[:1] == "'":
+            raise PeerFault("classad", f"the value of {self._name} calls a function by a quoted name")
+        elif token == "." and before[:1].isdigit():
+            raise PeerFault("classad", f"the value of {self._name} selects from a number")
 
     def _structure(self, kind: str, token: str) -> None:
         if kind == "operator":

@@ -280,6 +280,7 @@ class Claims:
         Raises:
             WrongState: nothing has changed; the caller still owns ``shadow``.
         """
+        job_ad = ClassAd(activation.job_ad) if activation.job_ad else ClassAd()
         self._next_ticket += 1
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -292,7 +293,7 @@ class Claims:
         # The task that this has started looks for them at its first step, which is not before our next checkpoint.
         self._pending[self._next_ticket] = (activation, shadow, theirs)
         held.ticket, held.job_id, held.job_user = self._next_ticket, job_id, job_user
-        held.begin_job(ClassAd(activation.job_ad) if activation.job_ad else ClassAd())
+        held.begin_job(job_ad)
         self.job_begun(held)
         held.starter = Channel(trio.socket.from_stdlib_socket(ours), to_starter.STARTER)
         self.nursery.start_soon(self._listen, held, held.starter)

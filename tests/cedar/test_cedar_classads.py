@@ -268,3 +268,47 @@ def test_shielding_is_its_own_inverse() -> None:
     for text in ("\ud800", "a\0"):
         with pytest.raises(ValueError, match="NUL or lone"):
             expressions.shield(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a.'q r'",
+        "a.''",
+        "a . 'is'",
+        "MY.'TRUE'",
+        "a.'b; State = 1; c'",
+        "a.'b + 1'",
+        "'q r'(1)",
+        "'is'()",
+        "1 .b",
+        "x ? : !y",
+    ],
+)
+def test_what_the_library_would_print_as_something_else_is_refused(text: str) -> None:
+    with pytest.raises(PeerFault, match="value of X"):
+        parse_old(f"X = {text}")
+    with pytest.raises(PeerFault, match="value of expression"):
+        parse_expression(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["a.'b'", "'q r' + 1", "{'q r'}[0]", "x ?: (!y)", "x ? y : z", "1.5 + .b", "a.b.c", "f(1).b"]
+)
+def test_what_it_prints_as_it_is_is_taken(text: str) -> None:
+    printed = str(parse_old(f"X = {text}"))
+    assert str(ClassAd(printed)) == printed
+
+
+PIECES = ("a", "b", "1", "1.5", "-", "!", "(", ")", ".", '"x"', "'q r'", "'is'", "''", "[", "a=1", "]", "{", "}", ",",
+          "?", ":", "<", "is", "f(", "true", "=?=", "?:", "[0]", "parent", " ")  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=7))
+def test_an_ad_that_was_taken_can_be_printed_and_read_again(pieces: list[str]) -> None:
+    """Ads go from process to process as text: what one has taken must be an ad to the next, and the same one."""
+    try:
+        ad = parse_old(f"X = {''.join(pieces)}")
+    except PeerFault:
+        return
+    assert list(ClassAd(str(ad))) == ["X"]

@@ -9,11 +9,13 @@ import pytest
 import trio
 from classad2 import ClassAd
 
+from cedar.claims import EXECUTE_SIDE
 from cedar.classads import parse_old, to_wire
-from cedar.client import Negotiate, connect
+from cedar.client import Negotiate, Resume, connect
 from cedar.codec import Item
 from cedar.commands import ClaimReply, Command
 from cedar.errors import PeerFault, Refused
+from startd.claim import State
 from startd.slottypes import SlotType
 from tests.startd.startdport import JOB, TOTAL, guessed, port, state
 
@@ -125,6 +127,25 @@ async def test_a_request_cannot_keep_the_startd_busy() -> None:
         assert reader.int() == 0
         assert time.monotonic() - began_s < 2
         assert state(here) == before
+
+
+async def test_a_job_whose_ad_cannot_be_passed_on_is_refused_and_the_claim_lives() -> None:
+    """The starter reads the ad as the library prints it: `a.'q r'` is printed without quotes."""
+    async with port() as here:
+        held = await here.claim()
+        lines = [*to_wire(JOB), "Odd = a.'q r'"]
+        stream = await connect(
+            here.address, Command.ACTIVATE_CLAIM, Resume(held.claim_id.session(EXECUTE_SIDE)), subsystem="SCHEDD",
+            deadline_s=5.0,
+        )  # fmt: skip
+        async with stream:
+            await stream.put(held.claim_id.text, 2, len(lines), *lines, "", "")
+            with trio.fail_after(5), pytest.raises(PeerFault):
+                await stream.get()
+        assert held.life.state is State.IDLE
+        reader = await here.say(Command.ACTIVATE_CLAIM, held.claim_id, held.claim_id.text, 2, JOB)
+        assert reader is not None
+        assert reader.int() == 1
 
 
 async def test_nonsense_on_a_claims_session_ends_its_connection_only() -> None:
