@@ -12,6 +12,7 @@ import fnmatch
 import re
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
+from functools import lru_cache
 
 import attrs
 from classad2 import ClassAd
@@ -19,6 +20,7 @@ from classad2 import ClassAd
 from cedar.classads import is_private, parse_old
 from cedar.commands import OpenFlag, Syscall
 from cedar.errors import PeerFault
+from cedar.expressions import MAX_TOKENS, from_old
 
 VERSION = 2
 # Of a request, with its line end.
@@ -27,6 +29,8 @@ LINE_BYTES = 5120
 DATA_BYTES = 4 * 1024 * 1024
 # Of an attribute's value that is kept for the next update (stock: 993 characters).
 EXPRESSION_CHARACTERS = 993
+# Of all that is kept for it: the rest of what an ad may have is the update's own.
+DELAYED_TOKENS = MAX_TOKENS // 2
 # Info of a generic event is cut off here by stock.
 EVENT_CHARACTERS = 127
 _ATTRIBUTE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}\Z")
@@ -279,7 +283,7 @@ class Delayed:
         """Keep one, in place of an earlier one of that name.
 
         Raises:
-            Refused: not a name for this, too many, or no expression.
+            Refused: not a name for this, too many, no expression, or more than one ad holds.
         """
         lower = checked_attribute(name).lower()
         if not any(fnmatch.fnmatchcase(lower, _literal(pattern.lower())) for pattern in self.patterns):
@@ -287,8 +291,11 @@ class Delayed:
         if lower not in self._known and len(self._known) >= self.most:
             raise Refused(Code.TOO_MANY_OPEN)
         checked_expression(expression)
-        self._waiting = {kept: text for kept, text in self._waiting.items() if kept.lower() != lower}
-        self._waiting[name] = expression
+        waiting = {kept: text for kept, text in self._waiting.items() if kept.lower() != lower}
+        waiting[name] = expression
+        if sum(map(_tokens, waiting.values())) > DELAYED_TOKENS:
+            raise Refused(Code.TOO_BIG)
+        self._waiting = waiting
         self._known.add(lower)
 
     def get(self, name: str, job_ad: ClassAd) -> str:
@@ -312,6 +319,12 @@ class Delayed:
     def sent(self, pending: Mapping[str, str]) -> None:
         """These went out; what was set anew meanwhile goes out with the next."""
         self._waiting = {name: text for name, text in self._waiting.items() if pending.get(name) != text}
+
+
+@lru_cache(maxsize=1024)
+def _tokens(expression: str) -> int:
+    """Of an attribute in an ad: its name, '=', an expression that was checked, ';'."""
+    return from_old(expression, "an attribute").tokens + 3
 
 
 def as_ad(pending: Mapping[str, str]) -> ClassAd:

@@ -387,3 +387,20 @@ def test_an_expression_is_one_attribute_or_refused(text: str) -> None:
     with contextlib.suppress(Refused):
         chirp.checked_expression(text)
         assert list(chirp.as_ad({"ChirpX": text})) == ["ChirpX"]
+
+
+def test_what_waits_for_an_update_is_never_more_than_one_ad_holds() -> None:
+    """Else the update could not be made, and neither could the job's last report."""
+    delayed, long = Delayed(["*"], 1000), "+".join("1" * 497)
+    codes = []
+    for number in range(60):
+        try:
+            delayed.set(f"Chirp{number}", long)
+        except Refused as refusal:
+            codes.append(refusal.code)
+    kept = len(delayed.pending())
+    assert codes == [Code.TOO_BIG] * (60 - kept)
+    assert 20 < kept < 30
+    delayed.set("Chirp0", "1")
+    delayed.set("Chirp59", long)
+    assert len(chirp.as_ad(delayed.pending())) == kept + 1
