@@ -423,7 +423,7 @@ class Startd:
         try:
             read = await in_thread(partial(load, self.config))
             programs = cronjobs.parse(read)
-        except (SettingsError, BlockingIOError) as fault:
+        except (SettingsError, OSError) as fault:  # OSError: no process, no memory, no working directory any more
             self.log.error("settings not read again, everything stays as it is: %s", fault)
             return
         merged = merge(self.settings, read)
