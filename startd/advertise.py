@@ -164,13 +164,14 @@ class Advertiser:
 
     async def _send_all(self, stream: CedarStream, first: bool) -> None:
         """Every ad. The first message on a connection is its payload alone; later ones begin with their command."""
-        for public, private in (ads := self.ads()):
+        ads = self.ads()
+        there = {str(public["Name"]) for public, _ in ads}  # a later slot of the same name has taken its place
+        self._destroyed = [name for name in self._destroyed if name not in there]
+        for public, private in ads:
             head = [] if first else [int(Command.UPDATE_STARTD_AD)]
             first = False
             await stream.put(*head, public, *([] if private is None else [private]))
-        there = {str(public["Name"]) for public, _ in ads}  # a later slot of the same name has taken its place
-        self._destroyed = [name for name in self._destroyed if name not in there]
-        while self._destroyed:
+        while self._destroyed:  # also what was destroyed meanwhile, and was among them
             await stream.put(int(Command.INVALIDATE_STARTD_ADS), invalidation(self._destroyed[0], self.own_address))
             self._destroyed.pop(0)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
@@ -25,61 +27,115 @@ LARGE_CHARS = 1 << 23
 
 @define
 class Collector:
-    """Takes one update on each connection, and reads no further; and all that is taken back."""
+    """Takes one update on each connection, and reads on when it may; and all that is taken back."""
 
     updated: trio.Event = field(factory=trio.Event)
-    taken_back: list[str] = field(factory=list)
-    three: trio.Event = field(factory=trio.Event)
+    reads_on: trio.Event = field(factory=trio.Event)
+    said: list[tuple[int, str]] = field(factory=list)
+    """By command and name, in the order in which they came."""
+    heard: trio.Condition = field(factory=trio.Condition)
 
-    async def update(self, request: Request) -> None:
-        await request.stream.get()
-        self.updated.set()
-        await trio.sleep_forever()
-
-    async def take_back(self, request: Request) -> None:
-        reader = await request.stream.get()
+    async def serve(self, request: Request) -> None:
+        command, reader = request.command, await request.stream.get()
         while True:
-            self.taken_back.append(get_str(reader.ad(), "Name", ""))
-            if len(self.taken_back) == 3:
-                self.three.set()
+            async with self.heard:
+                self.said.append((command, get_str(reader.ad(), "Name", "")))
+                self.heard.notify_all()
+            self.updated.set()
+            if command == Command.UPDATE_STARTD_AD:
+                await self.reads_on.wait()
             reader = await request.stream.get()
-            assert reader.int() == Command.INVALIDATE_STARTD_ADS
+            command = reader.int()
+
+    async def until(self, command: Command, *names: str) -> None:
+        """Until these have come, and no others of that command."""
+        with trio.fail_after(20):
+            async with self.heard:
+                while [name for said, name in self.said if said == command] != list(names):
+                    await self.heard.wait()
 
 
-async def test_ads_are_taken_back_also_by_a_startd_that_ends_in_mid_update() -> None:
-    ads = [ClassAd({"Name": name, "MyType": "Machine", "Text": ""}) for name in ("slot1@x", "slot2@x")]
-    collector, begun = Collector(), trio.Event()
-
-    def listed() -> list[tuple[ClassAd, ClassAd | None]]:
-        if ads[0]["Text"]:
-            begun.set()
-        return [(ad, None) for ad in ads]
-
-    table = {
-        int(Command.UPDATE_STARTD_AD): Served("READ", collector.update),
-        int(Command.INVALIDATE_STARTD_ADS): Served("READ", collector.take_back),
-    }
+@asynccontextmanager
+async def advertised(collector: Collector, ads: Callable[[], list[ClassAd]]) -> AsyncIterator[Advertiser]:
+    """An advertiser that has had its first update taken; cancelled at the block's end, and said good-bye then."""
+    served = Served("READ", collector.serve)
+    table = {int(Command.UPDATE_STARTD_AD): served, int(Command.INVALIDATE_STARTD_ADS): served}
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         policy = ServerPolicy(None, "x", ("FS",), lambda caller, level: True)
         await nursery.start(Server(table, SessionTable(), policy).serve, listeners)
         address = Sinful("127.0.0.1", listeners[0].socket.getsockname()[1], {"noUDP": ""})
-        advertiser = Advertiser(address, lambda: Negotiate(methods=("FS",)), str(address), listed, 60.0, LOG)
+        advertiser = Advertiser(
+            address, lambda: Negotiate(methods=("FS",)), str(address), lambda: [(ad, None) for ad in ads()], 60.0, LOG
+        )
         async with trio.open_nursery() as running:
             running.start_soon(advertiser.run)
             with trio.fail_after(20):
                 await collector.updated.wait()
                 await advertiser.advertised.wait()
-            ads[0]["Text"] = "x" * LARGE_CHARS
-            advertiser.gone("slot1_1@x")
-            with trio.fail_after(20):
-                await begun.wait()
-            await trio.testing.wait_all_tasks_blocked(0.05)
+            yield advertiser
             running.cancel_scope.cancel()
         with trio.fail_after(5):
-            await collector.three.wait()
-        assert collector.taken_back == ["slot1_1@x", "slot1@x", "slot2@x"]
+            await collector.until(Command.INVALIDATE_STARTD_ADS, *EXPECTED)
         nursery.cancel_scope.cancel()
+
+
+EXPECTED = ("slot1_1@x", "slot1@x", "slot2@x")
+
+
+class Listed:
+    """Ads of two slots and, if there, of one that is carved; the first may be larger than a kernel's buffers."""
+
+    def __init__(self) -> None:
+        self.names, self.text, self.begun = ["slot1@x", "slot2@x"], "", trio.Event()
+
+    def __call__(self) -> list[ClassAd]:
+        if self.text:
+            self.begun.set()
+        return [ClassAd({"Name": name, "MyType": "Machine", "Text": self.text}) for name in self.names]
+
+    async def stuck(self, advertiser: Advertiser) -> None:
+        """An update is under way, and the collector does not read."""
+        self.text = "x" * LARGE_CHARS
+        advertiser.wake()
+        with trio.fail_after(20):
+            await self.begun.wait()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        self.text = ""
+
+
+async def test_ads_are_taken_back_also_by_a_startd_that_ends_in_mid_update() -> None:
+    listed = Listed()
+    async with advertised(Collector(), listed) as advertiser:
+        await listed.stuck(advertiser)
+        advertiser.gone("slot1_1@x")
+
+
+async def test_a_slot_that_is_destroyed_in_mid_update_is_taken_back() -> None:
+    """It is among the ads that are being sent, but no later slot of that name is."""
+    listed, collector = Listed(), Collector()
+    async with advertised(collector, listed) as advertiser:
+        listed.names.append("slot1_1@x")
+        await listed.stuck(advertiser)
+        listed.names.remove("slot1_1@x")
+        advertiser.gone("slot1_1@x")
+        collector.reads_on.set()
+        await collector.until(Command.INVALIDATE_STARTD_ADS, "slot1_1@x")
+
+
+async def test_a_slot_whose_name_is_there_again_is_not_taken_back() -> None:
+    listed, collector = Listed(), Collector()
+    collector.reads_on.set()
+    async with advertised(collector, listed) as advertiser:
+        listed.names.append("slot1_1@x")
+        advertiser.gone("slot1_1@x")
+        first, second, new = ((int(Command.UPDATE_STARTD_AD), name) for name in listed.names)
+        with trio.fail_after(20):
+            async with collector.heard:
+                while collector.said != [first, second, first, second, new]:
+                    await collector.heard.wait()
+        listed.names.remove("slot1_1@x")
+        advertiser.gone("slot1_1@x")
 
 
 @pytest.mark.parametrize("cpu_s", [0.0001, 0.001, 0.01])
