@@ -22,7 +22,7 @@ from attrs import define
 from classad2 import Value
 
 # An honest evaluation takes far less than 1 ms. The clock is for hosts where nothing gets a processor.
-CPU_S, CLOCK_S = 0.03, 0.15
+CPU_S, CLOCK_S = 0.03, 0.5
 # Beyond what this process has. An honest evaluation needs none.
 MEMORY_BYTES = 64 << 20
 MAX_ANSWER_BYTES = 1 << 16

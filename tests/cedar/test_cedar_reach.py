@@ -46,8 +46,9 @@ ATTACKS = {
 
 @pytest.fixture(autouse=True)
 def own_allowance(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Other tests have used up theirs; and every child is reaped."""
+    """Other tests have used up theirs; on a busy machine the clock is no measure; and every child is reaped."""
     monkeypatch.setattr(apart, "shared", Allowance())
+    monkeypatch.setattr(apart, "CLOCK_S", 10.0)
     yield
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
@@ -178,7 +179,20 @@ def test_a_query_is_judged_only_and_told_what_it_may() -> None:
             wanted(query, from_wire(["Requirements = true"]))
 
 
-def test_an_evaluation_apart_can_use_no_memory_of_the_host() -> None:
-    """Half a gigabyte in one string takes less processor time than it may have."""
-    ad = from_wire(['A = size(replaceAll("b", y, x))', LONG, f'y = "{"b" * 20_000}"'])
-    assert evaluate(ad, "A") is Value.Error
+def test_the_clock_ends_what_takes_no_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apart, "CLOCK_S", 0.1)
+    began_s = time.monotonic()
+    assert apart.evaluate(lambda: time.sleep(60)) is Value.Error
+    assert time.monotonic() - began_s < 30
+
+
+def test_an_evaluation_apart_has_little_memory() -> None:
+    """Pages that are never touched take no time."""
+    assert apart.evaluate(lambda: len(bytes(1 << 20))) == 1 << 20
+    assert apart.evaluate(lambda: len(bytes(apart.MEMORY_BYTES * 4))) is Value.Error
+
+
+def test_an_evaluation_apart_that_dies_or_says_too_much_is_an_error() -> None:
+    for work in (lambda: os.kill(os.getpid(), 11), lambda: "x" * apart.MAX_ANSWER_BYTES, lambda: [1], lambda: 1 / 0):
+        assert apart.evaluate(work) is Value.Error
+    assert apart.evaluate(lambda: "x" * (apart.MAX_ANSWER_BYTES - 4)) == "x" * (apart.MAX_ANSWER_BYTES - 4)
