@@ -26,6 +26,8 @@ MAX_BYTES = 20 * 2**30
 MAX_SETS = 100_000
 MAX_ENTRIES = 200_000
 MAX_JOBS = 100_000
+# They are in memory until Commit: so many jobs may have ads of 2.6 KiB, and an ad alone may have 128.
+MAX_AD_BYTES = 256 * 2**20
 MAX_CERTIFICATES_BYTES = 64 * 1024
 _MODE_BITS = 0o777
 # Names that the sandbox uses for itself.
@@ -52,6 +54,7 @@ class Rules:
     owner_from_proxy: bool
     max_files: int = MAX_FILES
     max_bytes: int = MAX_BYTES
+    max_ad_bytes: int = MAX_AD_BYTES
 
 
 @define
@@ -177,6 +180,13 @@ class Submission:
         for job in message.jobs:
             if not 0 <= job.input_set < len(self.sets) or len(self.jobs) >= MAX_JOBS:
                 raise Rejected("order", "a job names an input set that has not been given, or there are too many jobs")
+            self.ad_bytes += len(job.ad)
+            if self.ad_bytes > self.rules.max_ad_bytes:
+                raise Rejected(
+                    "too-large",
+                    f"the ads of one submission's jobs have more than {self.rules.max_ad_bytes >> 20} MiB;"
+                    " hand the jobs in by several submissions",
+                )
             accepted = accept(job.ad)
             self._check_executable(accepted, job.input_set)
             self.jobs.append((accepted, job.input_set))

@@ -121,11 +121,16 @@ async def test_limits_of_a_submission(start_pool: Callable[..., Any], monkeypatc
     from pool import main
 
     rules = main.Rules
-    monkeypatch.setattr(main, "Rules", lambda *said: evolve(rules(*said), max_files=2, max_bytes=10))
+    monkeypatch.setattr(
+        main, "Rules", lambda *said: evolve(rules(*said), max_files=2, max_bytes=10, max_ad_bytes=1 << 20)
+    )
     async with start_pool() as pool:
         text = await refused(pool, "bad-file", BEGIN, (m.PutFiles(0, (6, 6)), [b"123456", b"123456"]))
         assert "6 bytes, where 4 are left" in text
         await refused(pool, "too-many-files", BEGIN, (m.PutFiles(0, (1, 1, 1)), [b"1", b"2", b"3"]))
+        large = m.PutJobs((m.NewJob(job_ad(Note=f'"{"x" * 100_000}"'), 0),))
+        text = await refused(pool, "too-large", BEGIN, FILE, INPUTS, *[(large, [])] * 11)
+        assert "more than 1 MiB; hand the jobs in by several submissions" in text
 
 
 async def test_an_expired_and_a_foreign_proxy_are_refused(
