@@ -16,9 +16,6 @@ from cedar.stream import CedarStream
 
 # Requests have 190 to 600 bytes, answers 2 to 5 kB, some 40 kB with large VOMS attributes.
 MAX_FRAME_BYTES: Final = 512 * 1024
-# As in the verifier of chains.
-MAX_CERTIFICATES: Final = 32
-_SEQUENCE: Final = 0x30
 
 
 async def receive(stream: CedarStream, request_der: bytes) -> bytes:
@@ -72,35 +69,3 @@ def _frame(reader: Reader) -> bytes:
     data = reader.raw(length)
     reader.end()
     return data
-
-
-def split_der(data: bytes) -> list[bytes]:
-    """Cut certificates that lie back to back, by their lengths; nothing inside is looked at.
-
-    Raises:
-        PeerFault: "codec" for what is not a row of DER sequences, "limit" for too many.
-    """
-    found: list[bytes] = []
-    offset = 0
-    while offset < len(data):
-        if len(found) == MAX_CERTIFICATES:
-            raise PeerFault("limit", f"more than {MAX_CERTIFICATES} certificates")
-        end = offset + _der_size(data, offset)
-        found.append(data[offset:end])
-        offset = end
-    return found
-
-
-def _der_size(data: bytes, offset: int) -> int:
-    """Size in bytes of the sequence that starts at `offset`, its header included."""
-    header = data[offset : offset + 2]
-    if len(header) < 2 or header[0] != _SEQUENCE:
-        raise PeerFault("codec", "a certificate does not start as one")
-    count = header[1] & 0x7F if header[1] & 0x80 else 0
-    if header[1] == 0x80 or count > 4:
-        raise PeerFault("codec", "a certificate has no proper length")
-    length = int.from_bytes(data[offset + 2 : offset + 2 + count], "big") if count else header[1]
-    size = 2 + count + length
-    if offset + size > len(data):
-        raise PeerFault("codec", "a certificate is cut short")
-    return size

@@ -34,18 +34,10 @@ _NONCE_BYTES = 33
 
 # Bits of the methods in the authentication loop.
 METHOD_BITS = {"FS": 4, "SSL": 256, "TOKEN": 2048, "SCITOKENS": 4096}
-# Other names of theirs; on the wire only ours are understood by every peer.
-_METHOD_ALIASES = {"IDTOKEN": "TOKEN", "IDTOKENS": "TOKEN", "TOKENS": "TOKEN", "SCITOKEN": "SCITOKENS"}
 
 
 class MethodFailed(Exception):
     """An authentication method failed in a way that both ends know: another one may follow. The text says why."""
-
-
-def method_name(word: str) -> str:
-    """A method's one name, of whatever spelling; not necessarily a method that we have."""
-    upper = word.upper()
-    return _METHOD_ALIASES.get(upper, upper)
 
 
 def fresh_nonce() -> str:

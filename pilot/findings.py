@@ -7,8 +7,6 @@ and what to do next.
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from attrs import field, frozen
@@ -19,7 +17,6 @@ Status = Literal["ok", "degraded", "failed", "skipped"]
 # Of the report format: what kind of thing is at fault.
 Kind = Literal["", "WN_Resource", "Config", "VO_Config", "VO_Proxy"]
 HELLO = "Hello World"
-_UID = re.compile(r"uid=([0-9]+)")
 
 
 @frozen
@@ -122,12 +119,6 @@ def passed(outcome: Outcome, printed: str) -> bool:
     """Status 0, and the last line says hello."""
     lines = printed.rstrip("\n").split("\n")
     return outcome == Exited(0) and lines[-1] == HELLO
-
-
-def uid_in(printed: str) -> int | None:
-    """The uid in what id(1) printed."""
-    found = _UID.search(printed)
-    return int(found[1]) if found else None
 
 
 def judge_test(check: str, outcome: Outcome, printed: str, errors: str) -> Finding:
@@ -279,11 +270,6 @@ def masks_proc(mountinfo: str) -> bool:
     """Whether something is mounted over parts of /proc: the kernel then refuses a fresh one in a user namespace."""
     places = [words[4] for words in (line.split(" ") for line in mountinfo.splitlines()) if len(words) > 4]
     return any(place.startswith("/proc/") and place != "/proc/sys/fs/binfmt_misc" for place in places)
-
-
-def closed_to_others(modes: Iterable[tuple[str, int]]) -> Sequence[str]:
-    """Of (directory, mode) pairs, those without search permission for others."""
-    return [path for path, mode in modes if not mode & 0o001]
 
 
 def parents_of(path: str) -> list[str]:

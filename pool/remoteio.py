@@ -33,7 +33,6 @@ MAX_TOKEN_BYTES = 64 * 1024
 _STATUS_BYTES = 1024
 # Attributes that a job sets to be told with the next update begin so: the default of CHIRP_DELAYED_UPDATE_PREFIX.
 DELAYED_PREFIX = "chirp"
-_TOKEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 Reply = tuple[Any, ...]
 

@@ -33,7 +33,6 @@ RETRY_DELAYS_S = (1.0, 2.0, 3.0, 4.0, 5.0, 5.0)
 FIRST_RECONNECT_S, LONGEST_RECONNECT_S = 1.0, 60.0
 # From a hard stop (404) to giving the claim up: KILLING_TIMEOUT is 30 s, and the sandbox has to go.
 HARD_PATIENCE_S = 60.0
-# From job_exit to the claim's answer; a failure is harmless then (6.7).
 STORY_LENGTH = 64
 # The shadow replaces the failed action by the phase (4.5, T34).
 FAILED_TO_RECEIVE, FAILED_TO_SEND = 12, 13
@@ -282,7 +281,6 @@ class ShadowState:
 
 
 _LIVE = frozenset({State.STARTUP, State.EXECUTING, State.SUSPENDED, State.EVICTING, State.KILLING})
-_STOPPING = frozenset({State.EVICTING, State.KILLING})
 
 
 def _ignored(now: _Now) -> _Result:

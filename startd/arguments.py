@@ -14,7 +14,6 @@ from startd.master import Master
 
 # Where stock looks when CONDOR_CONFIG is not set.
 USUAL_CONFIG = Path("/etc/condor/condor_config")
-LOG_NAME = "StartLog"
 # The name in DAEMON_LIST of a startd that no -local-name is given to.
 USUAL_NAME = "STARTD"
 

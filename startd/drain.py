@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from enum import Enum, IntEnum
 
 import attrs
@@ -93,9 +92,3 @@ def event(how_fast: HowFast, reason: str, retirement_left_s: float, code: int = 
             return Retire(0.0, reason, code, cause)
         case HowFast.FAST:
             return Shutdown(fast=True, reason=reason, vacate_code=code)
-
-
-def expected_end(now: float, left_s: list[float]) -> int:
-    """ExpectedMachineGracefulDrainingCompletion: unix time by which every job has had its time."""
-    finite = [left for left in left_s if math.isfinite(left)]
-    return int(now + max(finite, default=0.0))

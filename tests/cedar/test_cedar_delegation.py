@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator
 
 import pytest
 import trio
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cedar import delegation
 from cedar.errors import PeerFault, Refused
@@ -116,37 +114,3 @@ async def test_both_ends() -> None:
     async with streams() as (left, right), trio.open_nursery() as nursery:
         nursery.start_soon(delegation.give, right, sign)
         assert await delegation.receive(left, b"r" * 600) == await sign(b"r" * 600)
-
-
-SEQUENCES = st.lists(st.binary(max_size=400), max_size=6)
-
-
-def der(body: bytes) -> bytes:
-    if len(body) < 128:
-        return bytes((0x30, len(body))) + body
-    return b"\x30\x82" + len(body).to_bytes(2, "big") + body
-
-
-@given(bodies=SEQUENCES)
-def test_split_der_cuts_what_was_joined(bodies: list[bytes]) -> None:
-    joined = [der(body) for body in bodies]
-    assert delegation.split_der(b"".join(joined)) == joined
-
-
-@given(data=st.binary(max_size=60))
-def test_split_der_of_garbage(data: bytes) -> None:
-    with contextlib.suppress(PeerFault):
-        assert b"".join(delegation.split_der(data)) == data
-
-
-def test_split_der_of_too_many() -> None:
-    with pytest.raises(PeerFault, match="limit"):
-        delegation.split_der(der(b"") * 33)
-
-
-@pytest.mark.parametrize(
-    "data", [b"\x30", b"\x30\x80", b"\x31\x00", b"\x30\x01", b"\x30\x85\0\0\0\0\0", b"\x30\x82\x01"]
-)
-def test_split_der_refuses(data: bytes) -> None:
-    with pytest.raises(PeerFault, match="codec"):
-        delegation.split_der(data)

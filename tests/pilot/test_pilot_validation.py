@@ -20,7 +20,6 @@ from pilot.findings import (
     Target,
     UseRefused,
     Validation,
-    closed_to_others,
     decide_switch,
     decide_use,
     judge_node,
@@ -145,7 +144,6 @@ def test_what_mounts_say() -> None:
     assert not findings.masks_proc(MOUNTS)
     assert findings.masks_proc(MOUNTS + "25 23 0:31 / /proc/kcore rw - tmpfs tmpfs rw\n")
     assert findings.parents_of("/a/b") == ["/", "/a", "/a/b"]
-    assert closed_to_others([("/a", 0o755), ("/b", 0o700)]) == ["/b"]
 
 
 # -- reports ----
