@@ -59,6 +59,7 @@ def long_job(stock: StockJobs, role: str, notes: Path) -> Job:
 echo start >>{notes}/said
 while [ ! -e {notes}/go ]; do sleep 0.1; done
 echo end >>{notes}/said; echo over""",
+        **{"+Importance": "1"},
     )
 
 
@@ -97,19 +98,25 @@ def preempting(stock: StockJobs) -> str | None:
     return next((str(slot["PreemptingUser"]) for slot in stock.slots() if "PreemptingUser" in slot), None)
 
 
-def test_dynamic_slots_make_room_for_a_larger_job(stock: StockJobs) -> None:
+@pytest.mark.parametrize("by", ["priority", "rank"])
+def test_dynamic_slots_make_room_for_a_larger_job(stock: StockJobs, by: str) -> None:
     """ALLOW_PSLOT_PREEMPTION: of three jobs of one core two go for one of two cores, and run again."""
     notes = [stock.user("bob").home / f"notes{number}" for number in range(3)]
-    knobs = {"NUM_CPUS": 3, "MACHINEMAXVACATETIME": VACATE_S, "POLLING_INTERVAL": 0.5}
-    text = BY_PRIORITY + "ALLOW_PSLOT_PREEMPTION = True\n"
-    with negotiator(stock, text), better(stock, "alice", "bob"), another_startd(stock, **knobs):
+    knobs = {"NUM_CPUS": 3, "MACHINEMAXVACATETIME": VACATE_S, "POLLING_INTERVAL": 0.5, "RANK": "TARGET.Importance"}
+    text, better_than, importance = "ALLOW_PSLOT_PREEMPTION = True\n", "bob", "1"
+    if by == "priority":
+        text += BY_PRIORITY
+    else:
+        better_than, importance = "alice", "5"  # whose jobs are the important ones all the same
+    other = {"alice": "bob", "bob": "alice"}[better_than]
+    with negotiator(stock, text), better(stock, other, better_than), another_startd(stock, **knobs):
         before = len(stock.start_log())
         small = [long_job(stock, "bob", place) for place in notes]
         for job, place in zip(small, notes, strict=True):
             stock.wait(job, EXECUTING)
             stock.until(lambda place=place: (place / "said").exists() or None, "the job to begin")  # type: ignore[misc]
-        large = stock.one("alice", "echo $(nproc) larger", request_cpus="2")
-        assert stock.done(large).endswith("larger\n")
+        large = stock.one("alice", "echo larger", request_cpus="2", **{"+Importance": importance})
+        assert stock.done(large) == "larger\n"
         log = stock.start_log()[before:]
         assert re.search(r"claim \S+ waits for the room of slot1_\d+@\S+, slot1_\d+@", log)
         assert re.search(r"claim \S+ has its room: slot1_", log)
