@@ -25,7 +25,7 @@ PermitEmptyPasswords no
 PermitRootLogin {root}
 PermitTunnel no
 PermitUserRC no
-PermitUserEnvironment no
+PermitUserEnvironment yes
 IgnoreRhosts yes
 X11Forwarding yes
 PrintMotd no
@@ -96,7 +96,9 @@ def prepare(wanted: "dict", account: "pwd.struct_passwd") -> "dict":  # type: ig
     write(directory, "environment", saved(environment))
     write(directory, "forced", FORCED)
     command = "exec /bin/sh %s %s" % (quoted(directory + "/forced"), quoted(directory + "/environment"))
-    write(directory, "authorized_keys", 'command="%s" %s' % (command.replace('"', '\\"'), client))
+    # sshd has xauth write the cookie of a forwarded display there: an account may have no home to write to.
+    options = 'environment="XAUTHORITY=%s/Xauthority",command="%s"' % (directory, command.replace('"', '\\"'))
+    write(directory, "authorized_keys", "%s %s" % (options, client))
     root = "prohibit-password" if os.geteuid() == 0 else "no"
     plain = directory.replace("%", "%%")
     write(directory, "sshd_config", CONFIGURATION.format(directory=plain, sftp=wanted["sftp"], root=root))
@@ -144,12 +146,14 @@ def first_shell(asked: "list[str]", own: str) -> str:
 
 
 def saved(environment: "dict[str, str]") -> str:
-    """For a shell to source. DISPLAY would defeat the forwarding of X."""
+    """For a shell to source. What belongs to a display would defeat the forwarding of X."""
     return "".join(["export %s=%s\n" % (name, quoted(value)) for name, value in environment.items() if _plain(name)])
 
 
 def _plain(name: str) -> bool:
-    return name != "DISPLAY" and name.isidentifier() and len(name.encode("utf-8", "surrogateescape")) == len(name)
+    if name in ("DISPLAY", "XAUTHORITY"):
+        return False
+    return name.isidentifier() and len(name.encode("utf-8", "surrogateescape")) == len(name)
 
 
 def quoted(text: str) -> str:

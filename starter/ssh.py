@@ -24,7 +24,7 @@ from starter import launching
 from starter.entries import Context, StageFailed, check_owner, deadline, raise_if_failed
 from starter.launch import ExecFailed, Launched, LaunchSpec, launch
 from starter.peek import NotShown
-from starter.sshprograms import KEYGEN, SFTP, SSHD
+from starter.sshprograms import KEYGEN, SSHD, sftp_server
 from starter.work import Work
 
 MAX_SHELLS = 16
@@ -102,7 +102,7 @@ async def prepare(
                 {
                     "path": sandbox,
                     "keygen": KEYGEN,
-                    "sftp": SFTP,
+                    "sftp": sftp_server(),
                     "environment": dict(environment),
                     "slot": get_str(request, "Name", work.activation.slot),
                     "shells": shells_of(request),

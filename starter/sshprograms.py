@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import os
 
-SSHD, KEYGEN, SFTP = "/usr/sbin/sshd", "/usr/bin/ssh-keygen", "/usr/lib/openssh/sftp-server"
+SSHD, KEYGEN = "/usr/sbin/sshd", "/usr/bin/ssh-keygen"
+# Of Debian, Red Hat, SUSE and Arch, and OpenSSH's own.
+SFTP_PLACES = (
+    "/usr/lib/openssh/sftp-server",
+    "/usr/libexec/openssh/sftp-server",
+    "/usr/lib/ssh/sftp-server",
+    "/usr/libexec/sftp-server",
+)
+
+
+def sftp_server() -> str:
+    """The program for sftp and scp; where there is none, the place where one would be missed."""
+    return next((place for place in SFTP_PLACES if os.access(place, os.X_OK)), SFTP_PLACES[0])
 
 
 def available() -> bool:

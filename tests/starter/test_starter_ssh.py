@@ -270,14 +270,46 @@ def test_each_session_has_a_directory_of_its_own(act: Callable[[bytes], str], tm
 
 def test_the_environment_comes_back_from_a_shell_as_it_was() -> None:
     environment = {"A": "it's", "B": "$(touch x) `id`\n\\", "DISPLAY": ":0", "x-y": "1", "_": "", "é": "1", "C": ""}
+    environment["XAUTHORITY"] = "/nowhere"
     text = ssh_setup.saved(environment)
     shown = subprocess.run(
-        ["/bin/sh", "-c", text + 'printf "%s|%s|%s|%s" "$A" "$B" "${C-unset}" "${DISPLAY-unset}"'],
-        env={}, capture_output=True, text=True, check=True,
+        ["/bin/sh", "-c", text + 'printf "%s|%s|%s|%s" "$A" "$B" "${C-unset}" "${DISPLAY-unset}"; echo "$XAUTHORITY"'],
+        env={"XAUTHORITY": "as sshd set it"}, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    assert shown == f"it's|{environment['B']}||unset"
+    assert shown == f"it's|{environment['B']}||unsetas sshd set it\n"
     assert "x-y" not in text
     assert "é" not in text
+
+
+def test_what_sshd_is_given_lets_files_and_screens_through(tmp_path: Path) -> None:
+    """Keys of a stand-in: a real sshd is asked in tests/interop/test_interop_ssh.py."""
+    keygen = tmp_path / "keygen"
+    keygen.write_text(
+        '#!/bin/sh\nwhile [ "$1" != -f ]; do shift; done\necho secret >"$2"\necho "kind AAAA" >"$2.pub"\n'
+    )
+    keygen.chmod(0o755)
+    wanted = {
+        "path": str(tmp_path), "keygen": str(keygen), "sftp": "/there/sftp-server", "environment": {}, "slot": "slot1",
+        "shells": [], "pids": [1],
+    }  # fmt: skip
+    made = ssh_setup.prepare(wanted, pwd.getpwuid(os.geteuid()))
+    here = Path(made["directory"])
+    configured = (here / "sshd_config").read_text().splitlines()
+    assert {"Subsystem sftp /there/sftp-server", "X11Forwarding yes", "PermitUserEnvironment yes"} <= set(configured)
+    line = (here / "authorized_keys").read_text()
+    assert line.startswith(f'environment="XAUTHORITY={here}/Xauthority",command="exec /bin/sh ')
+    assert not (here / "client").exists()
+
+
+@pytest.mark.parametrize("there", [0, 1, 2, 3])
+def test_the_program_for_files_is_where_a_distribution_has_it(
+    there: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = tuple(str(tmp_path / str(number)) for number in range(4))
+    monkeypatch.setattr(sshprograms, "SFTP_PLACES", places)
+    assert sshprograms.sftp_server() == places[0]  # where it is missed
+    Path(places[there]).touch(mode=0o755)
+    assert sshprograms.sftp_server() == places[there]
 
 
 async def test_the_real_verb_says_why_not(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
