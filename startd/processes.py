@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import attrs
@@ -52,12 +52,16 @@ class Spawner:
         """Ask for a starter; the answer comes through ``heard``.
 
         Raises:
-            ChannelClosed: no spawner runs.
+            ChannelClosed: no spawner runs, or SAILPLANE_STARTER_COMMAND cannot be started.
         """
         if self._channel is None or self._nursery is None:
             raise ChannelClosed("no spawner runs")
         if self.starter_command:
-            await self._nursery.start(self._run_one, messages.StartStarter(ticket, activation), fds)
+            try:
+                await self._nursery.start(self._run_one, messages.StartStarter(ticket, activation), fds)
+            except OSError as fault:
+                text = f"SAILPLANE_STARTER_COMMAND = {self.starter_command} cannot be started: {fault.strerror}"
+                raise ChannelClosed(text) from fault
         else:
             await self._channel.send(messages.StartStarter(ticket, activation), fds)
 
@@ -86,9 +90,11 @@ class Spawner:
     ) -> None:
         """A starter of a command's, for debugging: it speaks as a spawner does, of itself alone."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
+        with ExitStack() as on_failure, theirs:
+            on_failure.callback(ours.close)
             arguments = [*shlex.split(self.starter_command), "--spawner-fd", str(theirs.fileno())]
             process = _start(arguments, self.config, [theirs.fileno()])
+            on_failure.pop_all()
         channel = Channel(trio.socket.from_stdlib_socket(ours), messages.SPAWNER)
         told: list[object] = []
         sent = False
@@ -120,8 +126,10 @@ class Spawner:
 
     async def _run_once(self, ready: Callable[[], None]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
+        with ExitStack() as on_failure, theirs:
+            on_failure.callback(ours.close)
             process = _python("starter.main", ["--spawner-fd", str(theirs.fileno())], self.config, [theirs.fileno()])
+            on_failure.pop_all()
         channel = Channel(trio.socket.from_stdlib_socket(ours), messages.SPAWNER)
         try:
             await self._wait_ready(channel, process)

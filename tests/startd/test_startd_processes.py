@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 import trio
 
-from startd.processes import NotReady, _ended, keep_running, procd_socket
+from pilot.rpc import Channel, ChannelClosed
+from startd.processes import NotReady, Spawner, _ended, keep_running, procd_socket
+from starter.messages import Activation
 
 LOG = logging.LoggerAdapter(logging.getLogger("test"), {})
 
@@ -83,3 +87,14 @@ def test_procd_listens_in_a_directory_of_its_own_where_the_path_would_be_too_lon
             listener.bind(str(short))
         assert short.parent.stat().st_mode & 0o777 == 0o700
     assert not short.parent.exists()
+
+
+async def test_a_starters_command_that_is_not_there_costs_the_job_its_start_only() -> None:
+    command = "/nowhere/starter --one"
+    spawner = Spawner(None, LOG, heard=lambda message: None, lost=lambda: None, starter_command=command)
+    before = set(os.listdir("/proc/self/fd"))
+    async with trio.open_nursery() as nursery:
+        spawner._channel, spawner._nursery = cast(Channel, object()), nursery
+        with pytest.raises(ChannelClosed, match=f"SAILPLANE_STARTER_COMMAND = {command} cannot be started"):
+            await spawner.start(1, cast(Activation, None), (0, 1))
+    assert set(os.listdir("/proc/self/fd")) == before
