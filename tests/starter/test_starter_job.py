@@ -269,7 +269,7 @@ def job_with(told: Told, *, lease_s: float = 100.0) -> Job:
         procd=SimpleNamespace(usage=usage, suspend=nothing, resume=nothing), family="f", guests=Guests(), chirp=None,
         used=lambda usage: usage, shadow=told, kept={}, shadow_version="", suspended=False, stands_still=False,
         lease_s=lease_s, credential=None, disk=None, activation=SimpleNamespace(startd_address="<127.0.0.1:1>"),
-        settings=SimpleNamespace(starter_initial_update_interval=8, starter_update_interval=300),
+        measured={}, settings=SimpleNamespace(starter_initial_update_interval=8, starter_update_interval=300),
     )  # fmt: skip
     job = Job(cast(Work, work), cast(Channel, SimpleNamespace(send=nothing)), LOG)
     job._life.state = State.RUNNING
