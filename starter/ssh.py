@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,12 @@ from cedar.classads import get_str, set_str
 from cedar.stream import CedarStream
 from pilot.calls import Running
 from pilot.farside import open_call, text_of
-from pilot.rpc import RpcRefused
 from starter import launching
 from starter.entries import Context, StageFailed, check_owner, deadline, raise_if_failed
 from starter.launch import ExecFailed, Launched, LaunchSpec, launch
 from starter.peek import NotShown
 from starter.sshprograms import KEYGEN, SSHD, sftp_server
-from starter.work import Work
+from starter.work import PROCD_FAULTS, Work
 
 MAX_SHELLS = 16
 # For the processes that a session leaves behind.
@@ -148,7 +148,10 @@ class Session:
                 stderr=str(Path(made.directory, "sshd.log")),
                 connection=sock.fileno(),
             )
-            result = await launch(context, self.work.place, spec, register=self._register)
+            try:
+                result = await launch(context, self.work.place, spec, register=self._register)
+            except PROCD_FAULTS as fault:  # procd is away; or somebody at the account has killed what was to be sshd
+                raise StageFailed("procd", f"the session's processes cannot be tracked: {fault}") from fault
         if isinstance(result, ExecFailed):
             raise StageFailed("exec", result.text, errno=result.errno)
         self._launched = result
@@ -169,11 +172,10 @@ class Session:
         if launched is not None:
             await launched.wait()
         if self._registered:
-            try:
+            # One that was stopped with the job is forgotten; and a procd that is away stops it with the starter.
+            with suppress(*PROCD_FAULTS):
                 await work.procd.stop(self.family, urgent=True, deadline_s=STOP_WITHIN_S)
                 await work.procd.unregister(self.family)
-            except RpcRefused:  # stopped with the job, and forgotten
-                pass
         work.guests.leave(self.family)
         if launched is not None:
             launched.hang_up()

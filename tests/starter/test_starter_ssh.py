@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import attrs
 import pytest
 import trio
 from classad2 import ClassAd
@@ -21,7 +22,7 @@ from classad2 import ClassAd
 from cedar.classads import get_str
 from cedar.commands import Command
 from jobwrapper import ssh_setup
-from pilot.rpc import RpcRefused
+from pilot.rpc import ChannelClosed, RpcFault, RpcRefused
 from starter import ssh, sshprograms, stopping
 from starter.entries import StageFailed
 from starter.events import FamilyStopped
@@ -167,6 +168,50 @@ async def test_a_job_that_ends_meanwhile_gets_no_session(job: Job, monkeypatch: 
                 assert await raw.receive_some(100) == b""
     assert procd.families == []
     assert not cast(Any, job.visits.work).guests.families
+
+
+PROCD_TROUBLE = [RpcRefused("no-such-process", "it was killed"), ChannelClosed("procd is away"), RpcFault("type", "x")]
+
+
+@pytest.mark.parametrize("fault", PROCD_TROUBLE)
+async def test_a_session_that_procd_does_not_track_costs_the_job_nothing(
+    fault: Exception, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is at the job's account can kill what is to be sshd before procd has seen it."""
+    grown(job, monkeypatch)
+
+    async def prepare(*_: Any, **__: Any) -> ssh.Prepared:
+        return ssh.Prepared("alice", ".condor_ssh_to_job_1", "key\n", "key\n")
+
+    async def launch(*_: Any, register: Any, **__: Any) -> Any:
+        await register(1, 1, cast(Any, SimpleNamespace(control=None)))
+
+    async def register(family: str, **_: Any) -> None:
+        raise fault
+
+    monkeypatch.setattr(sshprograms, "available", lambda: True)
+    monkeypatch.setattr(ssh, "prepare", prepare)
+    monkeypatch.setattr(ssh, "launch", launch)
+    cast(Any, job.visits.work).procd.register = register
+    cast(Any, job.visits.work).description = attrs.evolve(job.visits.work.description, global_job_id="x#1.0")
+    async with job.ask(request(), command=Command.START_SSHD) as peer:
+        assert (await peer.answer())["Result"] is True
+    assert not cast(Any, job.visits.work).guests.families
+
+
+@pytest.mark.parametrize("fault", PROCD_TROUBLE)
+async def test_a_session_ends_also_without_procd(fault: Exception, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    procd = grown(job, monkeypatch)
+
+    async def stop(family: str, **_: Any) -> Any:
+        raise fault
+
+    procd.stop = stop  # type: ignore[method-assign]
+    session = ssh.Session(job.visits.work, "f.ssh1", lambda: None)
+    session._registered = True
+    job.visits.work.guests.families.add("f.ssh1")
+    await session.close()
+    assert not job.visits.work.guests.families
 
 
 async def test_without_sshd_there_is_none(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
