@@ -28,6 +28,7 @@ from startd.claim import State, WrongState
 from startd.claimagent import ClaimAgent
 from startd.claimevents import Continue, Deactivated, How, Released, Suspend
 from startd.claims import Claims
+from startd.coalesce import Coalescing
 from startd.deadline import Handler, within_deadline
 from startd.held import Held, Requester, Slot
 from startd.jobcommands import JobCommands, check_claim_id
@@ -97,6 +98,10 @@ class Commands:
     def _room_making(self) -> RoomMaking:
         return RoomMaking(self.claims, self.held_ad, self.own_ad, self._part_of, self._claim_answer, self.log)
 
+    @property
+    def _coalescing(self) -> Coalescing:
+        return Coalescing(self.claims, self.held_ad, self.own_ad, self._part_of, self.log)
+
     def table(self) -> dict[int, Served]:
         """What is served at which level. A proxy pushed as a copy (487) is refused at the resume, before it is sent, so
         that no user's key reaches us; one that is delegated (500) is the starter's (wire reference 7.7, T46)."""
@@ -114,6 +119,7 @@ class Commands:
             Command.SUSPEND_CLAIM: daemon(partial(self.suspend, event=Suspend())),
             Command.CONTINUE_CLAIM: daemon(partial(self.suspend, event=Continue())),
             Command.DEACTIVATE_CLAIM_JOB_DONE: daemon(self.job_done),
+            Command.COALESCE_SLOTS: daemon(self._coalescing.serve),
             Command.REACTIVATE_CLAIM_CHECK: daemon(self.reactivate_check),
             **{command: daemon(partial(self.deactivate, how=how)) for command, how in _HOW.items()},
             **{command: daemon(handle) for command, handle in job.on_claim().items()},

@@ -260,14 +260,14 @@ class Slots:
             Slot(
                 plan=plan,
                 name=f"slot{plan.slot_id}@{self.startd_name}",
-                current=self._mint(),
+                current=self.mint(),
                 free=plan.resources,
                 withheld=plan.resources.nothing,
             )
             for plan in self.plans
         ]
 
-    def _mint(self) -> ClaimId:
+    def mint(self) -> ClaimId:
         """A fresh claim id. Its session is registered before anybody can learn the id (wire reference 2.6)."""
         self._sequence += 1
         claim_id = ClaimId.mint(self.address, self.start_time, self._sequence, VERSION)
@@ -285,7 +285,7 @@ class Slots:
         for slot in self.own:
             if not slot.claimed_whole:
                 self.sessions.drop(slot.current.session_id)
-                slot.current = self._mint()
+                slot.current = self.mint()
 
     def presented(self, session_id: str) -> Slot | None:
         """The slot that may be claimed with this id now."""
@@ -313,7 +313,7 @@ class Slots:
 
     def take_current(self, slot: Slot) -> ClaimId:
         """The presented id of a slot is used up: there is a fresh one."""
-        fresh = self._mint()  # first: when no session can be added, nothing has changed
+        fresh = self.mint()  # first: when no session can be added, nothing has changed
         presented, slot.current = slot.current, fresh
         return presented
 
@@ -322,7 +322,7 @@ class Slots:
         if held.dynamic_id is None:
             return held.parent.current
         if held.following is None:
-            held.following = self._mint()
+            held.following = self.mint()
         return held.following
 
     def taken_over_with(self, session_id: str) -> Held | None:
@@ -331,7 +331,7 @@ class Slots:
 
     def take_next(self, held: Held) -> ClaimId:
         """The presented id is used up: there is a fresh one."""
-        presented, fresh = self.next_id(held), self._mint()
+        presented, fresh = self.next_id(held), self.mint()
         if held.dynamic_id is None:
             held.parent.current = fresh
         else:

@@ -47,6 +47,28 @@ class Room:
     granted: Held | None = None
 
 
+def part_with(
+    slot: Slot,
+    ad: ClassAd,
+    coming: Resources,
+    own_ad: Callable[[Slot], ClassAd],
+    part_of: Callable[[Slot, ClassAd], Resources],
+) -> Resources:
+    """What a request gets of a slot as it will be, with ``coming`` given back to it. Nothing changes.
+
+    Raises:
+        WrongState, DoesNotFit: it gets none.
+    """
+    free = slot.free
+    slot.free = free + coming
+    try:
+        if said := policy.refusal(own_ad(slot), ad):
+            raise WrongState(said, try_again=False)
+        return part_of(slot, ad)
+    finally:
+        slot.free = free
+
+
 @attrs.frozen
 class RoomMaking:
     """``held_ad`` and ``own_ad`` give ads of slots; ``part_of`` what a request gets of one, or raises DoesNotFit;
@@ -71,7 +93,7 @@ class RoomMaking:
         if len({held.name for held in going}) < len(going):
             raise WrongState("a claim is named twice that is to make room", try_again=False)
         coming = reduce(add, (held.resources for held in going))
-        wanted = self._wanted(slot, ad, coming)
+        wanted = part_with(slot, ad, coming, self.own_ad, self.part_of)
         for held in going:
             self._check_rank(held, ad)
         room = self._open(slot, ad, requester, going, wanted, coming)
@@ -91,17 +113,6 @@ class RoomMaking:
         if held.waiting is not None or held.when_gone is not None:
             raise WrongState(f"{held.name} goes to another claim already", try_again=False)
         return held
-
-    def _wanted(self, slot: Slot, ad: ClassAd, coming: Resources) -> Resources:
-        """What the request gets of the slot as it will be."""
-        free = slot.free
-        slot.free = free + coming
-        try:
-            if said := policy.refusal(self.own_ad(slot), ad):
-                raise WrongState(said, try_again=False)
-            return self.part_of(slot, ad)
-        finally:
-            slot.free = free
 
     def _check_rank(self, held: Held, ad: ClassAd) -> None:
         rank = policy.rank(self.held_ad(held), ad)

@@ -184,6 +184,7 @@ def test_asked_directly(stock: StockJobs, what: tuple[str, ...]) -> None:
 
 
 def test_drained_and_called_off_by_the_pools_administrator(stock: StockJobs) -> None:
+    stock.until(lambda: any(ad["Name"] == SLOT for ad in stock.slots()) or None, "the startd in the collector")
     said = say(stock, "pool", "condor_drain", "-graceful", SLOT).stdout
     assert "Sent request to drain" in said
     stock.until(lambda: any(ad["State"] == "Drained" for ad in stock.slots()) or None, "the drained slot")
@@ -196,3 +197,18 @@ def test_an_ended_job_is_no_hindrance(stock: StockJobs) -> None:
     job = stock.one("alice", "echo still here")
     stock.wait(job, TERMINATED)
     assert stock.done(job) == "still here\n"
+
+
+def test_condor_now_gives_the_slots_of_two_jobs_to_one(stock: StockJobs) -> None:
+    alice = stock.user("alice")
+    victims = stock.submit("alice", PATIENT, count=2, request_cpus="2")
+    for victim in victims:
+        stock.wait(victim, EXECUTING)
+    urgent = stock.one("alice", "echo $OMP_NUM_THREADS", request_cpus="4")
+    stock.pool.tool("condor_now", urgent.id, *(victim.id for victim in victims), user=alice)
+    assert stock.done(urgent) == "4\n"
+    assert "slot1_" in stock.start_log().partition(" is made of ")[2]
+    for victim in victims:
+        stock.wait(victim, EVICTED)
+        stock.act("rm", victim)
+    stock.until_empty()
