@@ -21,7 +21,7 @@ from startd.claim import WITH_STARTER, Claim
 from startd.clocks import Clocks, Totals
 from startd.openslot import ArmMatch, Draining, Fact, OpenSlot
 from startd.resources import Resources
-from startd.slotads import SHOWN, SlotState, idle_activity
+from startd.slotads import SHOWN, BrokenPart, SlotState, idle_activity
 from startd.slottypes import Plan
 
 # The session of a finished claim stays known for so long, so that a last command in flight is understood (wire 2.6).
@@ -67,8 +67,8 @@ class Slot:
     current: ClaimId
     free: Resources
     withheld: Resources
-    broken: str = ""
-    """Why some of it is withheld."""
+    broken: list[BrokenPart] = attrs.field(factory=list)
+    """What of it is withheld, and why."""
     children: list[Held] = attrs.field(factory=list)
     rooms: list[Any] = attrs.field(factory=list, repr=False)
     """Requests that wait for some of the children to end (``startd.roommaking``)."""
@@ -371,8 +371,8 @@ class Slots:
         self._forget(held)
         if broken:
             slot.withheld = slot.withheld + held.resources
-            job = f"job {held.past_jobs[-1]}" if held.past_jobs else "a job"
-            slot.broken = f"{held.name} has something left of {job} that could not be removed"
+            job, user = held.past_jobs[-1] if held.past_jobs else "", held.requester.user
+            slot.broken.append(BrokenPart(held.name, job, user, int(time.time()), held.resources))
         else:
             slot.free = slot.free + held.resources
         slot.entered_at = int(time.time())
@@ -415,7 +415,7 @@ class Slots:
             resources=slot.free,
             total=slot.plan.resources - slot.withheld,
             withheld=slot.withheld,
-            broken=slot.broken,
+            broken=tuple(slot.broken),
             claim=slot.current,
             claimed=False,
             state=slot.open.state.value,

@@ -73,6 +73,24 @@ class Machine:
 
 
 @attrs.frozen
+class BrokenPart:
+    """What of a slot is withheld, whose job it was, and since when (unix time)."""
+
+    name: str
+    job: str
+    user: str
+    at: int
+    resources: Resources
+
+    @property
+    def why(self) -> str:
+        """In words for administrators."""
+        return (
+            f"{self.name} has something left of {f'job {self.job}' if self.job else 'a job'} that could not be removed"
+        )
+
+
+@attrs.frozen
 class SlotState:
     """What changes: one slot as it is now. ``resources``: what it has to give, or what its job has; ``total``: what it
     has in all, without what is ``withheld``; ``user``: that of the claim."""
@@ -91,8 +109,7 @@ class SlotState:
     """Since when it is in its state, and in its activity (``activity_at``, where that is another time)."""
     activity_at: int | None = None
     withheld: Resources | None = None
-    broken: str = ""
-    """Why some of it is withheld."""
+    broken: Sequence[BrokenPart] = ()
     children: int = 0
     user: str = ""
     job_id: str = ""
@@ -184,15 +201,32 @@ def daemon_ad(machine: Machine, slots: Sequence[SlotState], *, now: int, sequenc
             _describe_devices(ad, machine, name, machine.total.ids(name))
             attributes = [device_attribute(name, device) for device in dict.fromkeys(machine.total.ids(name))]
             ad[f"Detected{name}"] = ExprTree("{ " + ", ".join(attributes) + " }")
-    broken = {f"slot{slot.slot_id}BrokenReason": slot.broken for slot in slots if slot.broken}
-    for attribute, why in broken.items():
-        set_str(ad, attribute, why)
-    if broken:
-        ad["BrokenReasons"] = ExprTree("{ " + ", ".join(broken) + " }")
+    _tell_broken(ad, [part for slot in slots for part in slot.broken])
     for name, text in machine.attributes.items():
         ad[name] = ExprTree(text)
     ad["MyCurrentTime"], ad["UpdateSequenceNumber"] = now, sequence
     return ad
+
+
+def _tell_broken(ad: ClassAd, parts: Sequence[BrokenPart]) -> None:
+    """As HTCondor's startd tells of its broken slots: for each a reason, and an ad of what and whose it was."""
+    tags = [part.name.partition("@")[0] for part in parts]
+    for tag, part in zip(tags, parts, strict=True):
+        set_str(ad, f"{tag}BrokenReason", part.why)
+        context = ClassAd()
+        context["Id"], context["Code"], context["Time"] = tag, BROKEN_BY_PROCESSES, part.at
+        for name, value in (("Reason", part.why), ("JobId", part.job), ("RemoteUser", part.user)):
+            set_str(context, name, value)
+        context.update(_counts(part.resources))
+        ad[f"{tag}BrokenContext"] = context
+    if parts:
+        ad["BrokenReasons"] = ExprTree("{ " + ", ".join(f"{tag}BrokenReason" for tag in tags) + " }")
+        ad["BrokenContextAds"] = ExprTree("{ " + ", ".join(f"{tag}BrokenContext" for tag in tags) + " }")
+
+
+def _counts(resources: Resources) -> dict[str, int]:
+    sizes = {"Cpus": resources.cpus, "Memory": resources.memory_mb, "Disk": resources.disk_kb}
+    return sizes | {name: resources.count(name) for name in resources.custom}
 
 
 def invalidation(name: str, address: str, kind: str = SLOT) -> ClassAd:
@@ -257,7 +291,7 @@ def _sizes(ad: ClassAd, machine: Machine, slot: SlotState) -> None:
     for name in total.custom:
         _custom(ad, machine, slot, name)
     if slot.broken and slot.withheld is not None:
-        _broken(ad, slot.broken, slot.withheld)
+        _broken(ad, slot.broken[-1].why, slot.withheld)
 
 
 def _machine_sizes(ad: ClassAd, machine: Machine) -> None:
@@ -310,9 +344,7 @@ def _broken(ad: ClassAd, why: str, withheld: Resources) -> None:
     """What nobody gets any more of this slot."""
     ad["SlotBrokenCode"] = BROKEN_BY_PROCESSES
     set_str(ad, "SlotBrokenReason", why)
-    sizes = {"Cpus": withheld.cpus, "Memory": withheld.memory_mb, "Disk": withheld.disk_kb}
-    for name, size in {**sizes, **{name: withheld.count(name) for name in withheld.custom}}.items():
-        ad[f"BrokenSlot{name}"] = size
+    ad.update({f"BrokenSlot{name}": size for name, size in _counts(withheld).items()})
 
 
 def _policy(ad: ClassAd, machine: Machine, slot: SlotState) -> None:

@@ -145,8 +145,13 @@ def test_a_slot_is_broken_by_a_process_that_nothing_ends(powerless: StockJobs) -
         listed = powerless.pool.tool("condor_status", "-broken")
         assert job.id in listed
         assert "slot1@sailplane.example" in listed
-        (daemon,) = powerless.pool.tool("condor_status", "-startd", "-af", "slot1BrokenReason").splitlines()
-        assert daemon == broken["SlotBrokenReason"]
+        listed = powerless.pool.tool("condor_status", "-startd", "-broken")
+        assert broken["SlotBrokenReason"] in listed
+        asked = [f"BrokenContextAds[0].{name}" for name in ("JobId", "RemoteUser", "Cpus")]
+        (line,) = powerless.pool.tool("condor_status", "-startd", "-af", *asked).splitlines()
+        assert line.split()[0] == job.id
+        assert line.split()[1].startswith(powerless.site.accounts["alice"].name)
+        assert line.split()[2] == "1"
         assert [powerless.done(each) for each in powerless.submit("bob", "echo more", count=4)] == ["more\n"] * 4
         assert Path(f"/proc/{pid}").exists(), "else this test shows nothing"
     finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import attrs
 import pytest
-from classad2 import ExprTree
+from classad2 import ExprTree, Value
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -279,7 +279,13 @@ async def test_the_startd_has_an_ad_of_its_own_name() -> None:
     assert (ad["MyType"], ad["Name"], ad["TotalGPUs"], ad["DetectedCpus"]) == ("StartD", "node", 2, 4)
     ad["Ids"] = ExprTree('join(",", evalInEachContext(Id, DetectedGPUs))')
     assert evaluate(ad, "Ids") == "GPU-6a96bd13,GPU-c4a646d7"
-    assert "slot1_1@node" in str(evaluate(ad, "slot1BrokenReason"))
+    assert "slot1_1@node" in str(evaluate(ad, "slot1_1BrokenReason"))
+    ad["First"], ad["Whose"] = ExprTree("BrokenReasons[0]"), ExprTree("BrokenContextAds[0].RemoteUser")
+    assert evaluate(ad, "First") == evaluate(ad, "slot1_1BrokenReason")
+    assert evaluate(ad, "Whose") == NOBODY.user
+    assert {name: evaluate(ad["slot1_1BrokenContext"], name) for name in ("Id", "Code", "Cpus", "GPUs")} == {
+        "Id": "slot1_1", "Code": 6, "Cpus": 1, "GPUs": Value.Undefined,
+    }  # fmt: skip
     for of_a_slot in ("SlotID", "State", "Requirements", "Start", "ClaimId", "HasStartDaemonAd"):
         assert of_a_slot not in ad
     assert public_ad(on, slot_state(pool), now=2, sequence=3)["HasStartDaemonAd"]
