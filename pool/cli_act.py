@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from pilot import rpc
-from pool import cli
+from pool import cli_ask
 from pool import messages as m
 
 # Verb, what is said of the jobs then, and the help's first paragraph.
@@ -24,20 +24,20 @@ def add_to(group: click.Group) -> None:
 
 
 def _command(verb: m.Verb, done: str, text: str) -> click.Command:
-    @click.argument("ids", nargs=-1, required=True, type=cli.TARGET)
-    @cli.as_json
+    @click.argument("ids", nargs=-1, required=True, type=cli_ask.TARGET)
+    @cli_ask.as_json
     @click.pass_context
     def command(context: click.Context, ids: tuple[m.Target, ...], json_: bool) -> int:
         async def act(channel: rpc.Channel) -> list[m.Acted]:
             return [await channel.call(m.Act(target, verb)) for target in ids]
 
-        replies = cli.ask(context, act)
+        replies = cli_ask.ask(context, act)
         jobs, left = sum(reply.jobs for reply in replies), sum(reply.left for reply in replies)
         if json_:
-            cli.show_json({done: jobs, "left": left})
+            cli_ask.show_json({done: jobs, "left": left})
         else:
             click.echo(f"{jobs} {done}" + (f", {left} in no state for it" if left else "") + ".")
-        return cli.DONE
+        return cli_ask.DONE
 
     example = f"\n\n\b\nExamples:\n    sailplane {verb} 12\n    sailplane {verb} 12.3 13"
     return click.command(name=verb, help=text + example)(command)

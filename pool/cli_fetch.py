@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from pilot import logs, rpc
-from pool import cli, cli_show
+from pool import cli_ask, cli_show
 from pool import messages as m
 from pool.jobad import BadJob, check_relative, remaps
 
@@ -29,14 +29,14 @@ def add_to(group: click.Group) -> None:
 
 
 @click.command()
-@click.argument("target", metavar="ID", type=cli.TARGET)
+@click.argument("target", metavar="ID", type=cli_ask.TARGET)
 @click.option(
     "--to",
     "to",
     type=click.Path(path_type=Path, file_okay=False),
     help="Directory to write into; default: where the job was submitted from.",
 )
-@cli.as_json
+@cli_ask.as_json
 @click.pass_context
 def fetch(context: click.Context, target: m.Target, to: Path | None, json_: bool) -> int:
     """Get what came back of a job, or of all completed jobs of a cluster. Files of the same name are replaced.
@@ -46,23 +46,23 @@ def fetch(context: click.Context, target: m.Target, to: Path | None, json_: bool
         sailplane fetch 12
         sailplane fetch 12.3 --to results/
     """
-    fetched = cli.ask(context, lambda channel: _fetch(channel, target, to))
+    fetched = cli_ask.ask(context, lambda channel: _fetch(channel, target, to))
     if json_:
-        cli.show_json([{"id": job, "directory": place, "files": names} for job, place, names in fetched])
+        cli_ask.show_json([{"id": job, "directory": place, "files": names} for job, place, names in fetched])
     else:
         for job, place, names in fetched:
             click.echo(f"{job}: {len(names)} file{'s' if len(names) != 1 else ''} in {place}")
-    return cli.DONE
+    return cli_ask.DONE
 
 
 async def _fetch(channel: rpc.Channel, target: m.Target, to: Path | None) -> list[tuple[str, str, list[str]]]:
     if target.proc is not None:
         return [await _fetch_job(channel, target.cluster, target.proc, to)]
-    rows = [row for row in await cli_show._jobs(channel, every=True, final=True) if row.cluster == target.cluster]
+    rows = [row for row in await cli_show.list_jobs(channel, every=True, final=True) if row.cluster == target.cluster]
     done = [row for row in rows if row.state == "completed"]
     if not done:
         states = ", ".join(sorted({row.state for row in rows})) or "not there"
-        raise cli.Failed(
+        raise cli_ask.Failed(
             f"no job of cluster {target.cluster} is completed ({states}); wait with 'sailplane wait {target.cluster}'"
         )
     return [await _fetch_job(channel, row.cluster, row.proc, to) for row in done]
@@ -92,7 +92,9 @@ def _directory(place: Path) -> Iterator[int]:
         place.mkdir(parents=True, exist_ok=True)
         fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise cli.Failed(f"cannot write into {place}: {error.strerror}; name another directory with --to") from error
+        raise cli_ask.Failed(
+            f"cannot write into {place}: {error.strerror}; name another directory with --to"
+        ) from error
     try:
         yield fd
     finally:
@@ -110,9 +112,9 @@ def _store_page(root: int, page: Any, fds: list[int]) -> list[str]:
                 continue
             store(root, name, next(left), entry.mode)
         except OSError as error:
-            raise cli.Failed(f"cannot write {logs.clean(name)}: {error.strerror}") from error
+            raise cli_ask.Failed(f"cannot write {logs.clean(name)}: {error.strerror}") from error
         except StopIteration:
-            raise cli.Failed("the pool sent fewer files than names; see its log") from None
+            raise cli_ask.Failed("the pool sent fewer files than names; see its log") from None
         names.append(logs.clean(name))
     return names
 
@@ -127,14 +129,14 @@ def placed(name: str, page: Any) -> str:
         try:
             name = remaps(page.remaps).get(name, name)
         except BadJob as bad:
-            raise cli.Failed(str(bad)) from bad
+            raise cli_ask.Failed(str(bad)) from bad
     parts = [part for part in name.split("/") if part not in ("", ".")]
     try:
         check_relative(name, "output")
         if not parts:
             raise BadJob(f"output: {name!r} is no name")
     except BadJob as bad:
-        raise cli.Failed(f"refusing to write {logs.clean(name)!r}: {bad}") from bad
+        raise cli_ask.Failed(f"refusing to write {logs.clean(name)!r}: {bad}") from bad
     return "/".join(parts)
 
 

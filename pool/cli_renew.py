@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from pilot import rpc
-from pool import cli
+from pool import cli_ask
 from pool import messages as m
 from pool.cli_submit import read_proxy, sign
 
@@ -25,7 +25,7 @@ def add_to(group: click.Group) -> None:
     type=click.Path(path_type=Path),
     help="The fresh proxy; default: X509_USER_PROXY, else /tmp/x509up_uUID.",
 )
-@cli.as_json
+@cli_ask.as_json
 @click.pass_context
 def renew(context: click.Context, clusters: tuple[int, ...], proxy: Path | None, json_: bool) -> int:
     """Give jobs a proxy that lives longer: of the same identity, CA and primary FQAN as theirs.
@@ -43,16 +43,16 @@ def renew(context: click.Context, clusters: tuple[int, ...], proxy: Path | None,
     async def give(channel: rpc.Channel) -> list[m.Renewed]:
         return [await _renew(channel, cluster, pem) for cluster in clusters]
 
-    replies = cli.ask(context, give)
+    replies = cli_ask.ask(context, give)
     if json_:
         rows = zip(clusters, replies, strict=True)
-        cli.show_json([{"cluster": c, "expires_at": r.expires_at, "running": r.running} for c, r in rows])
-        return cli.DONE
+        cli_ask.show_json([{"cluster": c, "expires_at": r.expires_at, "running": r.running} for c, r in rows])
+        return cli_ask.DONE
     for cluster, reply in zip(clusters, replies, strict=True):
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(reply.expires_at))
         sent = f"; on its way to {reply.running} running" if reply.running else ""
         click.echo(f"cluster {cluster}: renewed until {when}{sent}.")
-    return cli.DONE
+    return cli_ask.DONE
 
 
 def default_proxy() -> Path:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pilot import logs, rpc
-from pool import cli
+from pool import cli_ask
 from pool import messages as m
 
 WAIT_PIECE_S = 30.0
@@ -30,10 +30,10 @@ def add_to(group: click.Group) -> None:
 
 
 @click.command()
-@click.argument("ids", nargs=-1, type=cli.TARGET)
+@click.argument("ids", nargs=-1, type=cli_ask.TARGET)
 @click.option("--all", "every", is_flag=True, help="Jobs of every user.")
 @click.option("--done", is_flag=True, help="Completed and removed jobs too.")
-@cli.as_json
+@cli_ask.as_json
 @click.pass_context
 def q(context: click.Context, ids: tuple[m.Target, ...], every: bool, done: bool, json_: bool) -> int:
     """List your jobs: idle, running and held ones; with IDs, these jobs in whatever state.
@@ -44,17 +44,17 @@ def q(context: click.Context, ids: tuple[m.Target, ...], every: bool, done: bool
         sailplane q --all --done
         sailplane q 12 13.4 --json
     """
-    rows = cli.ask(context, lambda channel: _jobs(channel, every=every or bool(ids), final=done or bool(ids)))
+    rows = cli_ask.ask(context, lambda channel: list_jobs(channel, every=every or bool(ids), final=done or bool(ids)))
     if ids:
         rows = [row for row in rows if any(_is_of(row, target) for target in ids)]
     if json_:
-        cli.show_json([job_json(row) for row in rows])
+        cli_ask.show_json([job_json(row) for row in rows])
     else:
         _print(_job_table(rows), "no jobs")
-    return cli.DONE
+    return cli_ask.DONE
 
 
-async def _jobs(channel: rpc.Channel, *, every: bool, final: bool) -> list[m.JobRow]:
+async def list_jobs(channel: rpc.Channel, *, every: bool, final: bool) -> list[m.JobRow]:
     rows: list[m.JobRow] = []
     cluster, proc = 0, _NOBODY
     while True:
@@ -120,7 +120,7 @@ def _exit_words(status: int | None) -> str:
 
 
 @click.command()
-@cli.as_json
+@cli_ask.as_json
 @click.pass_context
 def status(context: click.Context, json_: bool) -> int:
     """List the pool's slots: what the execution points offer and what runs there.
@@ -130,14 +130,14 @@ def status(context: click.Context, json_: bool) -> int:
         sailplane status
         sailplane status --json
     """
-    rows = cli.ask(context, _slots)
+    rows = cli_ask.ask(context, _slots)
     if json_:
-        cli.show_json([attrs.asdict(row) for row in rows])
+        cli_ask.show_json([attrs.asdict(row) for row in rows])
     else:
         _print(
             _slot_table(rows), "no slots: no execution point has advertised itself; start one with 'sailplane-startd'"
         )
-    return cli.DONE
+    return cli_ask.DONE
 
 
 async def _slots(channel: rpc.Channel) -> list[m.SlotRow]:
@@ -172,8 +172,8 @@ def _slot_table(rows: list[m.SlotRow]) -> Table | None:
 
 
 @click.command()
-@click.argument("target", metavar="ID", type=cli.TARGET)
-@cli.as_json
+@click.argument("target", metavar="ID", type=cli_ask.TARGET)
+@cli_ask.as_json
 @click.pass_context
 def history(context: click.Context, target: m.Target, json_: bool) -> int:
     """List every run of a job or cluster, with where and how each ended.
@@ -184,12 +184,12 @@ def history(context: click.Context, target: m.Target, json_: bool) -> int:
         sailplane history 12.3 --json
     """
 
-    rows = cli.ask(context, lambda channel: _runs(channel, target))
+    rows = cli_ask.ask(context, lambda channel: _runs(channel, target))
     if json_:
-        cli.show_json([run_json(row) for row in rows])
+        cli_ask.show_json([run_json(row) for row in rows])
     else:
         _print(_run_table(rows), "no run yet")
-    return cli.DONE
+    return cli_ask.DONE
 
 
 async def _runs(channel: rpc.Channel, target: m.Target) -> list[m.RunRow]:
@@ -230,9 +230,9 @@ def _run_table(rows: list[m.RunRow]) -> Table | None:
 
 
 @click.command()
-@click.argument("ids", nargs=-1, required=True, type=cli.TARGET)
+@click.argument("ids", nargs=-1, required=True, type=cli_ask.TARGET)
 @click.option("--force", is_flag=True, help="Kill running jobs at once, without time to end by themselves.")
-@cli.as_json
+@cli_ask.as_json
 @click.pass_context
 def rm(context: click.Context, ids: tuple[m.Target, ...], force: bool, json_: bool) -> int:
     """Remove jobs, finished ones too: what came back of them and was not fetched goes with them.
@@ -246,21 +246,21 @@ def rm(context: click.Context, ids: tuple[m.Target, ...], force: bool, json_: bo
     async def remove(channel: rpc.Channel) -> list[m.Removed]:
         return [await channel.call(m.Remove(target, force)) for target in ids]
 
-    replies = cli.ask(context, remove)
+    replies = cli_ask.ask(context, remove)
     gone, ending = sum(reply.jobs for reply in replies), sum(reply.ending for reply in replies)
     if json_:
-        cli.show_json({"removed": gone, "ending": ending})
+        cli_ask.show_json({"removed": gone, "ending": ending})
     else:
         click.echo(f"{gone} removed" + (f", {ending} running: being stopped" if ending else "") + ".")
-    return cli.DONE
+    return cli_ask.DONE
 
 
 @click.command()
-@click.argument("target", metavar="ID", type=cli.TARGET)
+@click.argument("target", metavar="ID", type=cli_ask.TARGET)
 @click.option(
     "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up after this time (exit code 111)."
 )
-@cli.as_json
+@cli_ask.as_json
 @click.pass_context
 def wait(context: click.Context, target: m.Target, timeout: float | None, json_: bool) -> int:
     """Wait until a job, or all jobs of a cluster, are completed, held or removed. Exit code 0 only if all completed.
@@ -271,15 +271,15 @@ def wait(context: click.Context, target: m.Target, timeout: float | None, json_:
         sailplane wait 12.3 --timeout 600
     """
     end = None if timeout is None else time.monotonic() + timeout
-    rows, waiting = cli.ask(context, lambda channel: _wait(channel, target, end))
+    rows, waiting = cli_ask.ask(context, lambda channel: _wait(channel, target, end))
     if json_:
-        cli.show_json([job_json(row) for row in rows])
+        cli_ask.show_json([job_json(row) for row in rows])
     for row in rows:
         if row.state != "completed" and not json_:
-            cli.say(f"job {row.cluster}.{row.proc} is {row.state}" + (f": {row.reason}" if row.reason else ""))
+            cli_ask.say(f"job {row.cluster}.{row.proc} is {row.state}" + (f": {row.reason}" if row.reason else ""))
     if waiting:
-        return cli.TRY_AGAIN
-    return cli.DONE if all(row.state == "completed" for row in rows) else cli.FAILED
+        return cli_ask.TRY_AGAIN
+    return cli_ask.DONE if all(row.state == "completed" for row in rows) else cli_ask.FAILED
 
 
 async def _wait(channel: rpc.Channel, target: m.Target, end: float | None) -> tuple[list[m.JobRow], bool]:
@@ -290,7 +290,7 @@ async def _wait(channel: rpc.Channel, target: m.Target, end: float | None) -> tu
             break
     if reply.more:
         return list(reply.rows), True
-    return [row for row in await _jobs(channel, every=True, final=True) if _is_of(row, target)], False
+    return [row for row in await list_jobs(channel, every=True, final=True) if _is_of(row, target)], False
 
 
 # Words

@@ -18,7 +18,7 @@ from attrs import define, field
 
 from cedar import classads
 from pilot import credentials, rpc
-from pool import cli, submit_language
+from pool import cli_ask, submit_language
 from pool import messages as m
 from pool.ads import text_of, value_of
 from pool.jobad import BadJob, executable_name, is_url, split_list
@@ -35,7 +35,7 @@ def add_to(group: click.Group) -> None:
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@cli.as_json
+@cli_ask.as_json
 @click.pass_context
 def submit(context: click.Context, file: Path, json_: bool) -> int:
     """Hand in the jobs of a submit FILE (HTCondor's submit language).
@@ -54,18 +54,18 @@ def submit(context: click.Context, file: Path, json_: bool) -> int:
     """
     try:
         plan = submit_language.read(file, os.environ, os.getuid())
-        done = cli.ask(context, lambda channel: _submit(channel, plan))
+        done = cli_ask.ask(context, lambda channel: _submit(channel, plan))
     except (submit_language.SubmitError, BadJob) as error:
-        raise cli.Failed(str(error)) from error
+        raise cli_ask.Failed(str(error)) from error
     if json_:
         ids = [f"{done.cluster}.{proc}" for proc in range(done.jobs)]
-        cli.show_json({"cluster": done.cluster, "owner": done.owner, "jobs": ids})
+        cli_ask.show_json({"cluster": done.cluster, "owner": done.owner, "jobs": ids})
     else:
         click.echo(
             f"{done.jobs} job{'s' if done.jobs != 1 else ''} submitted to cluster {done.cluster} for {done.owner}."
         )
         click.echo(f"Wait for the output with: sailplane wait {done.cluster} && sailplane fetch {done.cluster}")
-    return cli.DONE
+    return cli_ask.DONE
 
 
 async def _submit(channel: rpc.Channel, plan: submit_language.Plan) -> m.Submitted:
@@ -73,7 +73,7 @@ async def _submit(channel: rpc.Channel, plan: submit_language.Plan) -> m.Submitt
     gathered = Gathered.of(plan, 1)  # everything is looked at before the pool hears of it
     begun: m.Begun = await channel.call(m.Begin(proxy is not None))
     if len(gathered.paths) > begun.max_files:
-        raise cli.Failed(
+        raise cli_ask.Failed(
             f"{len(gathered.paths)} input files; the pool takes {begun.max_files} in one submission: pack them (tar)"
         )
     if proxy is not None and plan.proxy is not None:
@@ -92,14 +92,14 @@ def read_proxy(path: str) -> bytes:
         pem = credentials.read_private(Path(path))
         found = credentials.load(pem)
     except OSError as error:
-        raise cli.Failed(
+        raise cli_ask.Failed(
             f"cannot read the proxy {path}: {error.strerror}; make one with voms-proxy-init, or correct x509userproxy"
         ) from error
     except credentials.CredentialError as error:
-        raise cli.Failed(f"the proxy {path} cannot be used: {error}") from error
+        raise cli_ask.Failed(f"the proxy {path} cannot be used: {error}") from error
     if found.expires_at <= time.time():
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.expires_at))
-        raise cli.Failed(
+        raise cli_ask.Failed(
             f"the proxy {path} of {found.identity} ended at {when}; make a new one (voms-proxy-init) and submit again"
         )
     return pem
@@ -109,7 +109,7 @@ def sign(pem: bytes, request: bytes) -> bytes:
     try:
         return credentials.sign_request(pem, request, not_after=None)
     except credentials.CredentialError as error:
-        raise cli.Failed(f"your proxy cannot be delegated: {error}") from error
+        raise cli_ask.Failed(f"your proxy cannot be delegated: {error}") from error
 
 
 @define
@@ -157,7 +157,7 @@ class Gathered:
         try:
             inside = sorted(os.listdir(path))
         except OSError as error:
-            raise cli.Failed(f"cannot read the input directory {path}: {error.strerror}") from error
+            raise cli_ask.Failed(f"cannot read the input directory {path}: {error.strerror}") from error
         for each in inside:
             yield from self._walk(f"{name}/{each}" if name else each, os.path.join(path, each))
 
@@ -165,9 +165,11 @@ class Gathered:
         real = os.path.realpath(path)
         if real not in self.paths:
             if self.fixed:
-                raise cli.Failed(f"the input file {path} depends on the cluster's number; name it without $(ClusterId)")
+                raise cli_ask.Failed(
+                    f"the input file {path} depends on the cluster's number; name it without $(ClusterId)"
+                )
             if not os.access(real, os.R_OK):
-                raise cli.Failed(f"cannot read the input file {path}: permission denied")
+                raise cli_ask.Failed(f"cannot read the input file {path}: permission denied")
             self.paths[real] = len(self.paths)
         return self.paths[real]
 
@@ -183,11 +185,11 @@ def _mode_of(path: str) -> int:
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
-        raise cli.Failed(
+        raise cli_ask.Failed(
             f"the input file {path} cannot be used: {error.strerror}; correct the submit file or make the file"
         ) from error
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise cli.Failed(f"the input file {path} is neither a plain file nor a directory")
+        raise cli_ask.Failed(f"the input file {path} is neither a plain file nor a directory")
     return mode
 
 
@@ -236,7 +238,7 @@ async def _give_files(channel: rpc.Channel, paths: list[str]) -> None:
                 fds.append(_open(path))
             await channel.call(m.PutFiles(first, tuple(os.fstat(fd).st_size for fd in fds)), fds)
         except rpc.RpcRefused as refused:
-            raise cli.Failed(f"{refused.text} (files {paths[first]} and following)") from refused
+            raise cli_ask.Failed(f"{refused.text} (files {paths[first]} and following)") from refused
         finally:
             for fd in fds:
                 os.close(fd)
@@ -247,7 +249,7 @@ def _open(path: str) -> int:
         # Not waiting: somebody may have put a pipe in the file's place.
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise cli.Failed(f"cannot open the input file {path}: {error.strerror}") from error
+        raise cli_ask.Failed(f"cannot open the input file {path}: {error.strerror}") from error
 
 
 async def _give_inputs(channel: rpc.Channel, gathered: Gathered) -> None:

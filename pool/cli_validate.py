@@ -17,7 +17,7 @@ from pilot.settings import Settings
 from pilot.switch import compile_wrapper, make_switch
 from pilot.validation import agreed_switch, examine
 from pilot.validationreport import as_json, as_xml
-from pool import cli
+from pool import cli_ask
 
 _COLOURS = {"ok": "green", "degraded": "yellow", "failed": "red", "skipped": ""}
 # Of a passing failure: as the startd's.
@@ -33,7 +33,7 @@ def add_to(group: click.Group) -> None:
     "--xml", "xml", type=click.Path(path_type=Path), help="Write an OSGTestResult 4.3.1 to this file; - for output."
 )
 @click.option("--id", "test_id", default="sailplane_validate", help="The id in the XML.")
-@cli.as_json
+@cli_ask.as_json
 @click.pass_context
 def validate(context: click.Context, xml: Path | None, test_id: str, json_: bool) -> int:
     """Try the identity switch and this node as a starting startd does: the two tests of glidein scripts, passing of
@@ -46,7 +46,7 @@ def validate(context: click.Context, xml: Path | None, test_id: str, json_: bool
     try:
         settings = attrs.evolve(settings, sailplane_switch=agreed_switch(settings))
     except UseRefused as refusal:
-        raise cli.Failed(str(refusal)) from refusal
+        raise cli_ask.Failed(str(refusal)) from refusal
     settings.execute.mkdir(mode=0o711, parents=True, exist_ok=True)
     compile_wrapper(settings)
     report = trio.run(_examine, settings)
@@ -54,7 +54,7 @@ def validate(context: click.Context, xml: Path | None, test_id: str, json_: bool
         text = as_xml(report, test_id=test_id, cwd=str(Path.cwd()))
         click.echo(text, nl=False) if str(xml) == "-" else xml.write_text(text, encoding="utf-8")
     if json_:
-        cli.show_json(as_json(report))
+        cli_ask.show_json(as_json(report))
     elif str(xml) != "-":
         console = Console(soft_wrap=False)
         console.print(_table(report)) if console.is_terminal else Console(width=240).print(_table(report))

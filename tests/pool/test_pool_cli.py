@@ -17,7 +17,7 @@ from attrs import define, field
 
 from cedar.sinful import Sinful
 from demo import grid
-from pool import cli, cli_fetch
+from pool import cli, cli_ask, cli_fetch
 from pool import messages as m
 from tests.pool.fake_ep import FakeEP
 
@@ -146,7 +146,7 @@ def test_words_and_exit_codes(
     (place / "run.sh").write_text("#!/bin/sh\n")
     daemon.configure()
     code, _, away = call("q")
-    assert code == cli.TRY_AGAIN
+    assert code == cli_ask.TRY_AGAIN
     assert "no pool answers at" in away
     assert "sailplane-pool" in away
     daemon.start()
@@ -170,7 +170,7 @@ def test_words_and_exit_codes(
     code, out, _ = call("submit", "good.sub", "--json")
     cluster = str(json.loads(out)["cluster"])
     assert code == 0
-    assert call("wait", cluster, "--timeout", "0")[0] == cli.TRY_AGAIN
+    assert call("wait", cluster, "--timeout", "0")[0] == cli_ask.TRY_AGAIN
     assert call("rm", cluster)[0] == 0
     assert call("wait", cluster)[0] == 1
     for command in [(), ("submit",), ("q",), ("status",), ("rm",), ("wait",), ("fetch",), ("history",)]:
@@ -252,7 +252,7 @@ def test_where_output_goes(name: str, said: Any, expected: str) -> None:
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a/../../x", "", "x\0y", "."])
 def test_names_that_lead_elsewhere_are_refused(name: str) -> None:
-    with pytest.raises(cli.Failed, match="refusing to write"):
+    with pytest.raises(cli_ask.Failed, match="refusing to write"):
         cli_fetch.placed(name, page())
 
 

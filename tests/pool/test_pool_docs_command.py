@@ -9,7 +9,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from pool import cli, cli_show
+from pool import cli, cli_ask, cli_show
 from pool import messages as m
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "sailplane.md").read_text()
@@ -37,7 +37,7 @@ def test_every_field_is_told_and_none_besides(title: str, fields: Iterable[str])
 
 
 def test_every_command_with_json_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--help"]) == cli.DONE  # which finds the commands
+    assert cli.main(["--help"]) == cli_ask.DONE  # which finds the commands
     capsys.readouterr()
     table = PAGE.split("| command | prints |\n", 1)[1].split("\n\n", 1)[0]
     told = {name for row in table.splitlines()[1:] for name in re.findall(r"`([a-z]+)`", row.split("|")[1])}
