@@ -1,4 +1,4 @@
-"""The picture of calls over time, ours beside HTCondor 8.8's. Drawing only; the numbers are `bench.spread`'s."""
+"""The picture of calls over time, ours beside HTCondor 8.8's. Drawing only; the numbers are `bench.spreadmodel`'s."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import attrs
 from PIL import Image, ImageDraw, ImageFont
 
-from bench.spread import PROCESSES_A_JOB, STOCK_CALL_S, Loss, our_calls, per_second, stock_calls
+from bench.spreadmodel import PROCESSES_A_JOB, STOCK_CALL_S, Loss, our_calls, per_second, stock_calls
 from procd.planner import Spread
 
 SEED = 0

@@ -7,8 +7,8 @@ from pathlib import Path
 import attrs
 import pytest
 
-from bench import spread
-from bench.spread import PROCESSES_A_JOB, STOCK_CALL_S, Loss
+from bench import spread, spreadmodel
+from bench.spreadmodel import PROCESSES_A_JOB, STOCK_CALL_S, Loss
 from pilot.settings import Settings
 from procd.main import spread_of
 
@@ -18,16 +18,16 @@ DEFAULTS = spread_of(Settings())
 
 def test_every_lost_job_gets_its_call_within_the_window() -> None:
     loss = Loss(50, 8)
-    calls = spread.our_calls(loss, DEFAULTS, seed=3)
+    calls = spreadmodel.our_calls(loss, DEFAULTS, seed=3)
     assert len(calls) == loss.calls == 400
     assert all(0 <= made.delay_s <= Settings().sailplane_kill_window for made in calls)
-    assert sum(spread.per_second(calls)) == 400
+    assert sum(spreadmodel.per_second(calls)) == 400
 
 
 def test_a_seed_gives_the_same_calls_again() -> None:
     loss = Loss(5, 8)
-    assert spread.our_calls(loss, DEFAULTS, seed=3) == spread.our_calls(loss, DEFAULTS, seed=3)
-    assert spread.our_calls(loss, DEFAULTS, seed=3) != spread.our_calls(loss, DEFAULTS, seed=4)
+    assert spreadmodel.our_calls(loss, DEFAULTS, seed=3) == spreadmodel.our_calls(loss, DEFAULTS, seed=3)
+    assert spreadmodel.our_calls(loss, DEFAULTS, seed=3) != spreadmodel.our_calls(loss, DEFAULTS, seed=4)
 
 
 def test_a_jitter_that_is_off_is_seen_in_the_figures() -> None:
@@ -40,7 +40,7 @@ def test_a_jitter_that_is_off_is_seen_in_the_figures() -> None:
 
 
 def test_stock_htcondor_calls_for_every_process_without_a_pause() -> None:
-    counts = spread.per_second(spread.stock_calls(Loss(3, 2)))
+    counts = spreadmodel.per_second(spreadmodel.stock_calls(Loss(3, 2)))
     assert sum(counts) == 3 * 2 * PROCESSES_A_JOB
     assert counts[0] == 3 / STOCK_CALL_S
 
