@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -241,23 +242,32 @@ class RemoteIO:
 
     def _write(self, asked: Reader) -> Reply:
         fd, length = self._file(asked.int(), writing=True), _length(asked.int())
-        self._check_room(length)
+        self._check_room(fd, os.lseek(fd, 0, os.SEEK_CUR) + length)
         return (os.write(fd, asked.raw(length)),)
 
     def _pwrite(self, asked: Reader) -> Reply:
         fd, length, offset = self._file(asked.int(), writing=True), _length(asked.int()), asked.int()
-        self._check_room(max(0, offset + length - os.fstat(fd).st_size))
+        self._check_room(fd, offset + length)
         return (os.pwrite(fd, asked.raw(length), offset),)
 
-    def _check_room(self, more: int) -> None:
-        """A file with a hole counts as if it had none."""
-        have = sum((self._directory / str(key)).stat().st_size for key in self._written.values())
+    def _check_room(self, fd: int, end: int) -> None:
+        """Whether ``fd`` may be written up to ``end``. A file with a hole counts as if it had none, and one that was
+        removed as long as it is open."""
+        own = os.fstat(fd)
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND:  # also of pwrite, on Linux
+            end += own.st_size
+        found = [(self._directory / str(key)).stat() for key in self._written.values()]
+        found += [os.fstat(each.fd) for each in self._open_files.values() if each.writable]
+        have = sum({each.st_ino: each.st_size for each in found}.values())
         most = self.transfer.limits.max_bytes
-        if most is not None and have + more > most:
+        if most is not None and have + max(0, end - own.st_size) > most:
             raise OSError(errno.ENOSPC, "")
 
     def _lseek(self, asked: Reader) -> Reply:
-        return (os.lseek(self._file(asked.int()), asked.int(), asked.int()),)
+        fd, offset, whence = self._file(asked.int()), asked.int(), asked.int()
+        if whence not in (os.SEEK_SET, os.SEEK_CUR, os.SEEK_END):
+            raise OSError(errno.EINVAL, "")
+        return (os.lseek(fd, offset, whence),)
 
     def _fsync(self, asked: Reader) -> Reply:
         self._file(asked.int())  # the output is synced when it is entered

@@ -164,3 +164,31 @@ def test_an_ad_with_what_the_job_has_set() -> None:
     for bad in ({"Cmd": '""'}, {"RequestMemory": '"much"'}, {"Long": '"' + "x" * 200_000 + '"'}, {"Owner": '"root"'}):
         with pytest.raises(BadJob):
             with_attributes(text, bad)
+
+
+def test_a_file_that_was_removed_counts_as_long_as_it_is_written(remote: RemoteIO) -> None:
+    number = opened(remote, "gone", CREATE)
+    assert ask(remote, Syscall.WRITE, number, 900, b"x" * 900) == (900,)
+    assert ask(remote, Syscall.UNLINK, "gone") == (0,)
+    assert ask(remote, Syscall.WRITE, number, 200, b"x" * 200) == (-1, ENOSPC)
+    other = opened(remote, "other", CREATE)
+    assert ask(remote, Syscall.WRITE, other, 200, b"x" * 200) == (-1, ENOSPC)
+    assert ask(remote, Syscall.CLOSE, number) == (0,)
+    assert ask(remote, Syscall.WRITE, other, 200, b"x" * 200) == (200,)
+
+
+def test_room_is_reckoned_from_where_a_write_ends(remote: RemoteIO) -> None:
+    number = opened(remote, "hole", CREATE)
+    assert ask(remote, Syscall.LSEEK, number, 1 << 40, 0) == (1 << 40,)
+    assert ask(remote, Syscall.WRITE, number, 1, b"x") == (-1, ENOSPC)
+    assert ask(remote, Syscall.LSEEK, number, 0, 0) == (0,)
+    for _ in range(3):  # over the same place
+        assert ask(remote, Syscall.PWRITE, number, 900, 0, b"x" * 900) == (900,)
+    appended = opened(remote, "hole", OpenFlag.WRONLY | OpenFlag.APPEND)
+    assert ask(remote, Syscall.PWRITE, appended, 200, 0, b"x" * 200) == (-1, ENOSPC)
+    assert ask(remote, Syscall.WRITE, appended, 100, b"x" * 100) == (100,)
+
+
+@pytest.mark.parametrize("whence", [3, -1, 1 << 40, -(1 << 40)])
+def test_a_seek_from_nowhere_is_refused(remote: RemoteIO, whence: int) -> None:
+    assert ask(remote, Syscall.LSEEK, opened(remote, "in.txt", 0), 0, whence) == (-1, EINVAL)
