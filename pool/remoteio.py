@@ -32,8 +32,10 @@ MAX_FILES = 1000
 MAX_PIECE_BYTES = 4 * 1024 * 1024
 MAX_TOKEN_BYTES = 64 * 1024
 _STATUS_BYTES = 1024
-# Attributes that a job sets to be told with the next update begin so: the default of CHIRP_DELAYED_UPDATE_PREFIX.
+# Attributes that a job sets to be told with the next update begin so: the default of CHIRP_DELAYED_UPDATE_PREFIX; and
+# where a starter has them in an update.
 DELAYED_PREFIX = "chirp"
+DELAYED_ATTRS = "ChirpDelayedAttrs"
 
 Reply = tuple[Any, ...]
 
@@ -118,10 +120,13 @@ class RemoteIO:
         return 0, str(self.ad.lookup(name))  # another spelling of its name
 
     def learn(self, update: Any) -> None:
-        """What the job has set to be told with an update; what it may not set is left out."""
-        for name in update:
-            if name.lower().startswith(DELAYED_PREFIX):
-                self._put(name, str(update.lookup(name)))
+        """What the job has set to be told with an update; what it may not set is left out. A starter has it in an ad of
+        its own since 25.4, before that in the update itself (docs/versions.md)."""
+        own = update.get(DELAYED_ATTRS, None)
+        found = own if isinstance(own, ClassAd) else update
+        for name in found:
+            if name.lower().startswith(DELAYED_PREFIX) and name.lower() != DELAYED_ATTRS.lower():
+                self._put(name, str(found.lookup(name)))
 
     def _set(self, asked: Reader) -> Reply:
         expression, name = asked.string(), asked.string()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from classad2 import ClassAd
 
+from cedar.classads import parse_old
 from cedar.codec import Reader, encode
 from cedar.commands import OpenFlag, Syscall
 from cedar.filetransfer import TransferLimits
@@ -126,6 +127,21 @@ def test_attributes_that_are_the_pools(remote: RemoteIO, name: str, expression: 
     assert str(remote.ad) == before
     assert remote.changed == {}
     assert ask(remote, Syscall.GET_JOB_ATTR, "ClaimId") == (-1, EPERM_LIKE)
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        'JobState = "Running"\nChirpNote = 7\nNumPids = 2\n',
+        'JobState = "Running"\nChirpDelayedAttrs = [ ChirpNote = 7; Owner = "root" ]\nChirpOther = 1\n',
+    ],
+    ids=["as before 25.4", "since 25.4"],
+)
+def test_what_a_job_sets_for_the_next_update(remote: RemoteIO, update: str) -> None:
+    remote.learn(parse_old(update))
+    assert remote.changed == {"ChirpNote": "7"}
+    assert remote.ad["Owner"] == "alice"
+    assert "ChirpDelayedAttrs" not in remote.ad
 
 
 def give(tmp_path: Path, name: str, data: bytes, mode: int = 0o600) -> None:
