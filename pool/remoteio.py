@@ -112,6 +112,8 @@ class RemoteIO:
 
     def _get(self, asked: Reader) -> Reply:
         name = asked.string()
+        if not name.isascii():  # the library has no words for half a character
+            return -1, errno.EINVAL
         if classads.is_private(name):
             return -1, errno.EACCES
         found = [line.partition(" = ")[2] for line in classads.to_wire(self.ad) if line.split(" ", 1)[0] == name]
@@ -135,7 +137,7 @@ class RemoteIO:
     def _put(self, name: str, expression: str) -> Reply:
         if name.lower() in POOL_ONLY or name.lower().startswith("_condor") or classads.is_private(name):
             return -1, errno.EACCES
-        if name not in self.ad and len(self.ad) >= MAX_ATTRIBUTES:
+        if not name.isascii() or (name not in self.ad and len(self.ad) >= MAX_ATTRIBUTES):
             return -1, errno.EINVAL
         try:
             parsed = classads.from_wire([f"{name} = {expression}"])

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from classad2 import ClassAd
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cedar.classads import parse_old
 from cedar.codec import Reader, encode
 from cedar.commands import OpenFlag, Syscall
+from cedar.errors import PeerFault
 from cedar.filetransfer import TransferLimits
 from pool.jobad import BadJob, with_attributes
 from pool.model import Entry
@@ -208,3 +212,37 @@ def test_room_is_reckoned_from_where_a_write_ends(remote: RemoteIO) -> None:
 @pytest.mark.parametrize("whence", [3, -1, 1 << 40, -(1 << 40)])
 def test_a_seek_from_nowhere_is_refused(remote: RemoteIO, whence: int) -> None:
     assert ask(remote, Syscall.LSEEK, opened(remote, "in.txt", 0), 0, whence) == (-1, EINVAL)
+
+
+NUMBERS = st.sampled_from([0, 1, 2, 3, 4, -1, 100, 2**31, -(2**31), 1 << 40, 2**63 - 1, -(2**63)])
+TEXTS = st.sampled_from(["made", "in.txt", "", "..", "/etc/passwd", "a/b", "\udcff", "A = 1", "JobPrio", "1 +", "a\nb"])
+SIGNATURES = {
+    Syscall.OPEN: (NUMBERS, NUMBERS, TEXTS), Syscall.CLOSE: (NUMBERS,), Syscall.READ: (NUMBERS, NUMBERS),
+    Syscall.PREAD: (NUMBERS, NUMBERS, NUMBERS), Syscall.WRITE: (NUMBERS, st.just(1), st.just(b"x")),
+    Syscall.PWRITE: (NUMBERS, st.just(1), NUMBERS, st.just(b"x")), Syscall.LSEEK: (NUMBERS, NUMBERS, NUMBERS),
+    Syscall.FSYNC: (NUMBERS,), Syscall.FSTAT: (NUMBERS,), Syscall.UNLINK: (TEXTS,), Syscall.RENAME: (TEXTS, TEXTS),
+    Syscall.GETDIR: (TEXTS,), Syscall.WHOAMI: (NUMBERS,), Syscall.GET_JOB_ATTR: (TEXTS,),
+    Syscall.SET_JOB_ATTR: (TEXTS, TEXTS), Syscall.GET_FILE_INFO_NEW: (TEXTS,),
+}  # fmt: skip
+CALLS = st.sampled_from(sorted(SIGNATURES)).flatmap(lambda call: st.tuples(st.just(call), st.tuples(*SIGNATURES[call])))
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(st.lists(CALLS, max_size=12))
+def test_whatever_is_asked_has_an_answer_or_is_the_askers_fault(
+    remote: RemoteIO, calls: list[tuple[Syscall, tuple[Any, ...]]]
+) -> None:
+    assert {int(call) for call in SIGNATURES} == set(map(int, remote._act))
+    opened(remote, "made", CREATE)
+    for call, arguments in calls:
+        with contextlib.suppress(PeerFault):
+            assert isinstance(ask(remote, call, *arguments), tuple)
+    remote.close()
+    remote._written.clear()
+
+
+@pytest.mark.parametrize("name", ["\udcff", "é"])
+def test_half_a_character_names_no_attribute(remote: RemoteIO, name: str) -> None:
+    assert ask(remote, Syscall.GET_JOB_ATTR, name) == (-1, EINVAL)
+    assert ask(remote, Syscall.SET_JOB_ATTR, "1", name) == (-1, EINVAL)
+    assert remote.changed == {}
