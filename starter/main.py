@@ -34,7 +34,7 @@ from starter.credential import Keys
 from starter.events import EXIT_FAILURE, EXIT_NORMAL
 from starter.job import Job
 from starter.leftovers import search, words
-from starter.messages import STARTER, Activation
+from starter.messages import SPAWNER, STARTER, Activation
 from starter.orphans import become_subreaper
 from starter.private import NOTE, PROXY, make_private_dir, own_identity, read_note, remove_private_dir, write_note
 from starter.rehearsal import rehearse
@@ -55,7 +55,7 @@ def warm_up(settings: Settings) -> None:
     codecs.lookup("ascii")
     devices.templates(settings)
     list(Path("/nonexistent").glob("*"))
-    for protocol in (STARTER, PROCD):
+    for protocol in (SPAWNER, STARTER, PROCD):
         protocol.prepare()
     credentials.make_request("ec")
 
