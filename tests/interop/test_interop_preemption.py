@@ -95,7 +95,9 @@ def test_a_user_of_better_priority_has_the_slot_and_the_other_runs_again(stock: 
 
 
 def preempting(stock: StockJobs) -> str | None:
-    return next((str(slot["PreemptingUser"]) for slot in stock.slots() if "PreemptingUser" in slot), None)
+    """Who has the next claim of a slot whose job is being vacated."""
+    shown = [slot for slot in stock.slots() if "PreemptingUser" in slot]
+    return next((str(slot["PreemptingUser"]) for slot in shown if slot["State"] == "Preempting"), None)
 
 
 @pytest.mark.parametrize("by", ["priority", "rank"])
