@@ -60,14 +60,14 @@ def without_private(ad: ClassAd) -> ClassAd:
 # --- from the wire ---
 
 
-def from_wire(lines: Sequence[str]) -> ClassAd:
-    """An ad from its expressions; of duplicates the last wins.
+def from_wire(lines: Sequence[str], most_tokens: int = expressions.MAX_TOKENS) -> ClassAd:
+    """An ad from its expressions; of duplicates the last wins. Literals are no tokens.
 
     Raises PeerFault("classad") for text that is not an ad, PeerFault("limit") for too much of it.
     """
     if len(lines) > MAX_ATTRIBUTES:
         raise PeerFault("limit", "an ad has too many attributes")
-    ad, budget = ClassAd(), expressions.MAX_TOKENS
+    ad, budget = ClassAd(), most_tokens
     for line in lines:
         name, separator, text = line.partition("=")
         name = name.strip()

@@ -16,6 +16,7 @@ from classad2 import ClassAd
 
 from cedar import classads
 from cedar.errors import PeerFault
+from cedar.expressions import MAX_TOKENS
 
 Item: TypeAlias = int | bool | float | str | bytes | bytearray | memoryview | ClassAd
 
@@ -28,10 +29,11 @@ _NO_STRING = b"\xad"
 
 
 class Reader:
-    """Takes items off the front of one message. Any misfit is PeerFault("codec")."""
+    """Takes items off the front of one message. Any misfit is PeerFault("codec"). ``most_tokens``: of an ad."""
 
-    def __init__(self, body: bytes, *, keyed: bool) -> None:
+    def __init__(self, body: bytes, *, keyed: bool, most_tokens: builtins.int = MAX_TOKENS) -> None:
         self._body = body
+        self._most_tokens = most_tokens
         self._at = 0
         self._keyed = keyed
 
@@ -87,7 +89,7 @@ class Reader:
             raise PeerFault("limit", "an ad has too many attributes")
         lines = [self._expression() for _ in range(count)]
         self.string(), self.string()  # MyType, TargetType: the real ones are attributes
-        return classads.from_wire(lines)
+        return classads.from_wire(lines, self._most_tokens)
 
     def _expression(self) -> str:
         text = self.string()

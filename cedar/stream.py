@@ -15,12 +15,15 @@ import trio
 from cedar.codec import Item, Reader, encode
 from cedar.crypto import Buffer
 from cedar.errors import PeerFault
+from cedar.expressions import MAX_TOKENS
 from cedar.frames import DEFAULT_LIMIT_BYTES, Frames
 from cedar.sessions import Session
 
 # trio lets 16 KiB wait unsent; a sender of 256 KiB packets then sleeps and wakes for each part. Between two
 # processes on loopback this gave 1,800 MB/s instead of 1,100 (sendall of plain bytes: 2,900).
 _UNSENT_BYTES = 1 << 19
+# Of an ad in a handshake, where all that is said is literals: 64 KiB of tokens would take 30 ms to read.
+_HANDSHAKE_TOKENS = 1_000
 _TCP_NOTSENT_LOWAT = 25  # linux/tcp.h; not in the socket module
 
 
@@ -39,11 +42,12 @@ class CedarStream(trio.abc.AsyncResource):
         handshake_limit_bytes: int | None = None,
         frames: Frames | None = None,
     ) -> None:
-        """`handshake_limit_bytes` holds until `lift_limit` instead of `limit_bytes`."""
+        """`handshake_limit_bytes` holds until `lift_limit` instead of `limit_bytes`; so long ads have to be simple."""
         self._transport = transport
         with suppress(OSError):  # no TCP: a Unix socket in tests
             transport.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
         self._limit_bytes = limit_bytes
+        self._most_tokens = MAX_TOKENS if handshake_limit_bytes is None else _HANDSHAKE_TOKENS
         self._frames = Frames(limit_bytes=handshake_limit_bytes or limit_bytes) if frames is None else frames
         # The session that the handshake ended in, for whoever wants to resume it.
         self.session: Session | None = None
@@ -77,7 +81,8 @@ class CedarStream(trio.abc.AsyncResource):
         return _endpoint(self._transport.socket.getsockname), _endpoint(self._transport.socket.getpeername)
 
     def lift_limit(self) -> None:
-        """The peer is known: messages may have the full size."""
+        """The peer is known: messages may have the full size, and ads be what they like."""
+        self._most_tokens = MAX_TOKENS
         self._frames.limit_bytes = self._limit_bytes
 
     def use_key(self, key: bytes) -> None:
@@ -133,7 +138,7 @@ class CedarStream(trio.abc.AsyncResource):
         except PeerFault:
             self._broken = True
             raise
-        return Reader(body, keyed=self.keyed)
+        return Reader(body, keyed=self.keyed, most_tokens=self._most_tokens)
 
     async def _receive(self) -> None:
         try:

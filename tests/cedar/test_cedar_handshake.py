@@ -15,6 +15,7 @@ from attrs import define, evolve, field
 
 from cedar import server, tokens
 from cedar.claims import SUBMIT_SIDE, ClaimId
+from cedar.classads import from_wire
 from cedar.client import Negotiate, Resume, connect
 from cedar.commands import VERSION, Command
 from cedar.errors import PeerFault, Refused
@@ -241,6 +242,21 @@ async def test_oversized_first_message_is_refused_before_it_arrives(tmp_path: Pa
         fault = here.faults[0]
         assert isinstance(fault, PeerFault)
         assert fault.code == "limit"
+
+
+async def test_a_first_message_of_expressions_is_refused(tmp_path: Path) -> None:
+    """Reading 60 KB of tokens takes 30 ms, thirty times what a handshake takes: nobody gets that for nothing."""
+    ad = from_wire([f"B{number} = " + "+".join(["x"] * 300) for number in range(4)])
+    async with site(tmp_path) as here:
+        stream = await raw(here)
+        await stream.put(int(Command.AUTHENTICATE), ad)
+        with trio.fail_after(5), pytest.raises(PeerFault):
+            await stream.get()
+        await wait_for(lambda: len(here.faults) == 1)
+        await stream.aclose()
+        fault = here.faults[0]
+        assert isinstance(fault, PeerFault)
+        assert (fault.code, "too long" in str(fault)) == ("limit", True)
 
 
 async def test_silent_clients_are_dropped_and_kept_ones_are_not(tmp_path: Path) -> None:
