@@ -86,7 +86,7 @@ class Jobs:
 
     def rows(self) -> dict[str, dict[str, Any]]:
         """All jobs by id, as `q --json` shows them."""
-        found = self.ask(lambda channel: cli_show._jobs(channel, every=True, final=True))
+        found = self.ask(lambda channel: cli_show.list_jobs(channel, every=True, final=True))
         return {row["id"]: row for row in map(cli_show.job_json, found)}
 
     def runs(self, job: str) -> list[dict[str, Any]]:
