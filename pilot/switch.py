@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import subprocess
+import time
 from pathlib import Path
 from typing import Protocol
 
@@ -99,6 +100,11 @@ class Switch(Protocol):
     async def start(self, call: Call) -> Running: ...
 
 
+# A front starts its way to root within about a millisecond. Where all cores are taken, what this process did meanwhile
+# would run before that, and everything waits for it; later there is time for the same, while the call is under way.
+HEAD_START_S = 0.002
+
+
 class GlexecSwitch:
     """Any glexec-compatible command."""
 
@@ -114,7 +120,9 @@ class GlexecSwitch:
     async def start(self, call: Call) -> Running:
         """Start the call; OSError when the command itself cannot be executed."""
         environment = glexec_environment(call, self._pilot_proxy)
-        return spawn((self._command, *call.argv), environment, call, control=call.control, classify=classify)
+        running = spawn((self._command, *call.argv), environment, call, control=call.control, classify=classify)
+        time.sleep(HEAD_START_S)  # noqa: ASYNC251 - the whole process is to give way, not this task alone
+        return running
 
 
 class NoneSwitch:
