@@ -74,6 +74,10 @@ class LogFile(logging.handlers.WatchedFileHandler):
         super().__init__(path, encoding="utf-8", errors="backslashreplace")
         self._limit_bytes = limit_bytes
 
+    def _open(self) -> Any:
+        """Nobody else's to read, also the file that takes the place of one that has become ``.old``."""
+        return open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=_private)
+
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record; after a failure, say how many may be missing as soon as one can be written."""
         before = self._failed
@@ -98,11 +102,16 @@ class LogFile(logging.handlers.WatchedFileHandler):
             super().handleError(record)
 
 
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 def rotate(path: Path, fd: int) -> None:
-    """Rename a log to ``.old``, in place of the one that was there, unless another process has done so in the meantime;
-    ``fd`` is of the file that has grown. What cannot be renamed goes on growing."""
+    """Rename a log to ``.old``, in place of the one that was there, unless another process does so at this moment or
+    has done so; ``fd`` is of the file that has grown. What cannot be renamed goes on growing. Never waits: whoever may
+    open the file could keep it locked for ever."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
             if os.path.samestat(os.fstat(fd), os.stat(path)):
                 path.rename(f"{path}.old")

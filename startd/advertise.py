@@ -75,8 +75,10 @@ class Advertiser:
         self._changed.set()
 
     def gone(self, name: str) -> None:
-        """The slot ``name`` is destroyed: its ad is to be taken back."""
-        self._destroyed.append(name)
+        """The slot ``name`` is destroyed: its ad is to be taken back. Once, however many slots of the name come and go
+        while the collector is away."""
+        if name not in self._destroyed:
+            self._destroyed.append(name)
         self.wake()
 
     async def run(self) -> None:

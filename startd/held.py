@@ -14,6 +14,7 @@ from classad2 import ClassAd
 
 from cedar.claims import SUBMIT_SIDE, ClaimId
 from cedar.commands import VERSION
+from cedar.expressions import shield
 from cedar.sessions import SessionTable
 from cedar.sinful import Sinful
 from pilot.rpc import Channel
@@ -231,7 +232,7 @@ class Held:
         """Its claim's rank, and who waits for the slot."""
         if self.waiting is None:
             return {"CurrentRank": self.rank}
-        user = self.waiting.requester.user
+        user = shield(self.waiting.requester.user)
         return {
             "CurrentRank": self.rank,
             "PreemptingRank": self.waiting.rank,

@@ -14,6 +14,7 @@ from classad2 import ClassAd, ExprTree
 from cedar.claims import ClaimId
 from cedar.classads import set_str
 from cedar.commands import condor_version_text
+from cedar.expressions import new_literal
 from startd.resources import Resources, device_attribute
 
 # condor_status knows these words; the claim's own states are finer.
@@ -183,7 +184,7 @@ def private_ad(public: ClassAd, claim: ClaimId, children: Sequence[ClaimId] | No
     set_str(ad, "Capability", claim.text)
     if children is not None:
         ad["NumDynamicSlots"] = len(children)
-        ad["ChildClaimIds"] = ExprTree("{ " + ", ".join(_quoted(child.text) for child in children) + " }")
+        ad["ChildClaimIds"] = ExprTree("{ " + ", ".join(new_literal(child.text) for child in children) + " }")
     return ad
 
 
@@ -236,12 +237,8 @@ def invalidation(name: str, address: str, kind: str = SLOT) -> ClassAd:
     ad["TargetType"] = kind
     set_str(ad, "Name", name)
     set_str(ad, "MyAddress", address)
-    ad["Requirements"] = ExprTree(f"TARGET.Name == {_quoted(name)}")
+    ad["Requirements"] = ExprTree(f"TARGET.Name == {new_literal(name)}")
     return ad
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _identity(ad: ClassAd, machine: Machine, slot: SlotState) -> None:
@@ -382,10 +379,10 @@ def start_expression(machine: Machine, slot: SlotState) -> str:
     if machine.needs_proxy:
         terms.append("(TARGET.x509userproxysubject =!= undefined)")
     if slot.refused_users:
-        names = ", ".join(_quoted(user) for user in slot.refused_users)
+        names = ", ".join(new_literal(user) for user in slot.refused_users)
         terms.append(f"(member(TARGET.x509userproxysubject, {{ {names} }}) =!= true)")
     if slot.only_user:
-        terms.append(f"(TARGET.User =?= {_quoted(slot.only_user)})")
+        terms.append(f"(TARGET.User =?= {new_literal(slot.only_user)})")
     if slot.draining or slot.unhealthy or slot.retiring or slot.switch_down or slot.state == "Matched":
         terms.append("false")
     return " && ".join(terms)

@@ -12,6 +12,9 @@ import attrs
 from pilot.logs import clean, rotate
 from pilot.settings import Settings
 
+# A pipe or a link in the file's place is nobody's log, and must not keep a starter waiting.
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
 
 @attrs.frozen
 class SlotLog:
@@ -41,7 +44,7 @@ class SlotLog:
     def _say(self, *lines: str) -> None:
         head = time.strftime(f"%m/%d/%y %H:%M:%S (pid:{os.getpid()}) ")
         try:
-            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fd = os.open(self.path, _FLAGS, 0o600)
             try:
                 os.write(fd, "".join(f"{head}{clean(line)}\n" for line in lines).encode())
                 if 0 < self.limit_bytes < os.fstat(fd).st_size:

@@ -123,6 +123,19 @@ async def test_a_slot_that_is_destroyed_in_mid_update_is_taken_back() -> None:
         await collector.until(Command.INVALIDATE_STARTD_ADS, "slot1_1@x")
 
 
+async def test_a_name_that_many_slots_had_is_taken_back_once() -> None:
+    """As after an hour without this collector, in which slots of the same few names have come and gone."""
+    listed, collector = Listed(), Collector()
+    async with advertised(collector, listed) as advertiser:
+        listed.names.append("slot1_1@x")
+        await listed.stuck(advertiser)
+        listed.names.remove("slot1_1@x")
+        for _ in range(1000):
+            advertiser.gone("slot1_1@x")
+        collector.reads_on.set()
+        await collector.until(Command.INVALIDATE_STARTD_ADS, "slot1_1@x")
+
+
 async def test_a_slot_whose_name_is_there_again_is_not_taken_back() -> None:
     listed, collector = Listed(), Collector()
     collector.reads_on.set()

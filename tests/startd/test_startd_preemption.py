@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from cedar.claims import EXECUTE_SIDE, ClaimId
-from cedar.classads import parse_old
+from cedar.classads import get_str, parse_old
 from cedar.client import Resume, connect
 from cedar.codec import Item
 from cedar.commands import Command
@@ -49,13 +49,13 @@ class Busy:
     def next_id(self) -> ClaimId:
         return self.port.slots.next_id(self.held)
 
-    async def ask(self, presented: ClaimId, importance: int, *more: Item) -> CedarStream:
+    async def ask(self, presented: ClaimId, importance: int, *more: Item, user: str = "bob@x") -> CedarStream:
         """REQUEST_CLAIM on a connection that stays; its answer may be long in coming."""
         stream = await connect(
             self.port.address, Command.REQUEST_CLAIM, Resume(presented.session(EXECUTE_SIDE)),
             subsystem="SCHEDD", deadline_s=5.0,
         )  # fmt: skip
-        await stream.put(presented.text, job(importance), "", 10, *more)
+        await stream.put(presented.text, job(importance, user), "", 10, *more)
         return stream
 
     async def retired(self) -> None:
@@ -121,6 +121,15 @@ async def test_a_better_claim_waits_for_the_job_and_has_its_slot(
         assert (heir.name, heir.resources, heir.requester.user) == (it.held.name, resources, "bob@x")
         assert (heir.life.state, heir.rank) == (State.IDLE, float(importance))
         assert list(it.port.slots.held.values()) == [heir] == it.port.slot.children
+
+
+async def test_who_waits_may_be_named_by_whatever_bytes() -> None:
+    async with busy([ONE_SLOT]) as it:
+        stream = await it.ask(it.next_id, 6, user="bo\udcff@x")
+        async with stream:
+            await it.retired()
+            ad = it.port.held_ad(it.held)
+            assert get_str(ad, "PreemptingUser") == get_str(ad, "PreemptingOwner") == "bo\udcff@x"
 
 
 @KINDS

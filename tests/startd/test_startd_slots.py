@@ -11,7 +11,7 @@ import pytest
 import trio
 from classad2 import ClassAd, ExprTree
 
-from cedar.classads import evaluate, matches
+from cedar.classads import evaluate, matches, set_str
 from cedar.sessions import SessionTable
 from startd.contact import collector_addresses
 from startd.held import Held, Requester, Slots
@@ -155,6 +155,15 @@ async def test_at_a_shared_account_nobody_follows_the_first_user() -> None:
     assert matches(ad, job(User='al"ice@x'))
     assert not matches(ad, job(User="bob@x"))
     assert not matches(ad, job())
+
+
+@pytest.mark.parametrize("user", ["al\udcff@x", "a\nb@x", "a\\@x", "\u00e9@x"])
+async def test_a_user_of_whatever_bytes_may_be_the_first(user: str) -> None:
+    state = attrs.evolve(slot_state(), only_user=user)
+    ad, own = public_ad(machine(), state, now=2, sequence=3), job()
+    set_str(own, "User", user)
+    assert matches(ad, own)
+    assert not matches(ad, job(User="bob@x"))
 
 
 async def test_draining_takes_nothing() -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
+import signal
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pilot import logs
@@ -38,6 +43,56 @@ def test_a_link_in_its_place_is_not_followed_and_a_full_disk_is_borne(tmp_path: 
     SlotLog(tmp_path / "log", 0).exited(1, 0)
     assert not (tmp_path / "elsewhere").exists()
     SlotLog(Path("/dev/full"), 0).exited(1, 0)
+
+
+def test_a_pipe_in_its_place_keeps_nobody_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log")
+    with limited_s(5):
+        SlotLog(tmp_path / "log", 0).exited(1, 0)
+
+
+def test_whoever_keeps_a_log_locked_keeps_nobody_waiting(tmp_path: Path) -> None:
+    log = SlotLog(tmp_path / "log", 100)
+    log.path.touch()
+    with log.path.open() as another:
+        fcntl.flock(another, fcntl.LOCK_SH)
+        with limited_s(5):
+            for pid in range(10, 20):
+                log.exited(pid, 0)
+    assert len(log.path.read_text().splitlines()) == 10, "it has grown on"
+    log.exited(20, 0)
+    assert (tmp_path / "log.old").exists()
+
+
+def test_the_file_after_the_old_one_is_nobody_elses_to_read(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.touch(mode=0o600)
+    handler = logs.LogFile(path, 100)
+    before = os.umask(0o022)
+    try:
+        for number in range(40):
+            handler.handle(handler_record(number))
+    finally:
+        os.umask(before)
+        handler.close()
+    assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o600}
+    assert (tmp_path / "log.old").exists()
+
+
+@contextmanager
+def limited_s(seconds: float) -> Iterator[None]:
+    """What waits longer for the system fails."""
+
+    def too_late(_number: int, _frame: object) -> None:
+        raise AssertionError(f"it waited for more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, too_late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_log_that_has_grown_becomes_old_once(tmp_path: Path) -> None:
