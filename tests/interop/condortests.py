@@ -99,6 +99,8 @@ def run(name: str, source: Path, prefix: Path, *, ours: bool, keep: Path | None)
         here = Path(tempfile.mkdtemp(prefix="ct-", dir=BASE))
         os.chown(here, owner.uid, owner.gid)
         here.chmod(0o755)
+        # An ordinary account: sessions of condor_ssh_to_job want a shell, ssh a home.
+        subprocess.run(["usermod", "--shell", "/bin/sh", "--home", str(here), owner.name], check=True)
         began_s = time.monotonic()
         report = here / "report.xml"
         argv = [
