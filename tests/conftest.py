@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import os
 import shutil
@@ -32,29 +33,60 @@ hypothesis_settings.load_profile("sailplane")
 _LONG = ("e2e", "procd", "demo", "glexec", "pool", "jobwrapper", "startd", "pilot")
 # Folders whose files may not run beside each other: a demo removes what another that was killed has left.
 _TOGETHER = ("demo",)
+# Files whose cases need nothing of each other: each process has a site for those that it gets.
+_BY_CASE = ("test_e2e_kill_matrix.py",)
 _NOBODY = 65534
 _NOT_ROOT = "needs root: makes accounts and switches between them"
 
 
-class _ByFile(LoadFileScheduling):
-    """`pytest -n 2`: whole files, since a file's tests share what its fixtures put up.
+def _unit(nodeid: str) -> str:
+    """What is not divided between processes or shards: a file, since its tests share what its fixtures put up.
 
     Files share nothing but the machine, as two checkouts do that are tested on it at the same time.
     """
+    path = Path(nodeid.partition("::")[0])
+    if path.name in _BY_CASE:
+        return nodeid
+    return str(path.parent if path.parent.name in _TOGETHER else path)
+
+
+class _ByUnit(LoadFileScheduling):
+    """For `pytest -n 2`."""
 
     def _split_scope(self, nodeid: str) -> str:
-        path = Path(nodeid.partition("::")[0])
-        return str(path.parent if path.parent.name in _TOGETHER else path)
+        return _unit(nodeid)
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--shard 2/4`: the second of four parts, which together are all; nothing else is run."""
+    parser.addoption("--shard", type=_shard, default=(1, 1), metavar="I/N", help="run the I-th of N parts")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, _, of = text.partition("/")
+    if not (number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
+        raise argparse.ArgumentTypeError(f"{text}: not I/N with 1 <= I <= N")
+    return int(number), int(of)
+
+
+def _keep_shard(config: pytest.Config, items: list[pytest.Item]) -> None:
+    number, of = config.getoption("shard")
+    units = {unit: place for place, unit in enumerate(dict.fromkeys(_unit(item.nodeid) for item in items))}
+    others = [item for item in items if units[_unit(item.nodeid)] % of != number - 1]
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if units[_unit(item.nodeid)] % of == number - 1]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByUnit:
     """For any number of processes; the files in the order of collection."""
     config.option.loadscopereorder = False
-    return _ByFile(config, log)
+    return _ByUnit(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what needs root when we are not, or user namespaces where there are none, and say so."""
+    _keep_shard(config, items)
     if hasattr(config, "workerinput"):
         items.sort(key=_long_ones_first)
     for item in items:
