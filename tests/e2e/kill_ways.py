@@ -14,6 +14,7 @@ import attrs
 
 from demo.grid import make_proxy
 from pilot.rpc import RpcRefused
+from pool import messages as m
 from starter.limits import SHADOW_MARGIN_S
 from tests.e2e.conftest import POOL_KNOBS
 from tests.e2e.walks import JITTER, MARGIN_S, Walk
@@ -208,15 +209,23 @@ def proxy_ends_at_a_checkpoint(walk: Walk) -> None:
     walk.to(40, lambda: time.sleep(WAY_S + MARGIN_S * (JITTER - 1)))
 
 
-def proxy_ends_undelivered(walk: Walk) -> None:
+def done_with_an_ending_proxy(walk: Walk) -> None:
+    """Its lease is longer than its proxy's life: otherwise it is chance what the starter sees first."""
+    walk.kill_pool()
+    walk.start_pool(SAILPLANE_POOL_LEASE=int(2 * ENDING_S))
+    walk.jobs.until("the startd's ads", lambda: walk.ask(lambda channel: channel.call(m.ListSlots(0))).rows)
     walk.to(10, lambda: walk.submit(DONE, proxy_s=ENDING_S))
+
+
+def proxy_ends_undelivered(walk: Walk) -> None:
+    done_with_an_ending_proxy(walk)
     walk.to(41, walk.kill_pool)
     walk.to(44)
 
 
 def proxy_ends_before_delivery(walk: Walk) -> None:
     """The next pool is there, but has not taken the job up yet."""
-    walk.to(10, lambda: walk.submit(DONE, proxy_s=ENDING_S))
+    done_with_an_ending_proxy(walk)
     walk.to(41, lambda: another_pool(walk))
     walk.to(44, lambda: time.sleep(WAY_S + MARGIN_S * (JITTER - 1)))
 

@@ -201,8 +201,8 @@ class Walk:
         pool.wait(10.0)
         pool.close()
 
-    def start_pool(self) -> None:
-        self.site.start_pool(**POOL_KNOBS, SAILPLANE_POOL_PORT=self.jobs.collector_port())
+    def start_pool(self, **knobs: object) -> None:
+        self.site.start_pool(**POOL_KNOBS | knobs, SAILPLANE_POOL_PORT=self.jobs.collector_port())
 
     def restart(self) -> None:
         """What the way or the case has killed, and nobody else starts again. A startd's end takes all of its own
