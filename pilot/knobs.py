@@ -232,7 +232,7 @@ def expression(*, optional: bool = False) -> Kind:
 
     def parse(value: str) -> str:
         try:
-            classad2.ExprTree(value)
+            classad2.ExprTree(f"({value})")  # as it stands in others: the library lets a ; or ] at the end pass alone
         except Exception as error:  # the wheel raises several unrelated classes for bad syntax
             raise ValueError(value) from error
         return value

@@ -17,9 +17,9 @@ from typing import IO
 
 import attrs
 import trio
-from classad2 import ClassAd
+from classad2 import ClassAd, ExprTree
 
-from cedar.classads import evaluate, parse_expression
+from cedar.classads import evaluate
 from startd.cronjobs import LINE_BYTES, CronJob, Output, Published, Record, first_pause_s
 from startd.processes import reap, start_program
 from starter.updates import one_line
@@ -169,7 +169,7 @@ class Cron:
 
     def _holds(self, condition: str) -> bool:
         ad = self.ad()
-        ad["SailplaneCronCondition"] = parse_expression(condition)
+        ad["SailplaneCronCondition"] = ExprTree(condition)
         return evaluate(ad, "SailplaneCronCondition") is True
 
     async def _run(self, scheduled: Scheduled) -> bool:

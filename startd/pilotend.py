@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator, Callable
 
 import attrs
 import trio
-from classad2 import ClassAd
+from classad2 import ClassAd, ExprTree
 
-from cedar.classads import evaluate, parse_expression
+from cedar.classads import evaluate
 from startd import lifetime
 from startd.administration import Manner
 from startd.claimevents import Shutdown
@@ -166,8 +166,8 @@ class PilotEnd:
 
     def _facts(self, idle_s: float) -> lifetime.Facts:
         ad, settings = self.own_ad(), self.claims.settings
-        ad["DaemonShutdown"] = parse_expression(settings.daemon_shutdown)
-        ad["DaemonShutdownFast"] = parse_expression(settings.daemon_shutdown_fast)
+        ad["DaemonShutdown"] = ExprTree(settings.daemon_shutdown)
+        ad["DaemonShutdownFast"] = ExprTree(settings.daemon_shutdown_fast)
         return lifetime.Facts(
             now=time.time(),
             claims=len(self.claims.slots.held),

@@ -76,6 +76,8 @@ class Startd:
     """``run`` once."""
 
     report: Report
+    _rereads: int = 0
+    """How often reading the settings again was asked for since the last reading was done."""
     _nursery: trio.Nursery
     _procd_socket: Path
     _slots: Slots
@@ -416,7 +418,17 @@ class Startd:
         self._health.job_ended(outcome_of(job), words.code if words else 0)
 
     def _reconfigure(self) -> None:
-        self._nursery.start_soon(self._read_settings)
+        """Once more after a reading that is under way: that one may have begun before the change, and must not come
+        last."""
+        self._rereads += 1
+        if self._rereads == 1:
+            self._nursery.start_soon(self._reread)
+
+    async def _reread(self) -> None:
+        while self._rereads:
+            wanted = self._rereads
+            await self._read_settings()
+            self._rereads = 0 if self._rereads == wanted else 1
 
     async def _read_settings(self) -> None:
         """Settings that cannot be read change nothing."""

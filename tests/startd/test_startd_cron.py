@@ -289,7 +289,7 @@ async def test_programs_wait_for_room_and_for_their_condition(tmp_path: Path) ->
     jobs = [
         CronJob(name="a", executable=hold, mode="oneshot", load=0.6),
         CronJob(name="b", executable=hold, mode="oneshot", load=0.6),
-        CronJob(name="c", executable=other, mode="oneshot", condition="Cpus > 100"),
+        CronJob(name="c", executable=other, mode="oneshot", condition="Cpus > 100 /* never */"),
     ]
     async with running(*jobs, max_load=1.0):
         await until(lambda: len(_pids(tmp_path)) == 1, "one of the two")

@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 
+from pilot.configuration import from_values
 from startd.administration import Manner
 from startd.claim import State
 from startd.claimevents import Activate, StarterRuns
@@ -53,6 +54,15 @@ async def test_an_administrator_may_be_sooner_than_the_start_is_done(
         assert on.claims.draining
         await until_ended(end)
         assert (end.status, end.reason) == (EXIT_END_OF_LIFE, "condor_off")
+
+
+async def test_a_pilots_own_end_may_have_a_comment(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    """Configurations have some; the library reads them."""
+    async with port() as on:
+        on.claims.settings = from_values({"DAEMON_SHUTDOWN": "true /* at once */"}, source=None)
+        end = end_of(on, tmp_path)
+        await until_ended(end)
+        assert end.status == EXIT_END_OF_LIFE
 
 
 async def test_the_first_reason_stays(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
