@@ -6,7 +6,7 @@ What an ad holds is ``startd.slotads``'s; here the parts are asked for what they
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import attrs
 import trio
@@ -85,9 +85,12 @@ class CurrentAds:
         self.update_by_hand.merge_into(ad)
         return ad
 
-    def update(self) -> list[tuple[ClassAd, ClassAd | None]]:
-        """The next update of the collector: each ad with its private one, which has the id of the next claim."""
-        self._sequence += 1
+    def update(self, sequence: Iterator[int]) -> list[tuple[ClassAd, ClassAd | None]]:
+        """The next update of a collector: each ad with its private one, which has the id of the next claim.
+
+        ``sequence``: the numbers of this collector's updates; what it misses it counts as lost.
+        """
+        self._sequence = next(sequence)
         slots = [(self._with_capability(ad), private_ad(ad, own, parts)) for ad, own, parts in self._with_claims()]
         return [*slots, (self._with_capability(self.of_daemon()), None)]
 

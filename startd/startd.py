@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -317,7 +318,7 @@ class Startd:
                 collector=collector,
                 wishes=pool_security.wishes,
                 own_address=address,
-                ads=self._ads.update,
+                ads=partial(self._ads.update, itertools.count(1)),
                 interval_s=settings.update_interval,
                 log=self.log,
                 address_file=settings.collector_address_file,

@@ -151,6 +151,15 @@ def test_a_claim_is_seen_in_both(three: Three) -> None:
     three.until_same(1)
 
 
+def test_neither_counts_the_others_updates_as_lost(three: Three) -> None:
+    for address in (f"127.0.0.1:{three.jobs.pool.port}", three.second.address):
+        names = ("UpdatesTotal", "UpdatesSequenced", "UpdatesLost")
+        row = three.jobs.pool.tool("condor_status", "-pool", address, SLOT, "-af", *names)
+        total, sequenced, lost = map(int, row.split())
+        assert total > 2
+        assert (sequenced, lost) == (total - 1, 0), f"{row} at {address}"
+
+
 def test_a_dead_one_is_no_matter_to_the_other_and_has_all_again_when_it_is_back(three: Three) -> None:
     """It comes back without memory; a slot that came meanwhile is there, one that went is not."""
     gone = three.jobs.one("alice", "sleep 300")
