@@ -91,8 +91,10 @@ class LogFile(logging.handlers.WatchedFileHandler):
             super().emit(
                 logging.LogRecord(record.name, logging.WARNING, record.pathname, record.lineno, text, None, None)
             )
-        if self._limit_bytes and self.stream is not None and self.stream.tell() > self._limit_bytes:
-            rotate(Path(self.baseFilename), self.stream.fileno())
+        if self._limit_bytes and self.stream is not None:
+            fd = self.stream.fileno()
+            if os.fstat(fd).st_size > self._limit_bytes:  # tell() would write what the full disk has not taken
+                rotate(Path(self.baseFilename), fd)
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Of the disk's failures nothing is printed; a bug in a message still is."""

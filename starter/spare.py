@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from pathlib import Path
 
 import attrs
 
@@ -28,6 +29,8 @@ class Spare:
     def give(self, request: StartStarter, fds: list[int]) -> bool:
         """Hand over the one activation: it is an ordinary starter from now on. False when it has not got all of it,
         since it has died or stands still: ``dismiss`` it then."""
+        if stands_still(self.pid):  # the socket would take most activations all the same
+            return False
         self.channel.settimeout(GIVE_WITHIN_S)
         try:
             send_blocking(self.channel, SPAWNER, request, fds)
@@ -54,3 +57,8 @@ def call_itself(name: str) -> None:
         os.write(comm, name.encode("ascii"))
     finally:
         os.close(comm)
+
+
+def stands_still(pid: int) -> bool:
+    """Whether somebody has stopped this child of ours, or traces it (proc_pid_stat(5), state)."""
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in (b"T", b"t")

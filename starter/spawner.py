@@ -183,7 +183,7 @@ class Spawner:
     def _be_spare(self, channel: socket.socket) -> int:
         """Warm up, and wait for the one activation; 0 if the spawner is gone, or has none."""
         call_itself("spare")
-        self.rehearse()
+        self._rehearse()
         try:
             request, fds = receive_blocking(channel, SPAWNER)
         except ChannelClosed:
@@ -194,6 +194,14 @@ class Spawner:
             case StartStarter(activation=activation), [shadow, startd]:
                 return self._be_starter(activation, shadow, startd)
         raise RuntimeError(f"{type(request).__name__} with {len(fds)} descriptors is not for a spare starter")
+
+    def _rehearse(self) -> None:
+        """That it fails, or takes too long on a machine that stood still, is no fault of an activation that may have
+        come meanwhile."""
+        try:
+            self.rehearse()
+        except Exception:
+            self.log.warning("a spare starter had no rehearsal: %s", traceback.format_exc())
 
     def _dismiss_spare(self) -> None:
         spare, self.spare = self.spare, None

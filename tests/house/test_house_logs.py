@@ -73,11 +73,12 @@ def test_audit_lines_are_bounded() -> None:
         audit.line("start", "a", {str(number): "x" * 5000 for number in range(300)}, now=0.0)
 
 
+@pytest.mark.parametrize("limit_bytes", [0, 10_000_000])
 def test_a_full_disk_is_not_told_to_standard_error_and_counted_in_the_log(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], limit_bytes: int
 ) -> None:
     path = tmp_path / "log"
-    handler = logs.LogFile(path)
+    handler = logs.LogFile(path, limit_bytes)
     handler.setFormatter(logs.LineFormatter())
     record = logging.LogRecord("house", logging.INFO, __file__, 0, "text", None, None)
     room, full = os.dup(handler.stream.fileno()), os.open("/dev/full", os.O_WRONLY)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ from starter.messages import (
     StarterStarted,
     StartStarter,
 )
+from starter.spare import stands_still
 from starter.spawner import EXIT_BUG, Spawner, ignore_terminal
 
 ACTIVATION = Activation(
@@ -219,6 +222,19 @@ def test_a_spare_that_stands_still_holds_nobody_up(tmp_path: Path, monkeypatch: 
     assert os.waitstatus_to_exitcode(os.waitpid(spawner, 0)[1]) == 0
 
 
+def test_a_spare_that_stands_still_gets_no_activation(spawner: socket.socket) -> None:
+    """Also where the socket would take all of it, as it does of nearly every job: nobody would run it."""
+    stopped = spare()
+    os.kill(stopped, signal.SIGSTOP)
+    until("it to stand still", lambda: stands_still(stopped))
+    near, pid = start(spawner)
+    with near:
+        os.kill(pid, signal.SIGCONT)  # if it is that one, it ends with this test
+        assert pid != stopped
+        assert not runs(stopped)
+        end(spawner, near, pid)
+
+
 @pytest.mark.parametrize("killed", [False, True])
 def test_no_spare_outlives_its_spawner(tmp_path: Path, killed: bool) -> None:
     startd, pid = fork_spawner(tmp_path / "StarterLog")
@@ -236,16 +252,37 @@ def test_no_spare_outlives_its_spawner(tmp_path: Path, killed: bool) -> None:
         near.close()
 
 
-def test_a_spares_bug_costs_the_spare_alone(tmp_path: Path) -> None:
+def test_a_rehearsal_that_fails_costs_no_activation(tmp_path: Path) -> None:
+    """One may have come meanwhile: to a spare that stood still for longer than a rehearsal may take."""
+    log = tmp_path / "StarterLog"
+    forked: list[int] = []
+
     def fails() -> None:
+        if forked:  # in the spare, after the activation was given
+            until("its activation", lambda: bool(select.select([channel_of_spare()], [], [], 0)[0]))
+        forked.append(1)
         raise RuntimeError("a bug in the rehearsal")
 
-    log = tmp_path / "StarterLog"
     startd, pid = fork_spawner(log, fails)
     with startd:
-        until("the bug", lambda: "ended before it had a job" in log.read_text())
-        assert "a bug in the rehearsal" in log.read_text()
-        assert f"sailplane.starter[{pid}] each starter will need more memory" in log.read_text()
+        waiting = spare()
         near, started = start(startd)
+        assert started == waiting
         end(startd, near, started)
+    text = log.read_text()
+    assert "a spare starter had no rehearsal" in text
+    assert f"sailplane.starter[{pid}] each starter will need more memory" in text
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def channel_of_spare() -> int:
+    """In a spare: its only socket."""
+    (fd,) = (int(name) for name in os.listdir("/proc/self/fd") if _is_socket(int(name)))
+    return fd
+
+
+def _is_socket(fd: int) -> bool:
+    try:
+        return stat.S_ISSOCK(os.fstat(fd).st_mode) and fd > 2
+    except OSError:
+        return False
