@@ -130,8 +130,10 @@ def get(name: str, **context: object) -> Contextual:
 
 def descriptors() -> set[int]:
     """Descriptors of the log that `start` opened: what a forked child must keep to go on writing it."""
-    handlers = logging.getLogger("sailplane").handlers
-    return {handler.stream.fileno() for handler in handlers if isinstance(handler, logging.StreamHandler)}
+    streams = [
+        each.stream for each in logging.getLogger("sailplane").handlers if isinstance(each, logging.StreamHandler)
+    ]
+    return {stream.fileno() for stream in streams if stream is not None}  # none where it cannot be opened anew now
 
 
 def start(name: str, path: Path | None = None, *, level: int = logging.INFO, limit_bytes: int = 0) -> Contextual:

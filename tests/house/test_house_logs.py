@@ -113,3 +113,19 @@ def test_a_log_whose_directory_is_gone_ends_nobody(tmp_path: Path) -> None:
     handler.emit(record)
     handler.close()
     assert "1 records before this one" in (tmp_path / "there" / "log").read_text()
+
+
+def test_a_log_that_cannot_be_opened_anew_has_no_descriptor_to_keep(tmp_path: Path) -> None:
+    """A spawner asks for it in each starter, before that has done anything."""
+    (tmp_path / "there").mkdir()
+    log = logs.start("house", tmp_path / "there" / "log")
+    try:
+        assert len(logs.descriptors()) == 1
+        (tmp_path / "there").rename(tmp_path / "away")
+        log.info("text")
+        assert logs.descriptors() == set()
+        (tmp_path / "away").rename(tmp_path / "there")
+        log.info("text")
+        assert len(logs.descriptors()) == 1
+    finally:
+        logs.start("house")
