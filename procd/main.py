@@ -62,7 +62,7 @@ def main(
             raise click.UsageError("--socket is missing")
         settings = load(config)
         daemon = Daemon(settings, path, lifeline_fd=lifeline_fd, ready_fd=ready_fd)
-        logger = logs.start("procd", _log_path(settings, log))
+        logger = logs.start("procd", _log_path(settings, log), limit_bytes=settings.max_procd_log)
         _want_descriptors()
     except (click.UsageError, SettingsError, ValueError) as wrong:
         click.echo(f"sailplane-procd: {wrong}", err=True)

@@ -49,6 +49,17 @@ async def test_the_end_of_the_startd_ends_everything(tmp_path: Path, how: str) -
         client.close()
 
 
+async def test_its_log_does_not_grow_without_an_end(tmp_path: Path) -> None:
+    log = tmp_path / "ProcLog"
+    with world.job(world.SLEEP) as job, world.daemon(tmp_path / "s", log=str(log), _CONDOR_MAX_PROCD_LOG="300"):
+        client = await ProcdClient.connect(tmp_path / "s")
+        for _ in range(5):
+            await world.register(client, job)
+            await client.unregister("job")
+        client.close()
+    assert 300 < (tmp_path / "ProcLog.old").stat().st_size < 600
+
+
 async def test_a_restarted_procd_kills_nobody_and_keeps_usage_and_orphans(tmp_path: Path) -> None:
     path = tmp_path / "s"
     usage = Usage()

@@ -253,12 +253,12 @@ async def storming(client: ProcdClient) -> None:
 
 
 @contextmanager
-def daemon(path: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def daemon(path: Path, *, log: str = "-", **environment: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A procd as a process of its own; it and the write end of its lifeline. Ended by SIGKILL if need be."""
     readable, lifeline = os.pipe()
     knobs = {"_CONDOR_SAILPLANE_SWITCH": "none", **environment}
     process = subprocess.Popen(
-        [sys.executable, "-m", "procd", "--socket", str(path), "--lifeline-fd", str(readable), "--log", "-"],
+        [sys.executable, "-m", "procd", "--socket", str(path), "--lifeline-fd", str(readable), "--log", log],
         pass_fds=[readable],
         cwd=ROOT,
         env=os.environ | knobs,
