@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from typing import IO
 
@@ -21,7 +21,7 @@ from classad2 import ClassAd, ExprTree
 
 from cedar.classads import evaluate
 from startd.cronjobs import LINE_BYTES, CronJob, Output, Published, Record, first_pause_s
-from startd.processes import reap, start_program
+from startd.processes import ended_unreaped, reap, start_program
 from starter.updates import one_line
 
 # As stock: after a TERM, so long until the KILL.
@@ -151,13 +151,15 @@ class Cron:
         job = scheduled.job
         await self._its_turn(job)
         self._load += job.load
+        well = False
         try:
-            return await self._run(scheduled)
-        except OSError as fault:
-            self.log.warning("cron %s: %s: %s", job.name, job.executable, fault.strerror or fault)
-            return False
+            well = await self._run(scheduled)
+        except* OSError as faults:  # a program that is not there; no descriptor to be had for what it prints
+            for fault in _single(faults):
+                self.log.warning("cron %s: %s: %s", job.name, job.executable, fault.strerror or fault)
         finally:
             self._load = max(0.0, self._load - job.load)
+        return well
 
     async def _its_turn(self, job: CronJob) -> None:
         """Until its condition holds and there is room for its load."""
@@ -188,10 +190,13 @@ class Cron:
                     nursery.start_soon(_see_end, process, reading)
                     async for line in _lines(process.stdout):
                         self._publish(job, output.line(line))
-                await _ended(process)
+                await ended_unreaped(process.pid)
                 nursery.cancel_scope.deadline = trio.current_time() + READ_ON_S
         finally:
             scheduled.process = None
+            for pipe in (process.stdout, process.stderr):  # of which nobody has read
+                if pipe is not None:
+                    pipe.close()
             await _end(process)
         self._publish(job, output.ended())
         for why in output.refused:
@@ -224,8 +229,8 @@ async def _lines(pipe: IO[bytes] | None) -> AsyncIterator[bytes]:
     after OUTPUT_BYTES: the program then gets SIGPIPE."""
     assert pipe is not None
     rest, total, cut = b"", 0, False
-    stream = trio.lowlevel.FdStream(os.dup(pipe.fileno()))
-    pipe.close()
+    with pipe:
+        stream = trio.lowlevel.FdStream(os.dup(pipe.fileno()))
     async with stream:
         while total <= OUTPUT_BYTES and (piece := await stream.receive_some(LINE_BYTES)):
             total += len(piece)
@@ -242,7 +247,7 @@ async def _lines(pipe: IO[bytes] | None) -> AsyncIterator[bytes]:
 
 async def _see_end(process: subprocess.Popen[bytes], reading: trio.CancelScope) -> None:
     """What a program left behind in its group ends with it. What else of it holds the pipe open is not waited for."""
-    await _ended(process)
+    await ended_unreaped(process.pid)
     _signal(process, signal.SIGKILL)
     reading.deadline = trio.current_time() + READ_ON_S
 
@@ -253,18 +258,17 @@ async def _end(process: subprocess.Popen[bytes]) -> None:
     with trio.CancelScope(shield=True):
         _signal(process, signal.SIGTERM)
         with trio.move_on_after(KILL_AFTER_S):
-            await _ended(process)
+            await ended_unreaped(process.pid)
         _signal(process, signal.SIGKILL)
         await reap(process)
 
 
-async def _ended(process: subprocess.Popen[bytes]) -> None:
-    """Until it has ended; it is not reaped."""
-    pidfd = os.pidfd_open(process.pid)
-    try:
-        await trio.lowlevel.wait_readable(pidfd)
-    finally:
-        os.close(pidfd)
+def _single(faults: BaseExceptionGroup[OSError]) -> Iterator[OSError]:
+    for fault in faults.exceptions:
+        if isinstance(fault, BaseExceptionGroup):
+            yield from _single(fault)
+        else:
+            yield fault
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

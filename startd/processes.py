@@ -27,6 +27,8 @@ FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 10.0
 # A process that lived so long was fine: the next pause is short again.
 HEALTHY_AFTER_S = 60.0
 READY_WITHIN_S = 30.0
+# Whether a process has ended of which the kernel cannot tell us.
+LOOK_AGAIN_S = 0.1
 # sockaddr_un(7), with the byte that ends it.
 MAX_SOCKET_PATH_BYTES = 108
 DESCRIBED_WITHIN_S = 5.0
@@ -279,14 +281,27 @@ def start_program(
 
 
 async def _ended(process: subprocess.Popen[bytes]) -> None:
-    """Until the process has ended; by its pidfd, without a thread."""
-    if process.poll() is not None:
-        return  # reaped: the number may be another's by now
-    pidfd = os.pidfd_open(process.pid)
+    if process.poll() is None:  # else it is reaped, and the number may be another's by now
+        await ended_unreaped(process.pid)
+
+
+async def ended_unreaped(child: int) -> None:
+    """Until a child that nobody reaps meanwhile has ended; by its pidfd, without a thread. A process without a free
+    descriptor looks now and then."""
+    try:
+        pidfd = os.pidfd_open(child)
+    except OSError:
+        while not _has_ended(child):  # noqa: ASYNC110 -- nobody could set an event
+            await trio.sleep(LOOK_AGAIN_S)
+        return
     try:
         await trio.lowlevel.wait_readable(pidfd)
     finally:
         os.close(pidfd)
+
+
+def _has_ended(child: int) -> bool:
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 async def reap(process: subprocess.Popen[bytes]) -> None:

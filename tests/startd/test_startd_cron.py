@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -309,6 +310,26 @@ async def test_a_program_that_is_not_there_is_tried_again_with_pauses(
         script(tmp_path, "late", "echo A = 1\n")
         await until(lambda: said(cron, "A") == 1, "its answer")
     assert caplog.text.count("No such file") < 5
+
+
+@pytest.mark.parametrize("call", ["dup", "pidfd_open"])
+async def test_without_a_free_descriptor_a_run_is_lost_and_nothing_else(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception that leaves here would end the pilot with all its jobs."""
+    genuine, failed = getattr(os, call), []
+
+    def refuse(*args: int) -> int:
+        if len(failed) < 4:
+            failed.append(args)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return int(genuine(*args))
+
+    monkeypatch.setattr(os, call, refuse)
+    path = script(tmp_path, "tell", f"echo $$ >> {tmp_path}/pids; echo A = 1\n")
+    async with running(CronJob(name="a", executable=path, period_s=0.1)) as (cron, _):
+        await until(lambda: len(failed) == 4 and said(cron, "A") == 1, "an answer afterwards")
+    await until(lambda: not any(map(alive, _pids(tmp_path))), "the end of all runs")
 
 
 # --- settings that are read again ----------------------------------------------------------------------------------
