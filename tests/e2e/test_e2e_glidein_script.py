@@ -76,7 +76,7 @@ def test_a_batch_systems_warning_ends_the_pilot_in_order(jobs: Jobs, whom: str) 
     run = glidein(
         jobs, f"warned-{whom[:3]}", {"GLIDEIN_Max_Walltime": 3600},
         START="NODE_IS_HEALTHY =?= true", STARTD_CRON_JOBLIST="CHECK", STARTD_CRON_CHECK_EXECUTABLE=check,
-        STARTD_CRON_CHECK_PERIOD="1m", STARTD_CRON_CHECK_PREFIX="NODE_",
+        STARTD_CRON_CHECK_PERIOD="1m", STARTD_CRON_CHECK_PREFIX="NODE_", MACHINEMAXVACATETIME=30,
     )  # fmt: skip
     first = jobs.submit("alice", "echo $_CONDOR_SLOT done")
     assert jobs.done(first)["exit_code"] == 0
