@@ -91,7 +91,7 @@ def classify_userns(wait_status: int, text: str, *, authorised: bool) -> Outcome
 class Helper:
     """A process that stays in a job's namespace and starts calls there: it has the lease, and makes children of ours.
 
-    It ends by itself after a while without a call, and when this is closed.
+    It ends by itself after a while without a further call, and when this is closed.
     """
 
     def __init__(self, running: Running, near: socket.socket) -> None:
@@ -101,7 +101,7 @@ class Helper:
 
     @classmethod
     async def begin(cls, lease: Lease, tools: list[str], *, idle_s: float, deadline_s: float) -> Helper:
-        """Start one, which ends after `idle_s` without a call. CannotCall when it gets no namespace."""
+        """Start one, which ends `idle_s` after its latest call. CannotCall when it gets no namespace."""
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         near.setblocking(False)
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)

@@ -8,7 +8,7 @@ helper, who waits for it, signals it and learns its exact end; it lives on when 
 control socket (the words of glexec's root part) and takes all of the tree with it when it ends. Without one ("host")
 the call sees the host's pids: that is for signals to the account's processes.
 
-The helper ends when nobody holds the other end of its socket, and after a while without a call.
+The helper ends when nobody holds the other end of its socket, and after a while without a further call.
 
 Standard library only, and C modules (_signal, _socket, _ctypes) instead of their Python fronts, each of which costs
 milliseconds at the start. Helper and call exit with 201 or 202, and words, when nothing was run; a call else as what
@@ -109,7 +109,7 @@ def _call(name: str, *arguments: object) -> None:
 
 
 def main(words: list[str]) -> NoReturn:
-    """`UID GID IDLE_MS NEWUIDMAP NEWGIDMAP`: a helper, which leaves after a time without a call."""
+    """`UID GID IDLE_MS NEWUIDMAP NEWGIDMAP`: a helper, which leaves after a time without a further call."""
     uid, gid, idle_ms, newuidmap, newgidmap = words
     for fd in (LEASE_FD, ASK_FD):
         os.set_inheritable(fd, False)
@@ -130,11 +130,13 @@ def main(words: list[str]) -> NoReturn:
 
 
 def _serve(asked: socket, uid: int, gid: int, idle_ms: int) -> None:
-    """Start calls until nobody can ask for any, or none is asked for. OSError when the other end is gone."""
+    """Start calls until nobody can ask for any, or no further one is asked for. OSError when the other end is gone."""
     from select import POLLIN, poll
 
     waiting = poll()
     waiting.register(asked, POLLIN)
+    # Who started us has a call for us, however late a busy machine lets it ask.
+    waiting.poll()
     while True:
         if not waiting.poll(idle_ms):
             # From here on nothing more can be sent to us, and what was sent before is still carried out.

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import trio
@@ -22,7 +23,7 @@ from pilot.farside import Asking, open_call
 from pilot.farsignal import signal_far
 from pilot.outcomes import Exited, Misused, Outcome, Signalled, Unavailable
 from pilot.switch import make_switch
-from pilot.userns import Host, UsernsSwitch, classify_userns, hint, obstacle
+from pilot.userns import Helper, Host, UsernsSwitch, classify_userns, hint, obstacle
 from tests.jobwrapper.accounts_at_work import as_account
 from tests.jobwrapper.farsides import Settings
 
@@ -469,7 +470,7 @@ async def _idle(home: Path) -> tuple[set[str], int, bool]:
         assert outcome == Exited(0), (outcome, errors)
         uids.add(out.strip())
         helpers.update(_children_of_ours())
-        await trio.sleep(0.001 * (number % 10))
+        await trio.sleep(0.001 * (number % 15))
     with trio.move_on_after(20) as waiting:
         while not all(_is_zombie(pid) for pid in _children_of_ours()):  # noqa: ASYNC110 - nobody tells
             await trio.sleep(0.01)
@@ -489,13 +490,36 @@ def test_a_call_that_meets_a_leaving_helper_is_made(accounts: Mapping[str, Accou
     assert left
 
 
+async def _late(home: Path) -> Outcome:
+    """A call that comes long after its helper has begun: this process gets no processor meanwhile."""
+    job = Words(home)
+    job.switch = UsernsSwitch(home / "leases", idle_s=0.01)
+    begin = Helper.begin
+
+    async def begin_late(*arguments: Any, **more: Any) -> Helper:
+        helper = await begin(*arguments, **more)
+        with trio.move_on_after(0.2):
+            await trio.lowlevel.wait_readable(helper._near)  # the end of its socket, when it leaves
+        return helper
+
+    with mock.patch.object(Helper, "begin", begin_late):
+        return (await job.run("exit 7"))[0]
+
+
+@pytest.mark.needs_root
+@needs_userns
+def test_a_helper_never_leaves_before_its_first_call(accounts: Mapping[str, Account], home: Path) -> None:
+    assert as_account(accounts["pilot"], _late, home) == Exited(7)
+
+
 async def _hung(home: Path) -> str:
     job = Words(home)
     await job.run("true")
     (helper,) = _children_of_ours()
     os.kill(helper, signal.SIGSTOP)
     try:
-        await job.run("true")
+        with mock.patch("pilot.userns._ANSWER_S", 0.2):
+            await job.run("true")
     except CannotCall as refusal:
         return str(refusal.outcome) + str((await job.run("true"))[0])
     return "made"
@@ -503,8 +527,7 @@ async def _hung(home: Path) -> str:
 
 @pytest.mark.needs_root
 @needs_userns
-def test_a_helper_that_hangs_is_replaced(accounts: Mapping[str, Account], home: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("pilot.userns._ANSWER_S", 0.5)
+def test_a_helper_that_hangs_is_replaced(accounts: Mapping[str, Account], home: Path) -> None:
     words = as_account(accounts["pilot"], _hung, home)
     assert words == str(Unavailable("the helper in the user namespace does not answer")) + str(Exited(0))
 
