@@ -8,6 +8,7 @@ share of this process's time, and what exceeds that is an error, too.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import json
 import os
 import resource
@@ -91,6 +92,7 @@ def _far_side(work: Callable[[], Any], writing: int) -> None:
     """Does not return. Nothing of the daemon's is cleaned up here, and nothing of it is seen outside."""
     try:
         faulthandler.disable()
+        gc.disable()  # looking through all that the daemon has would take all of the time
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
         signal.setitimer(signal.ITIMER_PROF, CPU_S)

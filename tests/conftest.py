@@ -22,7 +22,8 @@ os.environ["CONDOR_CONFIG"] = os.devnull
 for _name in [name for name in os.environ if name.upper().startswith("_CONDOR_")]:
     del os.environ[_name]
 
-from demo import accounts as demo_accounts  # noqa: E402  (after the environment is set)
+from cedar import apart  # noqa: E402  (after the environment is set)
+from demo import accounts as demo_accounts  # noqa: E402
 from demo import runtime  # noqa: E402
 
 # A machine that has more to do may be slow at one example.
@@ -135,3 +136,14 @@ def open_dir() -> Iterator[Path]:
     directory.chmod(0o1777)
     yield directory
     shutil.rmtree(directory)
+
+
+@pytest.fixture(autouse=True)
+def evaluations_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is evaluated in a fork gets its answer however busy the machine is, and whatever the tests before asked for.
+
+    The limits themselves are the matter of tests/cedar/test_cedar_reach.py, which has them as they are.
+    """
+    monkeypatch.setattr(apart, "AT_ONCE_S", 60.0)
+    monkeypatch.setattr(apart, "CLOCK_S", 30.0)
+    monkeypatch.setattr(apart, "shared", apart.Allowance(60.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import time
@@ -47,7 +48,8 @@ ATTACKS = {
 
 @pytest.fixture(autouse=True)
 def own_allowance(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Other tests have used up theirs; on a busy machine the clock is no measure; and every child is reaped."""
+    """As a daemon has it at first; on a busy machine the clock is no measure; and every child is reaped."""
+    monkeypatch.setattr(apart, "AT_ONCE_S", AT_ONCE_S)
     monkeypatch.setattr(apart, "shared", Allowance())
     monkeypatch.setattr(apart, "CLOCK_S", 10.0)
     yield
@@ -220,7 +222,15 @@ def test_an_evaluation_apart_has_little_memory() -> None:
     assert apart.evaluate(lambda: len(bytes(apart.MEMORY_BYTES * 4))) is Value.Error
 
 
+def test_no_collection_of_what_the_daemon_has_counts_as_evaluating() -> None:
+    assert gc.isenabled()
+    assert apart.evaluate(gc.isenabled) is False
+    assert gc.isenabled()
+
+
 def test_an_evaluation_apart_that_dies_or_says_too_much_is_an_error() -> None:
     for work in (lambda: os.kill(os.getpid(), 11), lambda: "x" * apart.MAX_ANSWER_BYTES, lambda: [1], lambda: 1 / 0):
+        apart.shared = Allowance()
         assert apart.evaluate(work) is Value.Error
+    apart.shared = Allowance()
     assert apart.evaluate(lambda: "x" * (apart.MAX_ANSWER_BYTES - 4)) == "x" * (apart.MAX_ANSWER_BYTES - 4)
