@@ -28,7 +28,7 @@ from starter.guidance import (
     StartJob,
     Unable,
 )
-from starter.places import empty_place
+from starter.places import Unsafe, empty_place
 from starter.verdict import Requeue
 from starter.work import Work
 
@@ -81,7 +81,11 @@ async def fill(work: Work, fill_once: Callable[[], Awaitable[Filled]]) -> Event:
         again, event = await _after(work, filled)
         if not again:
             return event
-        empty_place(work.place)
+        try:
+            empty_place(work.place)
+        except (OSError, Unsafe) as fault:  # other jobs of this account can put something there
+            work.note(f"the input is not fetched again, since its sandbox is not empty: {fault}")
+            return event
     return (await fill_once()).event
 
 

@@ -206,6 +206,21 @@ async def test_a_lost_input_is_fetched_again_into_a_new_sandbox(place: places.Pl
     assert len(counted) == 2
 
 
+async def test_an_input_that_failed_stays_so_where_its_sandbox_cannot_be_emptied(place: places.Place) -> None:
+    """Other jobs of the same account may lay something into it."""
+    fill_once, counted = tries(place, LOST_INPUT)
+
+    async def lay() -> Filled:
+        filled = await fill_once()
+        (place.path / "another job's").touch()
+        return filled
+
+    shadow = Shadow(answer("RetryTransfer"))
+    assert await guided.fill(cast(Work, work_with(shadow, place)), lay) == LOST_INPUT
+    assert len(counted) == 1
+    assert (place.path / "another job's").exists()
+
+
 async def test_a_submit_side_that_fails_for_ever_is_believed_in_the_end(place: places.Place) -> None:
     fill_once, counted = tries(place, LOST_INPUT)
     assert await guided.fill(cast(Work, work_with(Shadow(answer("RetryTransfer")), place)), fill_once) == LOST_INPUT
