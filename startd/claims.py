@@ -278,7 +278,7 @@ class Claims:
         """Hand ``shadow`` (the activation's connection) to a starter; ``job_user`` owns the job.
 
         Raises:
-            WrongState: nothing has changed; the caller still owns ``shadow``.
+            WrongState, OSError: nothing has changed; the caller still owns ``shadow``.
         """
         job_ad = ClassAd(activation.job_ad) if activation.job_ad else ClassAd()
         self._next_ticket += 1

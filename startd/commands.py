@@ -274,8 +274,10 @@ class Commands:
         sock, state = request.stream.export()
         try:
             self.claims.new_activation(held, self._activation(held, ad, state), sock, _job_id(ad), _job_user(ad))
-        except WrongState as fault:
-            sock.close()  # changed in the moment of the answer: the shadow sees its socket end and tries again
+        except (WrongState, OSError) as fault:
+            # Changed in the moment of the answer, or no descriptor to be had: the shadow sees its socket end, and tries
+            # again.
+            sock.close()
             self.log.warning("activation of %s came too late: %s", held.name, fault)
 
     def _refuse_activation(self, held: Held | None, ad: ClassAd) -> tuple[ActivationRefusal, str] | None:

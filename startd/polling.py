@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 
 import attrs
 import trio
@@ -58,7 +59,8 @@ class PolicyWatch:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            self.load = nodeload.look()
+            with suppress(OSError):  # no descriptor to be had: what was seen last counts on
+                self.load = nodeload.look()
             for held in list(self.claims.slots.held.values()):
                 self.look(held)
             for slot in self.claims.slots.own:

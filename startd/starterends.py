@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
@@ -58,12 +59,12 @@ class StarterEnds:
 
 
 def _children() -> set[int]:
+    """Those that can be found now: for want of a descriptor none, or not all."""
     found: set[int] = set()
-    for thread in os.listdir("/proc/self/task"):
-        try:
-            found.update(map(int, Path(f"/proc/self/task/{thread}/children").read_text().split()))
-        except FileNotFoundError:
-            continue
+    with suppress(OSError):
+        for thread in os.listdir("/proc/self/task"):
+            with suppress(FileNotFoundError):  # a thread that has ended
+                found.update(map(int, Path(f"/proc/self/task/{thread}/children").read_text().split()))
     return found
 
 
