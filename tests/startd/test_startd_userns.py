@@ -26,7 +26,7 @@ from tests.startd.test_startd_slots import slot_state
 needs_userns = pytest.mark.needs_userns(in_place=True)
 
 
-def test_it_is_advertised_as_isolating_and_serves_jobs_without_a_proxy() -> None:
+async def test_it_is_advertised_as_isolating_and_serves_jobs_without_a_proxy() -> None:
     machine = describe(Settings(), UsernsSwitch(), "<127.0.0.1:1>", Resources(1, 100, 100), Validation("userns", ()))
     assert (machine.switch, machine.switch_isolates, machine.needs_proxy) == ("userns", True, False)
     state = slot_state()
