@@ -21,6 +21,7 @@ from demo.site import Site
 from tests.e2e.conftest import POOL_KNOBS, STARTD_KNOBS
 from tests.e2e.e2e_jobs import Jobs
 
+PAGE_BYTES = 4096
 pytestmark = [pytest.mark.needs_root, pytest.mark.slow, pytest.mark.timeout(600)]
 
 FLOOD = 10_000
@@ -134,9 +135,12 @@ def test_logs_that_cannot_be_written_stop_no_job(pool_alone: Jobs) -> None:
     with small_disk(logs, 1):
         pool_alone.site.start_startd(**STARTD_KNOBS)
         stuffing = fill(logs)
+        for log in logs.iterdir():  # what is left of its last page would be enough for one job's lines
+            os.truncate(log, -(-log.stat().st_size // PAGE_BYTES) * PAGE_BYTES)
         assert pool_alone.output("alice", "echo done").strip() == "done"
         stuffing.unlink()
         assert pool_alone.output("bob", "echo done").strip() == "done"
+        assert "records before this one could not be written" in pool_alone.log("StartLog")
         assert "Traceback" not in (pool_alone.site.layout.logs / "startd.out").read_text()
         pool_alone.site.stop()
 
