@@ -227,6 +227,13 @@ class Settings(SecuritySettings):
         "False", yes_or_no(), "Refuses a job that fits as it asked, but not with its request so changed."
     )
     start: str = knob("TRUE", expression(), "Jobs that this startd is willing to run.")
+    default_draining_start_expr: str | None = knob(
+        "",
+        expression(optional=True),
+        "Stands in the place of START while a startd drains gracefully, where the drain request (condor_drain -start)"
+        " brings none: for jobs that fill its time.",
+        unset="no job is taken",
+    )
     rank: str = knob("0.0", expression(), "How much this startd prefers a job.")
     is_owner: str = knob(
         "FALSE",

@@ -173,10 +173,12 @@ class Administration:
         claims = self.claims
         if claims.drain is not None or claims.draining:
             raise CannotDrain(Refusal.ALREADY_DRAINING, "the startd is draining already")
-        asked = drain.parse(ad, f"{int(time.time())}.{next(self._numbers)}")
+        default_start = claims.settings.default_draining_start_expr or ""
+        asked = drain.parse(ad, f"{int(time.time())}.{next(self._numbers)}", default_start)
         self._check(asked)
         claims.drain = asked
         for held in list(claims.slots.held.values()):
+            held.filler = False  # whatever it was in a drain that was called off
             left_s = claims.retirement_left_s(held)
             claims.handle(held, drain.event(asked.how_fast, f"the slot is drained: {asked.reason}", left_s))
         claims.changed()
@@ -195,6 +197,10 @@ class Administration:
 
     async def _see_end(self, asked: Drain) -> None:
         claims = self.claims
+        while claims.before_drain() and claims.drain is asked:
+            await claims.wait_change()
+        if claims.drain is asked and asked.start:
+            self._end_fillers(asked)
         while claims.slots.held and claims.drain is asked:
             await claims.wait_change()
         if claims.drain is not asked:
@@ -210,6 +216,14 @@ class Administration:
                 self._resume()
             case Then.EXIT | Then.RESTART:  # the one who started us starts us again, if anybody does
                 self.shut_down(f"drained: {asked.reason}", False, asked.then is Then.RESTART)
+
+    def _end_fillers(self, asked: Drain) -> None:
+        """Who was to be waited for has gone, and with them the time to fill: its jobs have no more of it than their
+        vacate time."""
+        self.log.info("drained, but for jobs that filled the time: %d", len(self.claims.slots.held))
+        for held in list(self.claims.slots.held.values()):
+            self.claims.handle(held, drain.event(HowFast.QUICK, f"the slot is drained: {asked.reason}", 0.0))
+        self.claims.changed()
 
     async def cancel(self, request: Request) -> None:
         """CANCEL_DRAIN_JOBS: jobs that had their retirement time go on."""

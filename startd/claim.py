@@ -123,6 +123,11 @@ class Claim:
         killed = self.state is State.CLOSING and self.ended is not None and self.ended.how == "fast"
         return "killing" if killed else self.state.value
 
+    def left_s(self, now_s: float) -> float:
+        """What the job has left of the time that its retirement gives it."""
+        retires = self.state is State.RETIRING or (self.state is State.SUSPENDED and self.causes)
+        return max(0.0, self.retire_due_s - now_s) if retires else 0.0
+
     def next_serial(self) -> int:
         """Timers armed before are stale from now on."""
         self.serial += 1

@@ -22,7 +22,7 @@ from pilot.rpc import Channel, ChannelClosed, RpcFault
 from pilot.settings import Settings
 from startd import claimevents as events
 from startd.claim import State, WrongState
-from startd.drain import Drain
+from startd.drain import Drain, start_now
 from startd.held import Held, Requester, Slot, Slots
 from startd.processes import Spawner
 from startd.resources import Resources
@@ -102,8 +102,20 @@ class Claims:
 
     @property
     def takes_jobs(self) -> bool:
-        """Whether a new claim, or a new job on a claim, is welcome."""
+        """Whether a new claim, or a new job on a claim, is welcome without more ado."""
         return not (self.draining or self.retiring or self.unhealthy or self.drain)
+
+    @property
+    def drain_start(self) -> str:
+        """The START of a drain that takes jobs to fill its time; empty where it takes none."""
+        if self.drain is None or not self.drain.start or self.draining or self.retiring or self.unhealthy:
+            return ""
+        now_s = trio.current_time()
+        return start_now(self.drain, [held.life.left_s(now_s) for held in self.before_drain()])
+
+    def before_drain(self) -> list[Held]:
+        """Claims that were there before the drain began."""
+        return [held for held in self.slots.held.values() if not held.filler]
 
     # --- making and ending claims --------------------------------------------------------------------------------
 
@@ -111,6 +123,7 @@ class Claims:
         """A new claim: on a new dynamic slot, or on a static one as a whole; by the slot's claim id, or by one that was
         ``taken`` of it before."""
         held = self.slots.carve(slot, resources, requester, taken)
+        held.filler = self.drain is not None
         self._count("ClaimRequests")
         self.first_user = self.first_user or requester.user
         self.log.info("claim %s: slot %s for %s", held.claim_id.public, held.name, requester.user or "unknown user")
@@ -293,6 +306,7 @@ class Claims:
         # The task that this has started looks for them at its first step, which is not before our next checkpoint.
         self._pending[self._next_ticket] = (activation, shadow, theirs)
         held.ticket, held.job_id, held.job_user = self._next_ticket, job_id, job_user
+        held.filler = self.drain is not None
         held.begin_job(job_ad)
         self.job_begun(held)
         held.starter = Channel(trio.socket.from_stdlib_socket(ours), to_starter.STARTER)

@@ -179,7 +179,7 @@ class Commands:
         """A kind of requests that is not served: for slots to be lent."""
         if get_bool(ad, "_condor_CLAIM_PARTITIONABLE_SLOT", False) or "WorkingCM" in ad:
             raise WrongState("no slot is lent to another pool", try_again=False)
-        if not self.claims.takes_jobs:
+        if not (self.claims.takes_jobs or self.claims.drain_start):
             raise WrongState("the slot takes no claims now", try_again=False)
 
     def _carve(self, slot: Slot, ad: ClassAd, requester: Requester) -> list[Held]:
@@ -286,7 +286,7 @@ class Commands:
         held.heard_s = trio.current_time()
         if held.life.state is not State.IDLE:
             return ActivationRefusal.STILL_CLEANING, f"the claim is {held.life.state.value}"
-        if not self.claims.takes_jobs:
+        if not (self.claims.takes_jobs or self.claims.drain_start):
             return ActivationRefusal.PREEMPTED, self.claims.retiring or "the pilot shuts down"
         if refusal := policy.refusal(self.held_ad(held), ad):
             return ActivationRefusal.NO_MATCH, f"{refusal} now"

@@ -54,6 +54,7 @@ class CurrentAds:
             left_elsewhere=claims.left_elsewhere,
             draining=claims.draining or claims.drain is not None,
             drain_request=claims.drain.request_id if claims.drain else "",
+            drain_start=claims.drain_start,
             refused_users=self.switch_watch.refused(),
             switch_down=self.switch_watch.down,
             trouble=claims.trouble,
@@ -67,6 +68,7 @@ class CurrentAds:
         """Of a slot that a claim has."""
         state = attrs.evolve(
             held.slot_state(self.claims.draining),
+            drain_start=self.claims.drain_start,
             refused_users=self.switch_watch.refused(),
             switch_down=self.switch_watch.down,
             only_user=self._only_user(),

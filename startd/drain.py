@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum, IntEnum
 
 import attrs
@@ -14,6 +15,10 @@ from startd.claimevents import Cause, Event, Retire, Shutdown
 CODE_VACATED, CODE_DRAINING = 1010, 1014
 # What an administrator may write as a reason, in a log line and an ad.
 MAX_REASON = 200
+# What an administrator may write as a START for fillers: it stands in the ad of every slot, in every update.
+MAX_START = 4096
+# HTCondor's startd takes no claim any more when a drain has less time left than this.
+LEAST_LEFT_S = 20.0
 
 
 class HowFast(IntEnum):
@@ -61,13 +66,15 @@ class Drain:
     reason: str
     check: str = ""
     """An expression that must hold for every slot before anything is done; empty: none."""
+    start: str = ""
+    """Stands in the place of START while jobs from before the drain go on; empty: no job is taken."""
 
 
-def parse(ad: ClassAd, request_id: str) -> Drain:
-    """The request of DRAIN_JOBS (wire reference 3.9).
+def parse(ad: ClassAd, request_id: str, default_start: str = "") -> Drain:
+    """The request of DRAIN_JOBS (wire reference 3.9). ``default_start``: the knob DEFAULT_DRAINING_START_EXPR.
 
     Raises:
-        CannotDrain: a number that stands for nothing.
+        CannotDrain: a number that stands for nothing, or a START that is too long for every slot's ad.
     """
     try:
         how_fast = HowFast(get_int(ad, "HowFast", int(HowFast.GRACEFUL)))
@@ -75,11 +82,35 @@ def parse(ad: ClassAd, request_id: str) -> Drain:
     except ValueError as fault:
         raise CannotDrain(Refusal.INVALID, f"the drain request has a value that is not known: {fault}") from None
     reason = "".join(c if c.isprintable() else "?" for c in get_str(ad, "DrainReason", "")[:MAX_REASON])
-    return Drain(request_id, how_fast, then, reason or "by administrator", _text_of_check(ad))
+    return Drain(
+        request_id,
+        how_fast,
+        then,
+        reason or "by administrator",
+        _text(ad, "CheckExpr"),
+        _start(ad, how_fast, default_start),
+    )
 
 
-def _text_of_check(ad: ClassAd) -> str:
-    return str(ad.lookup("CheckExpr")) if "CheckExpr" in ad else ""
+def _start(ad: ClassAd, how_fast: HowFast, default: str) -> str:
+    """Only a graceful drain leaves a time to fill; as HTCondor does, others leave the expression alone (condor_defrag
+    sends it with every schedule)."""
+    text = _text(ad, "StartExpr") if "StartExpr" in ad else default
+    if len(text) > MAX_START:
+        raise CannotDrain(
+            Refusal.INVALID, f"the START of the drain request has {len(text)} characters, {MAX_START} are allowed"
+        )
+    return text if how_fast is HowFast.GRACEFUL else ""
+
+
+def _text(ad: ClassAd, name: str) -> str:
+    return str(ad.lookup(name)) if name in ad else ""
+
+
+def start_now(asked: Drain, left_s: Iterable[float]) -> str:
+    """What a job has to fulfil that is taken now; empty where none is. ``left_s``: the retirement time that each job
+    from before the drain has left."""
+    return asked.start if max(left_s, default=0.0) >= LEAST_LEFT_S else ""
 
 
 def event(how_fast: HowFast, reason: str, retirement_left_s: float, code: int = CODE_DRAINING) -> Event:

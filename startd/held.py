@@ -134,6 +134,8 @@ class Held:
     alive_sent_s: float = attrs.field(factory=trio.current_time)
     clocks: Clocks = attrs.field()
     rank: float = 0.0
+    filler: bool = False
+    """Its claim, or its job, was taken while the startd drained: it goes when those from before have gone."""
     changed: trio.Event = attrs.field(factory=trio.Event)
     # the present activation
     ticket: int | None = None
@@ -225,6 +227,7 @@ class Held:
             job_id=self.job_id,
             job_account_uid=self.job_account_uid,
             draining=draining,
+            accepted_while_draining=self.filler,
             usage={**self._ranks(), **self.clocks.attributes(trio.current_time()), **self.usage},
         )
 
@@ -402,6 +405,7 @@ class Slots:
         trouble: str,
         retiring: str = "",
         drain_request: str = "",
+        drain_start: str = "",
         unhealthy: str = "",
         switch_down: str = "",
     ) -> SlotState:
@@ -430,6 +434,7 @@ class Slots:
             unhealthy=unhealthy,
             retiring=retiring,
             drain_request=drain_request,
+            drain_start=drain_start,
             usage=slot.totals.attributes(trio.current_time()),
         )
 

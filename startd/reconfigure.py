@@ -15,6 +15,7 @@ PROGRAMS = "STARTD_CRON_"
 CHANGEABLE = frozenset(
     {
         "start",
+        "default_draining_start_expr",
         "rank",
         "is_owner",
         "want_suspend",

@@ -127,6 +127,9 @@ class SlotState:
     """Why the node takes no job."""
     retiring: str = ""
     drain_request: str = ""
+    drain_start: str = ""
+    """What a drain has in the place of START; empty where it takes no job."""
+    accepted_while_draining: bool = False
     usage: Mapping[str, object] = attrs.field(factory=dict)
 
 
@@ -372,10 +375,10 @@ def _policy(ad: ClassAd, machine: Machine, slot: SlotState) -> None:
 
 
 def start_expression(machine: Machine, slot: SlotState) -> str:
-    """The knob START (the slot type's own, if it has one), and what cannot run here: jobs without a proxy, users
-    refused lately, a second user at one account; any job when draining, when the site's authorisation is down, or
-    when a schedd is on its way."""
-    terms = [f"({machine.starts.get(slot.type_number, machine.start)})"]
+    """The knob START (the slot type's own, if it has one; a drain's in its place, if it takes jobs), and what cannot
+    run here: jobs without a proxy, users refused lately, a second user at one account; any job when draining, when the
+    site's authorisation is down, or when a schedd is on its way."""
+    terms = [f"({slot.drain_start or machine.starts.get(slot.type_number, machine.start)})"]
     if machine.needs_proxy:
         terms.append("(TARGET.x509userproxysubject =!= undefined)")
     if slot.refused_users:
@@ -383,7 +386,8 @@ def start_expression(machine: Machine, slot: SlotState) -> str:
         terms.append(f"(member(TARGET.x509userproxysubject, {{ {names} }}) =!= true)")
     if slot.only_user:
         terms.append(f"(TARGET.User =?= {new_literal(slot.only_user)})")
-    if slot.draining or slot.unhealthy or slot.retiring or slot.switch_down or slot.state == "Matched":
+    drained = slot.draining and not slot.drain_start
+    if drained or slot.unhealthy or slot.retiring or slot.switch_down or slot.state == "Matched":
         terms.append("false")
     return " && ".join(terms)
 
@@ -401,6 +405,7 @@ def _activity(ad: ClassAd, slot: SlotState) -> None:
         ad["Activity"] = idle_activity(slot.state, bool(slot.children))
     ad["EnteredCurrentState"] = slot.entered_at
     ad["EnteredCurrentActivity"] = slot.entered_at if slot.activity_at is None else slot.activity_at
+    ad["AcceptedWhileDraining"] = slot.accepted_while_draining
     if slot.drain_request:
         ad["Draining"] = True
         set_str(ad, "DrainingRequestId", slot.drain_request)

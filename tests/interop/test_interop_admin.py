@@ -63,6 +63,31 @@ def test_drained_gracefully_a_slot_finishes_its_job_and_called_off_takes_the_nex
     stock.pool.tool("condor_rm", job.id, user=stock.user("alice"))
 
 
+def test_jobs_that_fill_the_time_of_a_drain_end_with_those_from_before(retiring: StockJobs) -> None:
+    stock = retiring
+    before = stock.one("alice", PATIENT)
+    stock.wait(before, EXECUTING)
+    stock.pool.tool("condor_drain", "-graceful", "-start", "TARGET.IsFiller =?= true", SLOT)
+    until_slot(stock, SLOT, "Drained/Retiring")
+    other = stock.one("bob", "echo other")
+    filler = stock.one("bob", PATIENT, **{"+IsFiller": "True"})
+    stock.wait(filler, EXECUTING)
+    assert stock.status(other) == IDLE, "it was there first, but the drain's START does not hold for it"
+
+    def accepted() -> list[str]:
+        return sorted(stock.pool.tool("condor_status", "-af", "JobId", "AcceptedWhileDraining").splitlines())
+
+    expected = sorted([f"{before.id} false", f"{filler.id} true", "undefined false"])
+    stock.until(lambda: True if accepted() == expected else None, "the slots to say who came when")
+    stock.pool.tool("condor_rm", before.id, user=stock.user("alice"))
+    stock.wait(filler, EVICTED)
+    until_slot(stock, SLOT, "Drained/Idle")
+    assert [stock.status(job) for job in (filler, other)] == [IDLE, IDLE]
+    stock.pool.tool("condor_drain", "-cancel", SLOT)
+    assert stock.done(other) == "other\n"
+    stock.pool.tool("condor_rm", filler.id, user=stock.user("bob"))
+
+
 def test_drained_fast_a_slot_gives_its_job_back_and_resumes(stock: StockJobs) -> None:
     job = stock.one("alice", PATIENT)
     stock.wait(job, EXECUTING)

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import cast
 
 import trio
-from attrs import define, field
+from attrs import define, evolve, field
 from classad2 import ClassAd
 
 from cedar.claims import EXECUTE_SIDE, ClaimId
@@ -80,11 +80,16 @@ class Port:
 
     async def claim(self) -> Held:
         """One claim, asked for as a schedd does."""
+        held = await self.ask_claim(JOB)
+        assert held is not None
+        return held
+
+    async def ask_claim(self, job: ClassAd) -> Held | None:
+        """The claim for this job; None if it is refused."""
         presented = self.slot.current
-        reader = await self.say(Command.REQUEST_CLAIM, presented, presented.text, JOB, "", 10)
+        reader = await self.say(Command.REQUEST_CLAIM, presented, presented.text, job, "", 10)
         assert reader is not None
-        assert reader.int() == 1
-        return self.slots.held[presented.session_id]
+        return self.slots.held[presented.session_id] if reader.int() == 1 else None
 
 
 @asynccontextmanager
@@ -108,7 +113,9 @@ async def port(
         )  # fmt: skip
 
         def own_ad(slot: Slot) -> ClassAd:
-            state = slots.state(slot, refused_users=(), draining=False, trouble="")
+            state = slots.state(
+                slot, refused_users=(), draining=claims.drain is not None, drain_start=claims.drain_start, trouble=""
+            )
             return public_ad(machine, state, now=int(time.time()), sequence=1)
 
         def own_daemon_ad() -> ClassAd:
@@ -116,7 +123,8 @@ async def port(
             return daemon_ad(machine, states, now=int(time.time()), sequence=1)
 
         def held_ad(held: Held) -> ClassAd:
-            return public_ad(machine, held.slot_state(False), now=int(time.time()), sequence=1)
+            state = evolve(held.slot_state(False), drain_start=claims.drain_start)
+            return public_ad(machine, state, now=int(time.time()), sequence=1)
 
         update = MachineUpdate()
         commands = Commands(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 import attrs
 import pytest
@@ -11,7 +12,7 @@ import trio.testing
 from classad2 import ClassAd, ExprTree
 
 from cedar.claims import ClaimId
-from cedar.classads import get_str
+from cedar.classads import get_str, parse_old
 from cedar.client import Negotiate, connect
 from cedar.codec import Item
 from cedar.commands import Command
@@ -20,11 +21,11 @@ from pilot.configuration import load
 from startd import drain
 from startd.administration import LEVEL, Manner
 from startd.claim import State
-from startd.claimevents import Activate, Cause, Retire, Shutdown, StarterRuns
+from startd.claimevents import Activate, Cause, Retire, Shutdown, StarterGone, StarterRuns
 from startd.drain import CannotDrain, HowFast, Refusal, Then, parse
 from startd.held import Held
 from startd.reconfigure import CHANGEABLE, merge
-from tests.startd.startdport import Port, guessed, port, state
+from tests.startd.startdport import JOB, Port, guessed, port, state
 
 
 def capability(on: Port) -> ClaimId:
@@ -198,10 +199,157 @@ def test_numbers_that_stand_for_nothing_are_refused() -> None:
     assert refused.value.refusal is Refusal.INVALID
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [({}, "Cpus > 1"), ({"StartExpr": False}, "false"), ({"HowFast": 10}, ""), ({"HowFast": 20}, "")],
+)
+def test_a_requests_start_wins_over_the_settings(values: dict[str, object], expected: str) -> None:
+    ad = ClassAd()
+    ad.update(values)
+    assert parse(ad, "1", "Cpus > 1").start == expected
+
+
 def test_how_fast_says_what_a_claim_is_told() -> None:
     assert drain.event(HowFast.GRACEFUL, "r", 60.0) == Retire(60.0, "r", drain.CODE_DRAINING, Cause.DRAIN)
     assert drain.event(HowFast.QUICK, "r", 60.0) == Retire(0.0, "r", drain.CODE_DRAINING, Cause.DRAIN)
     assert drain.event(HowFast.FAST, "r", 60.0) == Shutdown(True, "r", drain.CODE_DRAINING)
+
+
+# --- a drain that takes jobs to fill its time ----------------------------------------------------------------------
+
+
+FILLER = parse_old(
+    'RequestCpus = 1\nRequestMemory = 128\nRequestDisk = 1024\nRequirements = true\nUser = "bob@x"\nIsFiller = true\n'
+)
+
+
+@asynccontextmanager
+async def draining(
+    start: str = "IsFiller", *, left_s: float = 600.0, **more: object
+) -> AsyncIterator[tuple[Port, Held]]:
+    """A startd with one job, told to drain; the job has ``left_s`` left."""
+    async with port() as on:
+        before = await on.claim()
+        on.claims.retirement_s = lambda held: left_s
+        run_job(before)
+        answer = await ask(on, Command.DRAIN_JOBS, **({"HowFast": 0, "StartExpr": ExprTree(start)} | more))
+        assert answer["Result"] is True
+        yield on, before
+
+
+async def test_what_its_start_wants_is_taken_and_nothing_else() -> None:
+    async with draining() as (on, before):
+        assert await on.ask_claim(JOB) is None
+        filler = await on.ask_claim(FILLER)
+        assert filler is not None
+        assert (before.life.state, filler.life.state) == (State.RETIRING, State.IDLE)
+        assert on.held_ad(filler)["AcceptedWhileDraining"] is True
+        assert on.held_ad(before)["AcceptedWhileDraining"] is False
+        assert str(on.own_ad(on.slot).lookup("Start")) == "(IsFiller)"
+        assert on.own_ad(on.slot)["State"] == "Drained"
+
+
+@pytest.mark.parametrize("start", ["nowhere", "error", '"text"', "false", "Start", "isfiller && 1/0"])
+async def test_a_start_that_is_not_true_takes_nothing(start: str) -> None:
+    async with draining(start) as (on, before):
+        assert await on.ask_claim(FILLER) is None
+        assert list(on.slots.held.values()) == [before]
+
+
+async def test_a_start_that_never_ends_its_evaluation_takes_nothing() -> None:
+    """It is given up after some tens of milliseconds; the job's text is what it spins on."""
+    spins = parse_old('RequestCpus = 1\nRequestMemory = 1\nRequestDisk = 1\nRequirements = true\nUser = "bob@x"\n')
+    spins["Words"] = "a" * 60 + "!"
+    async with draining('regexp("(a+)+$", TARGET.Words)') as (on, _before):
+        assert await on.ask_claim(spins) is None
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"HowFast": 10}, {"StartExpr": ExprTree("true && " * 600 + "true")}, {"StartExpr": "x" * 5000}],
+    ids=["quick", "long", "long-text"],
+)
+async def test_no_filler_without_time_to_fill_or_by_what_is_too_long(more: dict[str, object]) -> None:
+    async with port() as on:
+        before = await on.claim()
+        on.claims.retirement_s = lambda held: 600.0
+        run_job(before)
+        answer = await ask(on, Command.DRAIN_JOBS, **({"HowFast": 0, "StartExpr": True} | more))
+        refused = "StartExpr" in more
+        assert answer["Result"] is not refused
+        assert on.claims.drain is None if refused else on.claims.drain_start == ""
+        if refused:
+            assert answer["ErrorCode"] == Refusal.INVALID.value
+            assert before.life.state is State.BUSY
+
+
+async def test_fillers_end_when_those_from_before_have_gone() -> None:
+    async with draining(ResumeOnCompletion=int(Then.EXIT)) as (on, before):
+        filler = await on.ask_claim(FILLER)
+        assert filler is not None
+        run_job(filler)
+        on.claims.handle(before, StarterGone(0, broken=False))
+        await until(on, filler, State.CLOSING)
+        assert filler.life.ended is not None
+        assert (filler.life.ended.how, filler.life.ended.vacate_code) == ("graceful", drain.CODE_DRAINING)
+        assert await on.ask_claim(FILLER) is None, "the last phase takes no job"
+        assert not on.ended
+        on.claims.handle(filler, StarterGone(0, broken=False))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert on.ended == [("drained: by administrator", False)]
+
+
+async def test_a_claim_that_waits_for_its_job_does_not_keep_a_drain_up() -> None:
+    async with draining() as (on, before):
+        assert await on.ask_claim(FILLER) is not None
+        on.claims.handle(before, StarterGone(0, broken=False))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert not on.slots.held
+
+
+async def test_called_off_a_filler_is_a_job_like_others_and_counts_in_the_next_drain() -> None:
+    async with draining() as (on, before):
+        filler = await on.ask_claim(FILLER)
+        assert filler is not None
+        run_job(filler)
+        await ask(on, Command.CANCEL_DRAIN_JOBS)
+        await ask(on, Command.DRAIN_JOBS, HowFast=0, StartExpr=ExprTree("IsFiller"))
+        on.claims.handle(before, StarterGone(0, broken=False))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert filler.life.state is State.RETIRING, "it has its retirement time"
+        assert on.claims.drain_start
+
+
+async def test_an_idle_startd_that_drains_has_no_time_to_fill() -> None:
+    async with port() as on:
+        await ask(on, Command.DRAIN_JOBS, HowFast=0, StartExpr=ExprTree("IsFiller"))
+        assert await on.ask_claim(FILLER) is None
+
+
+async def test_a_claim_whose_start_holds_no_more_gets_no_job() -> None:
+    """What is activated is looked at again: the claim was taken for a filler."""
+    async with draining() as (on, _before):
+        filler = await on.ask_claim(FILLER)
+        assert filler is not None
+        reader = await on.say(Command.ACTIVATE_CLAIM, filler.claim_id, filler.claim_id.text, 0, JOB)
+        assert reader is not None
+        assert reader.int() == 0
+        assert filler.life.state is State.IDLE
+
+
+@pytest.mark.parametrize(
+    ("left_s", "expected"), [([], ""), ([19.0], ""), ([0.0, 20.0], "IsFiller"), ([600.0, 1.0], "IsFiller")]
+)
+def test_time_to_fill_is_what_the_longest_has_left(left_s: list[float], expected: str) -> None:
+    asked = drain.Drain("1", HowFast.GRACEFUL, Then.NOTHING, "r", start="IsFiller")
+    assert drain.start_now(asked, left_s) == expected
+
+
+@pytest.mark.parametrize("reason", ["retiring", "unhealthy", "draining"])
+async def test_a_pilot_that_ends_takes_no_filler(reason: str) -> None:
+    async with draining() as (on, _before):
+        setattr(on.claims, reason, True if reason == "draining" else "so it is")
+        assert await on.ask_claim(FILLER) is None
 
 
 # --- the rest ----------------------------------------------------------------------------------------------------

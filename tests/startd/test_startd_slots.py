@@ -172,6 +172,17 @@ async def test_draining_takes_nothing() -> None:
     assert public_ad(machine(), state, now=2, sequence=3)["State"] == "Drained"
 
 
+async def test_a_drain_that_takes_fillers_has_its_own_start_and_every_other_refusal() -> None:
+    drained = slot_state(draining=True, drain_start="IsFiller || false")
+    any_user = machine(needs_proxy=False)
+    assert start_expression(any_user, drained) == "(IsFiller || false)"
+    assert matches(public_ad(any_user, drained, now=2, sequence=3), job(IsFiller=True))
+    assert "x509userproxysubject" in start_expression(machine(needs_proxy=True), drained)
+    for reason in ("unhealthy", "retiring", "switch_down"):
+        state = attrs.evolve(drained, **{reason: "so it is"})
+        assert not matches(public_ad(any_user, state, now=2, sequence=3), job(IsFiller=True)), reason
+
+
 async def test_the_claim_id_is_in_the_private_ad_only() -> None:
     pool = slots()
     held = carve(pool, Resources(1, 128, 1024))
