@@ -22,6 +22,8 @@ from pilot.outcomes import ERROR_BYTES, Outcome, clean_text
 # The far end of the control socket is always this number in the switch: sudo -C wants a low one, and a plain
 # /bin/sh can only name descriptors up to 9.
 CONTROL_FD = 3
+# What SIGKILL ends is gone at once, on a busy machine a little later.
+KILLED_WITHIN_S = 1.0
 # The PATH for the switch itself: ours is the pilot's business, the job's comes with the job.
 SWITCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -136,16 +138,16 @@ class Running:
                 signal.pidfd_send_signal(self._pidfd, number)
 
     async def end(self, grace_s: float) -> Outcome | None:
-        """See the call out: wait `grace_s`, then kill it and wait as long again.
+        """See the call out: wait `grace_s`, then kill it and wait as long again, KILLED_WITHIN_S at least.
 
-        Runs to its end when cancelled, hence at most 2 * grace_s seconds. None: it is still there.
+        Runs to its end when cancelled, hence at most 2 * grace_s seconds, or that. None: it is still there.
         """
         with trio.CancelScope(shield=True):
-            for last in (False, True):
-                with trio.move_on_after(grace_s):
-                    return await self.wait()
-                if not last:
-                    self.kill()
+            with trio.move_on_after(grace_s):
+                return await self.wait()
+            self.kill()
+            with trio.move_on_after(max(grace_s, KILLED_WITHIN_S)):
+                return await self.wait()
         return None
 
     def close(self) -> None:

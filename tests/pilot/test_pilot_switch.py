@@ -413,6 +413,7 @@ async def test_a_call_that_is_cancelled_is_counted_as_abandoned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pilot.farside.END_GRACE_S", 0.1)
+    monkeypatch.setattr("pilot.calls.KILLED_WITHIN_S", 30.0)
     ledger = Ledger.of(tmp_path)
     context = glexec_context(tmp_path / "glexec", f"echo $$ > {tmp_path}/pid; exec sleep 600", retries=0)
     async with trio.open_nursery() as nursery:

@@ -303,6 +303,7 @@ async def test_a_reason_cannot_forge_a_line(place: Place, tmp_path: Path) -> Non
 async def test_the_wrapper_hangs_after_it_has_the_job(place: Place, tmp_path: Path, monkeypatch) -> None:
     """Nobody knows then whether the job runs: not tried again."""
     monkeypatch.setattr("pilot.farside.END_GRACE_S", 0.1)
+    monkeypatch.setattr("pilot.calls.KILLED_WITHIN_S", 30.0)
     context = hostile_context(tmp_path / "far", REPORT + "signal.pause()", retries=2)
     with pytest.raises(StageFailed) as caught:
         await launch(context, place, spec(place, "./tool"), register=no_register, deadlines=Deadlines(exec_s=0.1))

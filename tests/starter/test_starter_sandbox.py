@@ -16,12 +16,14 @@ import trio
 
 from cedar.filetransfer import StoreFailed
 from pilot.calls import own_children
+from pilot.farside import FarSide, open_call
 from pilot.outcomes import Broken
 from starter import places
 from starter.places import Left, Made, Place, Unsafe, check_made, close_window, open_window
 from starter.sandbox import (
     Catalogue,
     Changed,
+    Context,
     Limits,
     Listed,
     OutFile,
@@ -375,7 +377,14 @@ async def test_a_far_side_that_lies_about_the_catalogue(tmp_path: Path, answer: 
 
 
 async def test_a_far_side_that_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it stands still it gets the time for its start that it needs."""
+
+    async def patiently(context: Context, verb: str, *, deadline_s: float) -> FarSide:
+        return await open_call(context, verb, deadline_s=60)
+
+    monkeypatch.setattr("starter.stagein.open_call", patiently)
     monkeypatch.setattr("pilot.farside.END_GRACE_S", 0.1)
+    monkeypatch.setattr("pilot.calls.KILLED_WITHIN_S", 30.0)
     place = make_place(tmp_path)
     context = hostile_context(tmp_path / "far", "hello(); receive(); os.kill(os.getpid(), 19)")
     with pytest.raises(StageFailed) as caught:
