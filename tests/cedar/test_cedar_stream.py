@@ -13,6 +13,7 @@ from textwrap import dedent
 import msgpack
 import pytest
 import trio
+import trio.testing
 from classad2 import ClassAd
 
 from cedar.client import Negotiate, connect
@@ -63,18 +64,23 @@ async def test_large_raw_messages_whole() -> None:
 async def test_a_cancelled_get_loses_nothing() -> None:
     async with pair() as (one, other):
         packet = b"".join(bytes(part) for part in one._frames.packets(b"one message"))
-        for byte in packet:
+        for byte in packet[:-1]:
             await one._transport.send_all(bytes([byte]))
-            with trio.move_on_after(0.001):
-                reader = await other.get()
+            with trio.move_on_after(0.001) as scope:
+                await other.get()
+            assert scope.cancelled_caught
+        await one._transport.send_all(packet[-1:])
+        reader = await other.get()
         assert reader.raw(11) == b"one message"
 
 
 async def test_an_interrupted_put_breaks_the_stream() -> None:
     async with pair() as (one, _):
-        with trio.move_on_after(0.05) as scope:
-            await one.put(bytes(15 << 20))
-        assert scope.cancelled_caught
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.put, bytes(15 << 20))
+            await trio.testing.wait_all_tasks_blocked()  # some of it is sent, and nobody reads
+            nursery.cancel_scope.cancel()
+        assert nursery.cancel_scope.cancelled_caught
         for use in (one.put(1), one.get()):
             with pytest.raises(PeerFault) as caught:
                 await use

@@ -322,9 +322,11 @@ async def test_a_cancelled_receive_loses_nothing() -> None:
 async def test_a_cancelled_send_is_finished_by_the_next_one() -> None:
     with two_channels() as (one, other):
         big = Done("x" * 900_000)
-        with trio.move_on_after(0.02) as scope:
-            await one.send(big)
-        assert scope.cancelled_caught
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.send, big)
+            await trio.testing.wait_all_tasks_blocked()  # some of it is sent, and nobody reads
+            nursery.cancel_scope.cancel()
+        assert nursery.cancel_scope.cancelled_caught
         async with trio.open_nursery() as nursery:
             nursery.start_soon(one.send, Done("small"))
             assert await other.receive() == (big, [])
@@ -333,8 +335,10 @@ async def test_a_cancelled_send_is_finished_by_the_next_one() -> None:
 
 async def test_a_cancelled_call_closes_the_channel() -> None:
     with two_channels() as (one, _other):
-        with trio.move_on_after(0.01):
-            await one.call(Done())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.call, Done())
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
         with pytest.raises(ChannelClosed):
             await one.call(Done())
 
