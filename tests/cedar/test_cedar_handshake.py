@@ -131,7 +131,7 @@ async def test_resume_without_response(tmp_path: Path) -> None:
 
 
 async def refusal(here: Site, command: int, security: Negotiate | Resume) -> Refused:
-    with trio.fail_after(5), pytest.raises(Refused) as caught:
+    with trio.fail_after(30), pytest.raises(Refused) as caught:
         await connect(here.address, command, security, subsystem="TOOL")
     return caught.value
 
@@ -214,7 +214,7 @@ async def raw(here: Site) -> CedarStream:
 
 
 async def wait_for(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event
             await trio.sleep(0.005)
 
@@ -224,7 +224,7 @@ async def test_raw_commands_and_nonsense_are_closed(tmp_path: Path, items: tuple
     async with site(tmp_path) as here:
         stream = await raw(here)
         await stream.put(*items)  # type: ignore[arg-type]
-        with trio.fail_after(5), pytest.raises(PeerFault) as caught:
+        with trio.fail_after(30), pytest.raises(PeerFault) as caught:
             await stream.get()
         assert caught.value.code == "closed"
         await wait_for(lambda: len(here.faults) == 1)
@@ -235,7 +235,7 @@ async def test_oversized_first_message_is_refused_before_it_arrives(tmp_path: Pa
     async with site(tmp_path) as here:
         transport = await trio.open_tcp_stream("127.0.0.1", here.address.port)
         await transport.send_all(b"\1" + (MAX_HANDSHAKE_BYTES * 2).to_bytes(4, "big"))
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             assert await transport.receive_some(1) == b""
         await wait_for(lambda: len(here.faults) == 1)
         await transport.aclose()
@@ -250,7 +250,7 @@ async def test_a_first_message_of_expressions_is_refused(tmp_path: Path) -> None
     async with site(tmp_path) as here:
         stream = await raw(here)
         await stream.put(int(Command.AUTHENTICATE), ad)
-        with trio.fail_after(5), pytest.raises(PeerFault):
+        with trio.fail_after(30), pytest.raises(PeerFault):
             await stream.get()
         await wait_for(lambda: len(here.faults) == 1)
         await stream.aclose()
@@ -260,10 +260,10 @@ async def test_a_first_message_of_expressions_is_refused(tmp_path: Path) -> None
 
 
 async def test_silent_clients_are_dropped_and_kept_ones_are_not(tmp_path: Path) -> None:
-    async with site(tmp_path, handshake_deadline_s=0.2) as here:
-        silent = await raw(here)
+    async with site(tmp_path, handshake_deadline_s=1.0) as here:
         kept = await connect(here.address, UPDATE, Negotiate(here.token()), subsystem="STARTD")
-        with trio.fail_after(5), pytest.raises(PeerFault):
+        silent = await raw(here)
+        with trio.fail_after(30), pytest.raises(PeerFault):
             await silent.get()
         await wait_for(lambda: len(here.faults) == 1)
         assert await call(kept) == (1, "hello")
@@ -334,7 +334,7 @@ async def test_somebody_without_a_name_does_not_stay(tmp_path: Path) -> None:
     async with site(tmp_path, anonymous_deadline_s=0.2) as here:
         kept = await connect(here.address, UPDATE, Negotiate(here.token()), subsystem="STARTD")
         nobody = await connect(here.address, QUERY, Negotiate(None, (), "NEVER"), subsystem="TOOL")
-        with trio.fail_after(5), pytest.raises(PeerFault):
+        with trio.fail_after(30), pytest.raises(PeerFault):
             await nobody.get()
         await nobody.aclose()
         assert await call(kept) == (1, "hello")

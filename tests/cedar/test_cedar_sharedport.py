@@ -117,7 +117,7 @@ async def test_what_is_no_connection_is_left_and_the_next_one_served(tmp_path: P
             do(own.path, theirs.fileno())
             mine = descriptors() - before  # what the test itself has opened to pass it
             pass_on(own.path, [theirs.fileno()])
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 got = await own.listener.accept()
             async with got:
                 assert len(own.said) == 1
@@ -134,7 +134,7 @@ async def test_who_is_silent_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyP
         async with place(tmp_path) as own:
             silent.connect(str(own.path))
             pass_on(own.path, [theirs.fileno()])
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 await (await own.listener.accept()).aclose()
             assert ["timeout" in words for words in own.said] == [True]
 
@@ -158,6 +158,6 @@ async def test_other_accounts_pass_nothing(tmp_path: Path) -> None:
         async with place(tmp_path) as own:
             pass_as_nobody(own.path, theirs.fileno())
             pass_on(own.path, [theirs.fileno()])
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 await (await own.listener.accept()).aclose()
             assert own.said == ["handshake: account 65534 may not pass connections to this daemon"]

@@ -75,7 +75,7 @@ class Port:
         async with stream:
             if items:
                 await stream.put(*items)
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 return await stream.get() if answer else None
 
     async def claim(self) -> Held:

@@ -54,7 +54,7 @@ def run_job(held: Held) -> None:
 
 
 async def until(on: Port, held: Held, wanted: State) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while held.life.state is not wanted:
             await on.claims.wait_change()
 

@@ -75,7 +75,7 @@ async def advertised(collector: Collector, ads: Callable[[], list[ClassAd]]) -> 
                 await advertiser.advertised.wait()
             yield advertiser
             running.cancel_scope.cancel()
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             await collector.until(Command.INVALIDATE_STARTD_ADS, *EXPECTED)
         nursery.cancel_scope.cancel()
 

@@ -54,7 +54,7 @@ async def as_administrator(here: Port, ad: ClassAd) -> ClassAd:
     wish = Negotiate(methods=("FS",), authentication="REQUIRED")
     async with await connect(here.address, Command.CA_AUTH_CMD, wish, subsystem="TOOL", deadline_s=5) as stream:
         await stream.put(ad)
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             return (await stream.get()).ad()
 
 

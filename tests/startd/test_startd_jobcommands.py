@@ -137,7 +137,7 @@ async def test_an_owners_command_reaches_the_starter_with_its_connection(command
         stream = await connect(here.address, command, Resume(session.session(EXECUTE_SIDE)), subsystem="TOOL")
         async with stream:
             await stream.put(JOB)
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 message, fds = await starter.receive()
             assert isinstance(message, PassedCommand)
             assert (message.command, message.identity) == (command, "alice@x")

@@ -54,7 +54,7 @@ async def test_who_asks_again_in_the_middle_has_the_settings_read_once_more(monk
         assert readings[0] == readings[1], "one at a time"
 
     monkeypatch.setattr(startd, "_read_settings", read_settings)
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         async with trio.open_nursery() as startd._nursery:
             startd._reconfigure()
             await begun.wait()
