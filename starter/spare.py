@@ -1,6 +1,7 @@
 """A starter that was forked ahead of its activation, as the spawner sees it.
 
-It holds nothing of any job: it is forked from the spawner, which runs none, and takes one activation in its life.
+It has nothing of any job in use: it is forked from the spawner, which runs none, and takes one activation in its life.
+(What the spawner has passed on may still lie in memory that is free again; all of them have the pilot's account.)
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
@@ -51,12 +53,14 @@ class Spare:
 
 
 def call_itself(name: str) -> None:
-    """The name that this process shows in lists of processes (proc(5), comm); at most 15 bytes of it count."""
-    comm = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)  # less to be copied by a fork than a text file
-    try:
-        os.write(comm, name.encode("ascii"))
-    finally:
-        os.close(comm)
+    """The name that this process shows in lists of processes (proc(5), comm); at most 15 bytes of it count. Where no
+    descriptor is to be had it keeps the one that it has."""
+    with suppress(OSError):
+        comm = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)  # less to be copied by a fork than a text file
+        try:
+            os.write(comm, name.encode("ascii"))
+        finally:
+            os.close(comm)
 
 
 def stands_still(pid: int) -> bool:

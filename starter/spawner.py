@@ -168,7 +168,11 @@ class Spawner:
         self.spare_due = False
         if self.spare is not None:
             return
-        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as fault:
+            self.log.info("no spare starter now: a channel: %s", fault.strerror)
+            return
         with far:
             try:
                 pid = os.fork()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -10,6 +11,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import attrs
 import pytest
@@ -276,6 +278,24 @@ def test_a_rehearsal_that_fails_costs_no_activation(tmp_path: Path) -> None:
     text = log.read_text()
     assert "a spare starter had no rehearsal" in text
     assert f"sailplane.starter[{pid}] each starter will need more memory" in text
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_host_without_descriptors_costs_the_spare_alone(tmp_path: Path) -> None:
+    """A job can take all that a host has."""
+
+    def none(*_: object) -> NoReturn:
+        raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+
+    def starve() -> None:  # in the spawner, before it is ready for the first request
+        socket.socketpair = none  # type: ignore[assignment]
+
+    log = tmp_path / "StarterLog"
+    startd, pid = fork_spawner(log, starve)
+    with startd:
+        until("the spare's turn", lambda: "no spare starter now" in log.read_text())
+        near, started = start(startd)
+        end(startd, near, started)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
