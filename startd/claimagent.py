@@ -89,7 +89,7 @@ class ClaimAgent:
 
     def _update(self, request: Request, ad: ClassAd) -> ClassAd:
         try:
-            number = self.update.take(ad)
+            number = self.update.take(ad, self.claims.slots.first.plan.resources.custom)
         except UpdateRefused as refusal:
             self.log.warning("%s may not update the machine's ad: %s", request.identity, refusal)
             return agent_reply(FAILURE, str(refusal))

@@ -6,6 +6,8 @@ and what opens its claim is not to be had this way: an update with one of those 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import attrs
 from classad2 import ClassAd
 
@@ -16,6 +18,8 @@ from pilot.configuration import RESERVED
 MAX_ATTRIBUTES, MAX_CHARS = 200, 64 * 1024
 # Of the command itself.
 _OF_THE_COMMAND = frozenset({"command", "mytype", "targettype", "servertime"})
+# Of a custom resource, before its name.
+_OF_A_RESOURCE = ("", "Total", "TotalSlot", "Assigned", "Available", "Detected")
 # What stock keeps account of itself: universes that are out of order.
 _OF_UNIVERSES = ("offlineuniverses", "offlinereason", "offlinetime")
 
@@ -30,15 +34,16 @@ class MachineUpdate:
 
     _attributes: ClassAd = attrs.field(factory=ClassAd)
 
-    def take(self, ad: ClassAd) -> int:
-        """Add what ``ad`` has; how many attributes that were.
+    def take(self, ad: ClassAd, resources: Iterable[str] = ()) -> int:
+        """Add what ``ad`` has; how many attributes that were. ``resources``: the machine's custom ones.
 
         Raises:
             UpdateRefused: one of them is not for an administrator to say, or they are too many.
         """
         wanted = {name: ad.lookup(name) for name in ad if _is_payload(name)}
+        reserved = RESERVED | _of_resources(resources)
         for name in wanted:
-            if _is_reserved(name):
+            if _is_reserved(name, reserved):
                 raise UpdateRefused(f"{name[:80]} is the slot's own and cannot be set; nothing was changed")
         together = ClassAd()
         together.update(self._attributes)
@@ -60,6 +65,11 @@ def _is_payload(name: str) -> bool:
     return lower not in _OF_THE_COMMAND and not any(word in lower for word in _OF_UNIVERSES)
 
 
-def _is_reserved(name: str) -> bool:
+def _of_resources(resources: Iterable[str]) -> frozenset[str]:
+    """How much of each a slot has, and which devices."""
+    return frozenset(f"{what}{name}".lower() for name in resources for what in _OF_A_RESOURCE)
+
+
+def _is_reserved(name: str, reserved: frozenset[str]) -> bool:
     """Ours besides the settings' list: what tells who is isolated from whom."""
-    return name.lower() in RESERVED or name.lower().startswith(("_condor", "sailplane")) or is_private(name)
+    return name.lower() in reserved or name.lower().startswith(("_condor", "sailplane")) or is_private(name)

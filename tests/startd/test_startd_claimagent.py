@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -286,6 +287,18 @@ def test_what_a_slot_is_cannot_be_set(name: str) -> None:
     with pytest.raises(UpdateRefused):
         update.take(ClassAd({"Nice": True, name: "x"}))
     assert said(update) == {}
+
+
+@pytest.mark.parametrize("name", ["GPUs", "TotalSlotgpus", "AssignedGPUs", "availableGPUs"])
+async def test_how_many_cards_there_are_cannot_be_set(name: str) -> None:
+    async with port(own_account=True) as here:
+        with_cards = attrs.evolve(here.slot.plan.resources, custom={"GPUs": ("GPU-1",)})
+        here.slot.plan = attrs.evolve(here.slot.plan, resources=with_cards)
+        answer = await as_administrator(here, ClassAd({"Command": "CA_UPDATE_MACHINE_AD", name: 8, "Rack": 1}))
+        assert answer["Result"] == "Failure"
+        assert said(here.update) == {}
+        answer = await as_administrator(here, ClassAd({"Command": "CA_UPDATE_MACHINE_AD", "GPUs_Driver": 8}))
+        assert answer["Result"] == "Success"
 
 
 def test_updates_are_bounded_in_all() -> None:
