@@ -241,9 +241,13 @@ def new_to_old(text: str) -> str:
     return "".join(_rewritten(text)).strip()
 
 
+# What stands between two tokens stays as it is elsewhere: the library cannot read ``x ?: - 1``.
+_LINE_BREAK = re.compile(r"\s*\n\s*")
+
+
 def _rewritten(text: str) -> Iterator[str]:
     for token in _NEW_TOKEN.finditer(text):
         if (literal := token["string"]) is not None:
             yield old_literal(new_string_value(literal), last=token.end() == len(text))
         else:
-            yield token[0] if "\n" not in token[0] else f" {token[0].strip()} "
+            yield token[0] if "\n" not in token[0] else _LINE_BREAK.sub(" ", token[0])

@@ -300,6 +300,17 @@ def test_what_it_prints_as_it_is_is_taken(text: str) -> None:
     assert str(ClassAd(printed)) == printed
 
 
+@pytest.mark.parametrize(
+    "text", ["{a ?: -1}", "{ a ? : -1, 2 }", "[b = a ?: -1.5; c = {a ?: -1}]", "{x- -1}", '{"q" ?: -1}']
+)
+def test_what_is_in_lists_and_ads_can_be_read_by_the_next_one(text: str) -> None:
+    """One job's attribute in a slot's ad is enough to have the collector refuse that ad, and close."""
+    ad = parse_old(f"X = {text}")
+    again = from_wire(to_wire(ad))
+    assert str(again) == str(ad)
+    assert to_wire(again) == to_wire(ad)
+
+
 PIECES = ("a", "b", "1", "1.5", "-", "!", "(", ")", ".", '"x"', "'q r'", "'is'", "''", "[", "a=1", "]", "{", "}", ",",
           "?", ":", "<", "is", "f(", "true", "=?=", "?:", "[0]", "parent", " ")  # fmt: skip
 
@@ -312,3 +323,4 @@ def test_an_ad_that_was_taken_can_be_printed_and_read_again(pieces: list[str]) -
     except PeerFault:
         return
     assert list(ClassAd(str(ad))) == ["X"]
+    assert list(from_wire(to_wire(ad))) == ["X"]

@@ -151,6 +151,22 @@ def test_a_claim_is_seen_in_both(three: Three) -> None:
     three.until_same(1)
 
 
+def test_no_attribute_of_a_job_keeps_a_slot_out(three: Three) -> None:
+    """Its slot's ad has NiceUser as the job has it: printed with a blank more, no collector could read the ad."""
+    job = three.jobs.one("alice", "sleep 300", **{"+NiceUser": "{undefined ?: -1}"})
+    three.jobs.wait(job, EXECUTING)
+    three.until_same(2)
+    for address in (f"127.0.0.1:{three.jobs.pool.port}", three.second.address):
+        three.jobs.until(
+            lambda at=address: (
+                "NiceUser = { undefined ?: -1 }" in three.jobs.pool.tool("condor_status", "-pool", at, "-l") or None
+            ),
+            f"the job's attribute in its slot's ad at {address}",
+        )
+    three.jobs.act("rm", job)
+    three.until_same(1)
+
+
 def test_neither_counts_the_others_updates_as_lost(three: Three) -> None:
     for address in (f"127.0.0.1:{three.jobs.pool.port}", three.second.address):
         names = ("UpdatesTotal", "UpdatesSequenced", "UpdatesLost")
