@@ -270,6 +270,7 @@ class VacateCode(enum.IntEnum):
     SCHEDD = 1022
     JOB_REMOVED = 1023
     SCRATCH_DIRECTORY = 1024
+    SUCCESSFUL_CHECKPOINT = 1025
 
 
 class ActivationRefusal(enum.IntEnum):

@@ -333,6 +333,12 @@ class Settings(SecuritySettings):
     alive_interval: float = knob("300", seconds(1), "Time between two signs of life of a claim, as the pool states it.")
     max_claim_alives_missed: int = knob("6", integer(1, 1000), "Signs of life that may be missing before a claim ends.")
     claim_worklife: float = knob("1200", seconds(-1), "Age of a claim after which it takes no new job; -1 is never.")
+    check_reactivate_after_checkpoint: bool = knob(
+        "True",
+        yes_or_no(),
+        "Whether a job that has sent a checkpoint of its own goes back to the queue where its claim would take no"
+        " further job: CLAIM_WORKLIFE is over, the slot is drained, a better claim waits.",
+    )
     starter_update_interval: float = knob("300", seconds(1), "Time between two updates of a running job's usage.")
     starter_file_xfer_stall_timeout: float = knob(
         "3600", seconds(1), "Time without any progress after which a transfer of a job's files is given up."

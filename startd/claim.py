@@ -128,6 +128,12 @@ class Claim:
         retires = self.state is State.RETIRING or (self.state is State.SUSPENDED and self.causes)
         return max(0.0, self.retire_due_s - now_s) if retires else 0.0
 
+    def takes_another(self, *, welcome: bool, age_s: float, worklife_s: float) -> bool:
+        """Whether it takes a further job, or the same one again after its checkpoint. ``welcome``: the startd takes
+        jobs; ``worklife_s``: CLAIM_WORKLIFE, which is never over below 0."""
+        ends = self.state in (State.RETIRING, State.CLOSING, State.GONE) or bool(self.causes)
+        return welcome and not ends and (worklife_s < 0 or age_s < worklife_s)
+
     def next_serial(self) -> int:
         """Timers armed before are stale from now on."""
         self.serial += 1

@@ -38,6 +38,7 @@ LOOK_EVERY_S = 1.0
 SCHEDD_DEADLINE_S = 20.0
 # Vacate code of an end of the pilot's own (wire reference, appendix A).
 CODE_SHUTDOWN = 1013
+_WHERE = {True: "goes on here", False: "goes back to the queue: its claim takes no further job"}
 
 
 @attrs.define(eq=False)
@@ -112,6 +113,11 @@ class Claims:
             return ""
         now_s = trio.current_time()
         return start_now(self.drain, [held.life.left_s(now_s) for held in self.before_drain()])
+
+    def takes_another(self, held: Held) -> bool:
+        """Whether a claim takes a further job."""
+        age_s = trio.current_time() - held.made_s
+        return held.life.takes_another(welcome=self.takes_jobs, age_s=age_s, worklife_s=self.settings.claim_worklife)
 
     def before_drain(self) -> list[Held]:
         """Claims that were there before the drain began."""
@@ -377,6 +383,11 @@ class Claims:
             case to_starter.JobUpdate(ad=ad):
                 held.note_usage(usage_of(ClassAd(ad)))
                 self.usage_seen(held)
+            case to_starter.AskGoingOn(number=number):
+                asked = self.settings.check_reactivate_after_checkpoint
+                here = not asked or self.takes_another(held)
+                self.log.info("%s: after checkpoint %d job %s %s", held.name, number, held.job_id, _WHERE[here])
+                self.tell(held, to_starter.GoingOn(number, here))
             case to_starter.SlotBroken(text=text):
                 self.log.warning("%s: %s", held.name, text)
                 held.starter_broken = True

@@ -327,7 +327,7 @@ class Commands:
     async def deactivate(self, request: Request, *, how: How) -> None:
         """Answered at once; only then the starter is told: the shadow blocks in this call (T9)."""
         held = await self._claim_of(request)
-        keep = held is not None and self._may_go_on(held)
+        keep = held is not None and self.claims.takes_another(held)
         await request.stream.put(_start_ad(keep))
         if held is not None and held.life.state is not State.GONE:
             self.claims.handle(held, Deactivated(how, worklife_over=not keep))
@@ -340,7 +340,7 @@ class Commands:
             return
         with trio.move_on_after(JOB_DONE_WITHIN_S) as scope:
             await held.wait_without_starter()
-        keep = held.life.state is not State.GONE and self._may_go_on(held)
+        keep = held.life.state is not State.GONE and self.claims.takes_another(held)
         answer = _start_ad(keep)
         if scope.cancelled_caught:
             answer["StillCleaning"] = True
@@ -351,14 +351,7 @@ class Commands:
     async def reactivate_check(self, request: Request) -> None:
         """554 only asks."""
         held = await self._claim_of(request)
-        await request.stream.put(_start_ad(held is not None and self._may_go_on(held)))
-
-    def _may_go_on(self, held: Held) -> bool:
-        """Whether the claim takes another job: CLAIM_WORKLIFE (-1 is never over), and the pilot's own end."""
-        if not self.claims.takes_jobs or held.life.state in (State.RETIRING, State.CLOSING, State.GONE):
-            return False
-        worklife_s = self.claims.settings.claim_worklife
-        return worklife_s < 0 or trio.current_time() - held.made_s < worklife_s
+        await request.stream.put(_start_ad(held is not None and self.claims.takes_another(held)))
 
     async def release_claim(self, request: Request) -> None:
         held = await self._claim_of(request)

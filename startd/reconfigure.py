@@ -42,6 +42,7 @@ CHANGEABLE = frozenset(
         "statistics_to_publish_list",
         "maxjobretirementtime",
         "claim_worklife",
+        "check_reactivate_after_checkpoint",
         "update_interval",
         "killing_timeout",
         "machinemaxvacatetime",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Awaitable, Callable
 
 from classad2 import ClassAd
 
@@ -38,9 +39,11 @@ def checkpoint_names(job: Description) -> tuple[str, ...] | None:
     return (*streams, *(name for name in job.checkpoint_names if name not in streams))
 
 
-async def send_checkpoint(work: Work, wanted: Wanted, *, last_number: int) -> Event:
+async def send_checkpoint(
+    work: Work, wanted: Wanted, *, last_number: int, goes_on: Callable[[int], Awaitable[bool]]
+) -> Event:
     """Send it and get ready for the next leg. A failure that may pass is no reason to end the job: stock waits for the
-    next checkpoint, too."""
+    next checkpoint, too. ``goes_on``: whether the job has its next leg here; asked where nothing is lost by going."""
     number = last_number + work.legs + 1
     await work.shadow.wait_connected()
     try:
@@ -62,6 +65,8 @@ async def send_checkpoint(work: Work, wanted: Wanted, *, last_number: int) -> Ev
     if failure is not None:
         log.warning("checkpoint %d was not sent (%s); the job goes on", number, failure.text)
     await _tell(work, number, sent=failure is None)
+    if failure is None and not await goes_on(number):
+        return CheckpointSent(go_on=False)
     work.begin_leg(work.usage)
     return CheckpointSent()
 

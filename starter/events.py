@@ -154,7 +154,9 @@ class CheckpointReached:
 @attrs.frozen
 class CheckpointSent:
     """The checkpoint's files were offered to the shadow. Where that failed for a while only, the job goes on all the
-    same: the next checkpoint may fare better."""
+    same: the next checkpoint may fare better. ``go_on``: whether its claim would take it again."""
+
+    go_on: bool = True
 
 
 @attrs.frozen

@@ -21,7 +21,7 @@ from cedar.errors import PeerFault
 from pilot.outcomes import Exited as SwitchExited
 from pilot.outcomes import Outcome, Signalled
 from pilot.rpc import Channel, ChannelClosed, RpcFault
-from starter import asking, jobinput, joboutput, launching, leftovers, startdwords, stopping, updates
+from starter import asking, jobinput, joboutput, launching, leftovers, messages, startdwords, stopping, updates
 from starter.ahead import Ahead
 from starter.checkpoint import is_checkpoint
 from starter.events import (
@@ -50,6 +50,7 @@ from starter.events import (
     Step,
     Suspend,
 )
+from starter.goingon import GoingOn
 from starter.launching import verdict_around
 from starter.life import Life, State
 from starter.messages import (
@@ -99,6 +100,7 @@ class Job:
         self._renewals = Renewals(work, lambda: self._life.state, self._post, log)
         self._running = RunningJob(work, lambda: self._life.state, lambda: self._renewals.words, self._say, log)
         self._police = Police(work, self._visits, lambda: self._life.state, self._post, log)
+        self._going_on = GoingOn(self._say)
         self._tell, self._told = trio.open_memory_channel[Event](MAX_WAITING_EVENTS)
         self._step_scope = trio.CancelScope()
         self._step_over = trio.Event()
@@ -293,7 +295,7 @@ class Job:
             case Step.STOP_HARD:
                 return lambda: stopping.stop(work, soft=False)
             case Step.CHECKPOINT:
-                return lambda: joboutput.send_checkpoint(work)
+                return lambda: joboutput.send_checkpoint(work, self._going_on.ask)
             case Step.STAGE_OUT:
                 assert verdict is not None
                 return lambda: joboutput.send_sandbox(work, verdict)
@@ -350,6 +352,9 @@ class Job:
                     os.close(fd)
                 if isinstance(message, Measured):
                     self._work.measured = message.values
+                    continue
+                if isinstance(message, messages.GoingOn):
+                    self._going_on.heard(message)
                     continue
                 if isinstance(message, RenewalAnnounced):
                     self._nursery.start_soon(self._renewals.announced)

@@ -6,6 +6,7 @@ A step may be cancelled at any moment; what is left then is found again by ``cle
 from __future__ import annotations
 
 import os
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -82,12 +83,12 @@ async def send_sandbox(work: Work, verdict: Verdict) -> Event:
     return StagedOut(left)
 
 
-async def send_checkpoint(work: Work) -> Event:
-    """A call of its own: the checkpoint to the shadow; the sandbox stays."""
+async def send_checkpoint(work: Work, goes_on: Callable[[int], Awaitable[bool]]) -> Event:
+    """A call of its own: the checkpoint to the shadow; the sandbox stays. ``goes_on``: as ``starter.checkpoint``'s."""
     assert work.job_ad is not None
     last = get_int(work.job_ad, "CheckpointNumber", -1)
     wanted = _wanted(work, checkpoint_names(work.description))
-    return await checkpoint.send_checkpoint(work, wanted, last_number=last)
+    return await checkpoint.send_checkpoint(work, wanted, last_number=last, goes_on=goes_on)
 
 
 async def _streams_over(work: Work) -> Verdict | None:

@@ -12,6 +12,7 @@ from enum import Enum
 
 import attrs
 
+from cedar.commands import VacateCode
 from pilot.rulebook import STORY_LENGTH, Entry, rulebook
 from starter.events import (
     EXIT_FAILURE,
@@ -452,7 +453,11 @@ def _checkpoint_stopped(life: Life, event: Event) -> Outcome:
 
 
 def _start_again(life: Life, event: Event) -> Outcome:
-    """Unless its end was asked for meanwhile: then the checkpoint was the last thing that it needed here."""
+    """Unless its end was asked for meanwhile, or its claim would not take it again: then the checkpoint was the last
+    thing that it needed here."""
+    assert isinstance(event, CheckpointSent)
+    if life.verdict is None and not event.go_on:
+        life.verdict = Requeue(VacateCode.SUCCESSFUL_CHECKPOINT, NOT_AGAIN)
     return _launch(life, event) if life.verdict is None else _clean_or_report(life)
 
 
@@ -471,6 +476,8 @@ def _deactivate_checkpointing(life: Life, event: Event) -> Outcome:
 
 # Vacate code of the wire reference (appendix A).
 _SHUTDOWN = 1013
+# In HTCondor's words: the job's owner looks for them in the log.
+NOT_AGAIN = "Rescheduling self-checkpoint job after checkpoint upload because reactivating the claim would have failed."
 
 S = State
 _EARLY = (S.ASKING, S.CREDENTIAL, S.STAGING_IN)

@@ -197,6 +197,22 @@ class LeftElsewhere:
 
 
 @attrs.frozen
+class AskGoingOn:
+    """starter -> startd: checkpoint ``number`` has gone to the submit side; would the claim take the job again?"""
+
+    number: int
+
+
+@attrs.frozen
+class GoingOn:
+    """startd -> starter: the answer for checkpoint ``number``. ``here``: the job goes on in its sandbox; if not, it is
+    to go back to the queue."""
+
+    number: int
+    here: bool
+
+
+@attrs.frozen
 class Ended:
     """starter -> startd: last message before the starter exits; ``verdict`` as in ``starter.life.Verdict``.
 
@@ -217,5 +233,5 @@ class Ended:
 SPAWNER = Protocol(StartStarter, CleanUp, SpawnerReady, StarterStarted, StarterFailed, StarterEnded)
 STARTER = Protocol(
     Deactivate, HoldJob, SuspendJob, ContinueJob, PassedCommand, RenewalAnnounced, Measured, Progress, JobUpdate,
-    SlotBroken, LeftBehind, LeftElsewhere, Ended,
+    SlotBroken, LeftBehind, LeftElsewhere, AskGoingOn, GoingOn, Ended,
 )  # fmt: skip

@@ -88,6 +88,28 @@ def test_jobs_that_fill_the_time_of_a_drain_end_with_those_from_before(retiring:
     stock.pool.tool("condor_rm", filler.id, user=stock.user("bob"))
 
 
+def test_a_drained_job_leaves_with_its_next_checkpoint(retiring: StockJobs) -> None:
+    """It has its retirement time, and needs it no more; nothing that it has done is lost."""
+    stock = retiring
+    go = stock.pool.here / "go"
+    script = f"""
+        [ -e state ] && {{ cat state; exit 0; }}
+        while [ ! -e {go} ]; do sleep 0.2; done
+        echo from the checkpoint > state
+        exit 85
+    """
+    job = stock.one("alice", script, checkpoint_exit_code="85", transfer_checkpoint_files="state")
+    stock.wait(job, EXECUTING)
+    stock.pool.tool("condor_drain", "-graceful", SLOT)
+    until_slot(stock, SLOT, "Drained/Retiring")
+    go.touch()
+    until_slot(stock, SLOT, "Drained/Idle")
+    assert stock.status(job) == IDLE
+    stock.pool.tool("condor_drain", "-cancel", SLOT)
+    assert stock.done(job) == "from the checkpoint\n"
+    assert stock.ad(job)["NumJobStarts"] == 2
+
+
 def test_drained_fast_a_slot_gives_its_job_back_and_resumes(stock: StockJobs) -> None:
     job = stock.one("alice", PATIENT)
     stock.wait(job, EXECUTING)

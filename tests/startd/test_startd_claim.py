@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -93,6 +94,25 @@ def test_deactivate_keeps_the_claim() -> None:
     assert [type(c) for c in commands[1:]] == [EndJob, ArmKill]
     claim.handle(StarterGone(0, False), now_s=0.0)
     assert claim.state is State.IDLE
+
+
+@pytest.mark.parametrize(
+    ("events", "changes", "expected"),
+    [
+        ((), {}, True),
+        ((), {"welcome": False}, False),
+        ((), {"age_s": 10.0}, False),
+        ((), {"age_s": 10.0, "worklife_s": -1.0}, True),
+        ((), {"worklife_s": 0.0}, False),
+        ((Retire(60.0, "x", 1018, Cause.WANTED),), {}, False),
+        ((Retire(60.0, "x", 1018, Cause.WANTED), Suspend()), {}, False),
+        ((Retire(60.0, "x", 1014, Cause.DRAIN), Unretire(Cause.DRAIN)), {}, True),
+        ((LeaseOver("x"),), {}, False),
+    ],
+)
+def test_when_a_claim_takes_another_job(events: tuple[Event, ...], changes: dict[str, Any], expected: bool) -> None:
+    claim, _ = walk(*BUSY, *events)
+    assert claim.takes_another(**({"welcome": True, "age_s": 9.0, "worklife_s": 10.0} | changes)) is expected
 
 
 def test_after_the_worklife_deactivate_ends_the_claim_without_a_release() -> None:

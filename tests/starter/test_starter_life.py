@@ -45,7 +45,7 @@ from starter.events import (
     Suspend,
     SuspendAsked,
 )
-from starter.life import NUMBERED, RULES, BrokenRule, Life, State
+from starter.life import NOT_AGAIN, NUMBERED, RULES, BrokenRule, Life, State
 from starter.messages import HoldJob
 from starter.startdwords import asked
 from starter.verdict import Abandoned, Exited, Hold, Killed, Requeue
@@ -327,6 +327,14 @@ def test_a_vacated_job_sends_its_checkpoint_and_is_not_started_again() -> None:
     life, commands = walk(*RUNNING, CHECKPOINT, FamilyStopped(()), SOFT, CheckpointSent())
     assert commands[-1] == Begin(Step.CLEAN)
     assert life.verdict == Killed("rm", 1009, output=False)
+
+
+def test_a_job_whose_claim_would_not_take_it_again_goes_back_to_the_queue() -> None:
+    life, commands = walk(*RUNNING, CHECKPOINT, FamilyStopped(()), CheckpointSent(go_on=False))
+    assert commands[-1] == Begin(Step.CLEAN), "neither launched again nor its output fetched: the checkpoint has gone"
+    assert life.verdict == Requeue(1025, NOT_AGAIN)
+    life, _ = walk(*RUNNING, CHECKPOINT, FamilyStopped(()), SOFT, CheckpointSent(go_on=False))
+    assert life.verdict == Killed("rm", 1009, output=False), "what was asked for meanwhile stays"
 
 
 def test_a_hard_end_drops_the_checkpoint_and_stops_what_may_be_left() -> None:
