@@ -263,12 +263,13 @@ async def connect(path: str | os.PathLike[str], protocol: Protocol, **limits: in
     """Connect to a service. `limits` as the arguments of `Channel`.
 
     Raises:
-        ChannelClosed: nobody listens there, or we may not connect.
+        ChannelClosed: nobody listens there, too many are waiting to be let in, or we may not connect.
     """
     sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with _closed_on_os_errors(), _reachable(Path(path)) as address:
             await sock.connect(address)
+            sock.getpeername()  # one whose queue is full takes nobody, which trio takes for a connection on its way
         return Channel(sock, protocol, **limits)
     except BaseException:  # closed on cancellation too; raised again at once
         sock.close()
@@ -350,7 +351,7 @@ def _listen(path: Path, mode: int) -> tuple[trio.socket.SocketType, tuple[int, i
         with _reachable(temporary) as address:
             sock.bind(address)
         os.chmod(temporary, mode)
-        sock.listen(128)
+        sock.listen(MAX_CONNECTIONS)
         status = os.stat(temporary)
         os.rename(temporary, path)
     except BaseException:  # leaves nothing behind; raised again at once

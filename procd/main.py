@@ -30,7 +30,7 @@ from procd.signaller import Signaller
 from procd.trackers import FAMILY_VARIABLE, Trackers
 
 EXIT_REQUEST_FAILED, EXIT_USAGE = 1, 100
-# Each job takes up to four: two processes that are watched, a connection, a control socket.
+# Each job takes up to five: two processes that are watched, two connections, a control socket.
 MOST_DESCRIPTORS = 65_536
 
 

@@ -64,6 +64,8 @@ STIRRED_PAUSE = 50.0
 # One attempt at a family that nobody steers; it is repeated as long as this procd lives.
 ABANDONED_STOP_S = 60.0
 _BETWEEN_ATTEMPTS_S = 5.0
+# A starter has two: one that tells it of our end, and one for its calls. Who finds none free waits for ever.
+MOST_CONNECTIONS = 8192
 # What is left when the startd is gone gets this long. The batch system kills a pilot seconds after SIGTERM.
 SHUTDOWN_S = 30.0
 
@@ -128,6 +130,7 @@ class Service:
             PROCD,
             self._converse,
             allowed_uids={allowed_uid},
+            max_connections=MOST_CONNECTIONS,
             on_fault=self._note_fault,
             task_status=task_status,
         )

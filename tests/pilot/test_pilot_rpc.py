@@ -489,6 +489,19 @@ async def test_a_bug_of_ours_ends_the_service(tmp_path: Path) -> None:
             await trio.sleep_forever()
 
 
+async def test_a_service_that_lets_nobody_in_is_no_connection(tmp_path: Path) -> None:
+    """Its queue is full: the system says EAGAIN, which trio takes for a connection under way."""
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as waiting:
+        busy.bind(str(tmp_path / "s"))
+        busy.listen(0)
+        waiting.connect(str(tmp_path / "s"))
+        with pytest.raises(ChannelClosed):
+            await connect(tmp_path / "s", PROTOCOL)
+        accepted, _ = busy.accept()
+        accepted.close()
+        (await connect(tmp_path / "s", PROTOCOL)).close()
+
+
 async def test_connections_above_the_limit_wait(tmp_path: Path) -> None:
     path = tmp_path / "s"
     async with serving(path, max_connections=1):

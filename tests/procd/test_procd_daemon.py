@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -58,6 +60,21 @@ async def test_its_log_does_not_grow_without_an_end(tmp_path: Path) -> None:
             await client.unregister("job")
         client.close()
     assert 300 < (tmp_path / "ProcLog.old").stat().st_size < 600
+
+
+async def test_a_node_of_many_cores_has_a_connection_for_each_job(tmp_path: Path) -> None:
+    """Each starter keeps two; one that found none would wait for ever, and its job with it."""
+    starters, soft_hard = 768, resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft_hard[1] != resource.RLIM_INFINITY and soft_hard[1] < 3 * starters:
+        pytest.skip(f"this process may open only {soft_hard[1]} descriptors")
+    with ExitStack() as kept, world.daemon(tmp_path / "s"):
+        kept.callback(resource.setrlimit, resource.RLIMIT_NOFILE, soft_hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(3 * starters, soft_hard[0]), soft_hard[1]))
+        client = await ProcdClient.connect(tmp_path / "s")
+        with trio.fail_after(20):
+            for _ in range(2 * starters):
+                kept.callback((await client._connect()).close)
+            await client.describe()
 
 
 async def test_a_restarted_procd_kills_nobody_and_keeps_usage_and_orphans(tmp_path: Path) -> None:
