@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.e2e.conftest import STARTD_KNOBS
 from tests.e2e.e2e_jobs import Jobs
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.timeout(300)]
@@ -45,3 +46,18 @@ def test_a_checkpoint_file_that_is_not_there_holds_the_job(lingering: Jobs) -> N
     assert row["hold_code"] == 36
     assert "missing" in row["reason"]
     lingering.until_nothing_is_left_of("bob")
+
+
+@pytest.mark.slow
+def test_a_job_whose_claim_takes_no_other_starts_each_leg_anew_from_its_checkpoint(fresh: Jobs) -> None:
+    jobs = fresh
+    startd = jobs.site.startd
+    assert startd is not None
+    jobs.site.startd = None
+    startd.stop(deadline_s=60.0)
+    jobs.site.start_startd(**STARTD_KNOBS | {"CLAIM_WORKLIFE": 0})
+    job = jobs.submit("alice", COUNTING, **WISHES)
+    assert jobs.done(job)["exit_code"] == 0
+    assert jobs.fetch("alice", job)["out"].decode().splitlines() == ["leg 1 new", "leg 2 new", "leg 3 new", "done"]
+    assert len(jobs.runs(job)) == 3
+    jobs.until_nothing_is_left_of("alice")
