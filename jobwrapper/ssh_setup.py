@@ -12,6 +12,8 @@ from jobwrapper.frames import Gone, Line, to_bytes, to_text, trouble
 
 DIRECTORIES = 1000
 KEY_BYTES = 16384
+# Of the user's variables only the one that authorized_keys sets (needs OpenSSH 7.8): who had a pool account before
+# may have left a ~/.ssh/environment there.
 CONFIGURATION = """\
 HostKey {directory}/host
 AuthorizedKeysFile {directory}/authorized_keys
@@ -25,7 +27,7 @@ PermitEmptyPasswords no
 PermitRootLogin {root}
 PermitTunnel no
 PermitUserRC no
-PermitUserEnvironment yes
+PermitUserEnvironment XAUTHORITY
 IgnoreRhosts yes
 X11Forwarding yes
 PrintMotd no

@@ -340,7 +340,9 @@ def test_what_sshd_is_given_lets_files_and_screens_through(tmp_path: Path) -> No
     made = ssh_setup.prepare(wanted, pwd.getpwuid(os.geteuid()))
     here = Path(made["directory"])
     configured = (here / "sshd_config").read_text().splitlines()
-    assert {"Subsystem sftp /there/sftp-server", "X11Forwarding yes", "PermitUserEnvironment yes"} <= set(configured)
+    assert {"Subsystem sftp /there/sftp-server", "X11Forwarding yes"} <= set(configured)
+    only = [line for line in configured if line.startswith("PermitUserEnvironment")]
+    assert only == ["PermitUserEnvironment XAUTHORITY"], "not what somebody left in ~/.ssh/environment"
     line = (here / "authorized_keys").read_text()
     assert line.startswith(f'environment="XAUTHORITY={here}/Xauthority",command="exec /bin/sh ')
     assert not (here / "client").exists()
