@@ -90,7 +90,9 @@ def test_a_traced_killer_is_held_as_a_stopped_one_is() -> None:
             os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
             assert _is_stopped(process.pid)
         finally:
-            process.kill()
+            os.kill(process.pid, signal.SIGKILL)  # Popen takes a traced child's stop for its end, and would not
+            while not os.WIFSIGNALED(os.waitpid(process.pid, 0)[1]):
+                continue
 
 
 @pytest.mark.parametrize("linger", [True, False], ids=["linger", "become"])
