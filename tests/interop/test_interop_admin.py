@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 
 import pytest
 
 from demo.daemons import switched
-from tests.interop.conftest import STARTD_KNOBS
+from tests.interop.conftest import restart_startd
 from tests.interop.stockjobs import IDLE, StockJobs
 from tests.interop.stockpool import StockError
 from tests.userlog import EVICTED, EXECUTING
@@ -19,15 +20,18 @@ PATIENT = "sleep 300"
 
 
 @pytest.fixture
-def retiring(stock: StockJobs) -> StockJobs:
+def retiring(stock: StockJobs) -> Iterator[StockJobs]:
     """The execution point gives jobs their retirement time."""
     startd = stock.site.startd
     assert startd is not None
     stock.site.startd = None
     startd.stop(deadline_s=60.0)
-    (stock.site.layout.pilot / "tokens.d" / "startd.token").unlink(missing_ok=True)
-    stock.site.start_startd(**STARTD_KNOBS | {"MAXJOBRETIREMENTTIME": 600})
-    return stock
+    restart_startd(stock, MAXJOBRETIREMENTTIME=600)
+    yield stock
+    startd, stock.site.startd = stock.site.startd, None
+    assert startd is not None
+    startd.stop(deadline_s=60.0)
+    restart_startd(stock)
 
 
 def as_pilot(stock: StockJobs, *argv: str) -> str:
