@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import attrs
 
@@ -18,12 +18,9 @@ Counted = Literal[
     "JobUserPrioPreemptions",
 ]  # fmt: skip
 # In every ad; the others where STATISTICS_TO_PUBLISH_LIST names them.
-COUNTED: tuple[Counted, ...] = (
-    "ClaimRequests", "ActivationRequests", "JobStarts", "JobPreemptions", "JobRankPreemptions",
-    "JobUserPrioPreemptions",
-)  # fmt: skip
+COUNTED: tuple[Counted, ...] = get_args(Counted)
 Measured = Literal["JobBusyTime", "JobDuration"]
-MEASURED: tuple[Measured, ...] = ("JobBusyTime", "JobDuration")
+MEASURED: tuple[Measured, ...] = get_args(Measured)
 
 
 @attrs.frozen

@@ -104,6 +104,39 @@ class Listed:
         self.text = ""
 
 
+async def test_a_collector_that_talks_nonsense_hangs_up_or_says_nothing_is_tried_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    came = trio.Event()
+    manners = iter((b"\x00\xff nonsense" * 99, b"\x01\x00\x00\x00\x08deadbeef", b"", None))
+
+    async def misbehave(stream: trio.SocketStream) -> None:
+        said = next(manners, None)
+        async with stream:
+            if said is None:  # not a word, until the advertiser has had enough; then the next one is the proof
+                if next(left, None) is None:
+                    came.set()
+                await stream.receive_some()
+                await trio.sleep_forever()
+            await stream.receive_some()
+            await stream.send_all(said)
+
+    left = iter((1,))
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(trio.serve_tcp, misbehave, 0)
+        address = Sinful("127.0.0.1", listeners[0].socket.getsockname()[1], {"noUDP": ""})
+        advertiser = Advertiser(
+            address, lambda: Negotiate(methods=("FS",)), str(address), lambda: [(ad, None) for ad in Listed()()],
+            60.0, LOG, dial_within_s=0.3,
+        )  # fmt: skip
+        nursery.start_soon(advertiser.run)
+        with trio.fail_after(60):
+            await came.wait()
+        assert not advertiser.advertised.is_set()
+        nursery.cancel_scope.cancel()
+    assert "trying again" in caplog.text
+
+
 async def test_ads_are_taken_back_also_by_a_startd_that_ends_in_mid_update() -> None:
     listed = Listed()
     async with advertised(Collector(), listed) as advertiser:

@@ -44,6 +44,17 @@ async def test_a_guessed_id_claims_no_slot() -> None:
         assert state(here) == before
 
 
+async def test_an_id_of_another_startd_opens_nothing_here() -> None:
+    async with port() as here, port() as elsewhere:
+        theirs = await elsewhere.claim()
+        before = state(here), state(elsewhere)
+        for claim_id in (elsewhere.slot.current, theirs.claim_id):
+            for command in (Command.REQUEST_CLAIM, Command.ACTIVATE_CLAIM):
+                with pytest.raises((PeerFault, Refused)):
+                    await here.say(command, claim_id, claim_id.text, JOB, "", 10)
+        assert (state(here), state(elsewhere)) == before
+
+
 async def test_a_used_id_claims_no_second_slot() -> None:
     async with port() as here:
         held = await here.claim()
