@@ -205,7 +205,9 @@ class StockPool:
 
     # --- tools ---------------------------------------------------------------------------------------------------
 
-    def tool(self, *argv: str, user: User | None = None, check: bool = True, deadline_s: float = 60.0) -> str:
+    def tool(
+        self, *argv: str, user: User | None = None, check: bool = True, deadline_s: float = 60.0, typed: str = ""
+    ) -> str:
         """Output of a stock tool as root (the pool's administrator) or as a user in the user's directory.
 
         Raises:
@@ -213,7 +215,7 @@ class StockPool:
         """
         done = subprocess.run(
             argv,
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", env=self.environment,
+            input=typed, capture_output=True, text=True, errors="replace", env=self.environment,
             cwd=user.home if user else "/", umask=0o022, timeout=deadline_s, check=False,
             **switched(user.account if user else None),
         )  # fmt: skip

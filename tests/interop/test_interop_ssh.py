@@ -7,6 +7,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -47,9 +48,29 @@ def job(stock: StockJobs) -> Iterator[Job]:
     stock.until_empty()
 
 
-def through(stock: StockJobs, *argv: str) -> str:
-    """A tool of the job's owner, in the owner's directory."""
-    return stock.pool.tool(*argv, user=stock.user("alice"), deadline_s=60)
+def through(stock: StockJobs, *argv: str, typed: str = "") -> str:
+    """A tool of the job's owner, in the owner's directory; ``typed``: its input."""
+    return stock.pool.tool(*argv, user=stock.user("alice"), deadline_s=60, typed=typed)
+
+
+def devpts_has_tty_group() -> bool:
+    """Where it has not, sshd at an ordinary account may not make a terminal the group's, and ends the session."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    return any(where == "/dev/pts" and "gid=5" in options.split(",") for _, where, _, options, *_ in mounts)
+
+
+@pytest.mark.skipif(not devpts_has_tty_group(), reason="/dev/pts is mounted without gid=5: no terminals by sshd here")
+def test_a_person_gets_a_shell_at_a_terminal_in_the_sandbox(stock: StockJobs, job: Job) -> None:
+    """With a terminal on both sides: script(1) has one for the tool."""
+    typed = "tty; id -u; cat found; echo size $(stty size); exit 7"
+    said = through(
+        stock, "script", "-qec", f"stty rows 33 cols 99; condor_ssh_to_job {job.id} && echo zero || echo status $?",
+        "/dev/null", typed=f"{typed}\n",
+    )  # fmt: skip
+    lines = [line.strip() for line in said.splitlines()]
+    assert any(line.startswith("Welcome to slot1_") for line in lines), said
+    assert "/dev/pts/" in said
+    assert {str(stock.user("alice").uid), "here", "size 33 99", "status 7"} <= set(lines), said
 
 
 @pytest.mark.parametrize("protocol", ["", "-O "], ids=["by sftp", "by scp's own protocol"])
