@@ -161,6 +161,14 @@ class Run:
             else:
                 self._told[match["job"]].append(int(match["number"] or _TOLD[match["what"]]))
 
+    def logged(self, kind: Kind) -> str:
+        """What the daemons say of it."""
+        job, lines = re.compile(rf"\b{re.escape(self.ids[kind.name])}\b"), []
+        for name in ("pool/log/PoolLog", "pilot/log/StartdLog", "pilot/log/StarterLog"):
+            for path in self.site.layout.root.rglob(Path(name).name):
+                lines += [line for line in path.read_text(errors="replace").splitlines() if job.search(line)]
+        return "\n".join(sorted(lines))
+
     def ad(self, kind: Kind, row: dict[str, Any]) -> dict[str, Any]:
         """The job's, as far as the pool knows it."""
         cluster = int(self.ids[kind.name].partition(".")[0])
@@ -229,7 +237,7 @@ def test_a_kind_of_job_ends_as_the_list_says(run: Run, seen: dict[str, Seen], ki
     assert found.files == joblist.wanted_files(kind)
     sent = {name: run.server.kept.get(f"/{run.place(kind).name}/{name}") for name in kind.sent}
     assert sent == kind.sent
-    assert joblist.story(found.events) == joblist.story(kind.events)
+    assert joblist.story(found.events) == joblist.story(kind.events), run.logged(kind)
     assert len(run.jobs.calls(run.ids[kind.name])) == kind.calls or kind.calls is None
     assert kind.words in row["reason"]
 
