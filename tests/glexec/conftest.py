@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -18,6 +19,7 @@ import pytest
 from demo import accounts as demo_accounts
 from demo.grid import Certified, Grid, make_grid, make_proxy, write_private
 from glexec.install import Installed, InstallError, install, uninstall
+from tests.glexec.judges import World, made_world
 
 PATIENCE_S = 30.0
 
@@ -172,3 +174,33 @@ def shell(request: pytest.FixtureRequest, site: Site) -> Path:
         directory.mkdir()
         (directory / "sh").symlink_to(found)
     return directory / "sh"
+
+
+@pytest.fixture
+def spare(site: Site, linger: bool, request: pytest.FixtureRequest) -> Iterator[Installed]:
+    """An installation to spoil."""
+    name = "spare-" + re.sub(r"[^a-z0-9]", "-", request.node.name.lower())[:60]
+    made = site.install(linger, name)
+    yield made
+    uninstall(made, remove_log=True)
+
+
+@pytest.fixture(scope="session")
+def world(site: Site) -> Iterator[World]:
+    """Both judges' glexecs, taken down afterwards."""
+    with made_world(site) as made:
+        yield made
+
+
+@pytest.fixture
+def policy(world: World) -> Iterator[Callable[[str], None]]:
+    """Gives both judges the same policy; the old one comes back."""
+    old = {made: made.lcmaps_db.read_text() for made in world.installed.values()}
+
+    def give(text: str) -> None:
+        for made in world.installed.values():
+            made.lcmaps_db.write_text(text)
+
+    yield give
+    for made, text in old.items():
+        made.lcmaps_db.write_text(text)
