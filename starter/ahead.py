@@ -1,16 +1,21 @@
 """Calls of the switch that are opened before they are needed, while something else has to be waited for anyway.
 
 Most of a short job's time is the switch: its front, sudo, the site's decision, an interpreter. The launch's call is
-opened while input still arrives, that of stage-out while the family is being proved empty. Until it is taken the far
-side has said its hello and waits: it has done nothing, and knows nothing of the job. The first call of a job is never
-opened ahead: nothing moves before its authorisation stands.
+opened before a short input is asked for, that of stage-out while the family is being proved empty. Until it is taken
+the far side has said its hello and waits: it has done nothing, and knows nothing of the job. The first call of a job is
+never opened ahead: nothing moves before its authorisation stands.
 
 A call that is not taken in time was one too many for the site, so it is opened only where the wait is surely short.
+Whether a submit side lets input wait in its queue nobody knows before: once a call has got too old for that, the node's
+next ones are opened when their input has begun to arrive, for a while.
 """
 
 from __future__ import annotations
 
 import logging
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import attrs
 import trio
@@ -28,6 +33,8 @@ WANTED_IN = {
 SHORT_INPUT_MB = 1
 # What an authorisation was worth some seconds ago it is worth now; an older one is asked for again.
 MAX_AGE_S = 15.0
+# In the run directory: its time is when a launch's call last got too old. For so long input is likely to wait again.
+WAITED, WAITS_FOR_S = "input-waited", 600.0
 
 
 def is_short(input_mb: object) -> bool:
@@ -45,10 +52,12 @@ class _Opened:
 
 @attrs.define(eq=False)
 class Ahead:
-    """At most one call at a time, opened in ``nursery``; the end of the nursery ends a call that nobody took."""
+    """At most one call at a time, opened in ``nursery``; the end of the nursery ends a call that nobody took.
+    ``run_dir``: the pilot's, where its starters tell one another that input has waited."""
 
     nursery: trio.Nursery
     log: logging.LoggerAdapter[logging.Logger]
+    run_dir: Path
     _opened: _Opened | None = None
 
     def open(self, asking: Asking, verb: str, *, deadline_s: float, control: bool = False) -> None:
@@ -59,6 +68,13 @@ class Ahead:
             self.drop()
         self._opened = opened = _Opened(verb)
         self.nursery.start_soon(self._keep, opened, asking, deadline_s, control)
+
+    def input_comes_at_once(self) -> bool:
+        """As far as this node knows: no input has waited lately."""
+        try:
+            return abs(time.time() - (self.run_dir / WAITED).stat().st_mtime) > WAITS_FOR_S
+        except OSError:
+            return True
 
     async def take(self, verb: str) -> FarSide | None:
         """The call for `verb`, which is the caller's from now on; None if there is none that can be used.
@@ -102,8 +118,10 @@ class Ahead:
             self.log.info("the call for %s could not be opened ahead: %s", opened.verb, failure)
         try:
             opened.answered.set()
-            with trio.move_on_after(MAX_AGE_S):
+            with trio.move_on_after(MAX_AGE_S) as waiting:
                 await opened.settled.wait()
+            if waiting.cancelled_caught and opened.far is not None:
+                self._note_too_old(opened.verb)
         finally:
             opened.settled.set()
             if self._opened is opened:
@@ -111,6 +129,12 @@ class Ahead:
             far, opened.far = opened.far, None
             if far is not None:
                 await far.end()
+
+    def _note_too_old(self, verb: str) -> None:
+        self.log.info("the call for %s was opened %.0f s too early", verb, MAX_AGE_S)
+        if verb == LAUNCH:
+            with suppress(OSError):  # a full disk costs the site a call more
+                (self.run_dir / WAITED).touch(mode=0o600)
 
 
 async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:

@@ -117,7 +117,7 @@ class Job:
         with self._hearing_signal():
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                self._work.ahead = Ahead(nursery, self._log)
+                self._work.ahead = Ahead(nursery, self._log, self._work.settings.sailplane_run_dir)
                 nursery.start_soon(self._watch_shadow)
                 nursery.start_soon(self._watch_startd)
                 nursery.start_soon(reap_orphans)

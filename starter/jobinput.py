@@ -41,6 +41,8 @@ async def _fill_once(work: Work) -> Filled:
             await work.prepared.wait()
             if work.called_off is not None:
                 return Filled(StepFailed(work.called_off, sandbox=True))
+            if work.ahead is not None and work.ahead.input_comes_at_once():
+                _open_launch(work)
             await _furnish(work, inward)
             sink = InputSink(
                 inward,
@@ -100,7 +102,7 @@ async def _furnish_chirp(work: Work, inward: Inward) -> None:
 
 
 def _open_launch(work: Work) -> None:
-    """Input has begun to arrive, and is short: the launch's call may be opened meanwhile."""
+    """Input is about to arrive, or has begun to, and is short: the launch's call may be opened meanwhile."""
     assert work.job_ad is not None
     if work.description.deferral is not None:
         return  # who knows when it is launched

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,12 +24,12 @@ LOG = logging.LoggerAdapter(logging.getLogger("test"), {})
 
 
 @asynccontextmanager
-async def calls() -> AsyncIterator[Ahead]:
+async def calls(run_dir: Path = Path("/nonexistent")) -> AsyncIterator[Ahead]:
     """Whatever is open at the end must end with the nursery, and leave nothing."""
     before = open_fds()
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
-            yield Ahead(nursery, LOG)
+            yield Ahead(nursery, LOG, run_dir)
             nursery.cancel_scope.cancel()
     assert not own_children()
     assert open_fds() == before
@@ -124,6 +126,40 @@ async def test_an_old_call_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
         await record.settled.wait()
         assert await opened.take(LAUNCH) is None
         await no_child()
+
+
+@pytest.mark.parametrize(("verb", "at_once"), [(LAUNCH, False), (STAGE_OUT, True)])
+async def test_a_launch_that_was_asked_for_too_early_tells_the_nodes_next_jobs(
+    verb: str, at_once: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "MAX_AGE_S", 0.0)
+    async with calls(tmp_path) as opened:
+        assert opened.input_comes_at_once()
+        begin(opened, verb)
+        record = opened._opened
+        assert record is not None
+        await record.settled.wait()
+        assert opened.input_comes_at_once() is at_once
+    async with calls(tmp_path) as another:
+        assert another.input_comes_at_once() is at_once
+
+
+@pytest.mark.parametrize(("ago_s", "at_once"), [(0.0, False), (500.0, False), (700.0, True), (-700.0, True)])
+async def test_input_that_waited_long_ago_is_forgotten(ago_s: float, at_once: bool, tmp_path: Path) -> None:
+    waited = tmp_path / ahead.WAITED
+    waited.touch()
+    os.utime(waited, (time.time() - ago_s,) * 2)
+    async with calls(tmp_path) as opened:
+        assert opened.input_comes_at_once() is at_once
+
+
+async def test_a_call_that_was_taken_was_not_too_early(tmp_path: Path) -> None:
+    async with calls(tmp_path) as opened:
+        begin(opened, LAUNCH)
+        far = await opened.take(LAUNCH)
+        assert far is not None
+        await far.end()
+        assert opened.input_comes_at_once()
 
 
 @pytest.mark.parametrize("program", ["hello()", "hello(); send({'more': 1}); receive()"], ids=["hung up", "speaks"])

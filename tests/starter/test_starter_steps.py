@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
 import attrs
 import pytest
+import trio
 from classad2 import ClassAd
 
 from cedar.filetransfer import StoreFailed
@@ -16,7 +19,7 @@ from pilot.settings import Settings
 from starter import jobinput, joboutput, stopping, updates
 from starter.credential import Keys
 from starter.description import OWN_NAMES, describe
-from starter.events import StepFailed
+from starter.events import StagedIn, StepFailed
 from starter.fileplan import MB
 from starter.sandbox import Inward
 from starter.transfer import InputSink, Progress
@@ -55,6 +58,58 @@ def test_input_is_never_more_than_the_slots_disk(knob_mb: int, own_mb: int | Non
         activation=SimpleNamespace(disk_kb=100 * 1024),
     )
     assert jobinput._input_limits(busy).max_bytes == most_mb * MB
+
+
+@pytest.mark.parametrize(
+    ("input_mb", "waited", "story"),
+    [
+        (1, False, ["stage-in", "launch", "input"]),
+        (1, True, ["stage-in", "input", "launch"]),
+        (2, False, ["stage-in", "input"]),
+    ],
+)
+async def test_the_launchs_call_is_opened_before_a_short_input_unless_input_waited(
+    input_mb: int, waited: bool, story: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And never before the first call has passed."""
+    told: list[str] = []
+
+    class Calls:
+        def input_comes_at_once(self) -> bool:
+            return not waited
+
+        def open(self, _asking: object, verb: str, **_how: object) -> None:
+            if verb not in told:  # one that is open is not opened again
+                told.append(verb)
+
+    class Inward:
+        account = None
+
+        async def finish(self) -> None: ...
+
+    @asynccontextmanager
+    async def stage_in(*_: object, **__: object) -> AsyncIterator[Inward]:
+        told.append("stage-in")
+        yield Inward()
+
+    async def fetch_input(_route: object, sink: InputSink, _limits: object) -> None:
+        told.append("input")
+        sink.begun()
+
+    async def nothing(*_: object) -> None: ...
+
+    for name, fake in (("stage_in", stage_in), ("fetch_input", fetch_input), ("tell_results", nothing)):
+        monkeypatch.setattr(jobinput, name, fake)
+    ad = ClassAd({"ClusterId": 1, "ProcId": 0, "Cmd": "x", "TransferInputSizeMB": input_mb})
+    prepared = trio.Event()
+    prepared.set()
+    busy = work(
+        settings=attrs.evolve(Settings(), enable_chirp=False), description=describe(ad), job_ad=ad, ahead=Calls(),
+        context=lambda **_: None, place=None, prepared=prepared, called_off=None, ads={}, keys=Keys(), route=None,
+        activation=SimpleNamespace(disk_kb=1024), chirp=None,
+    )  # fmt: skip
+    assert (await jobinput._fill_once(busy)).event == StagedIn()
+    assert told == story
 
 
 async def test_a_stream_that_was_refused_holds_a_job_that_has_exited() -> None:
