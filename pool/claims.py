@@ -46,7 +46,7 @@ FROM_STARTD = frozenset({int(Command.ALIVE), int(Command.RELEASE_CLAIM)})
 
 @define(eq=False)
 class Claim:
-    """A slot that is ours. `heard_s`: monotonic, when startd or starter last spoke."""
+    """A slot that is ours. `heard_s`: monotonic, when startd or starter last spoke. `lost`: why it is ours no more."""
 
     id: ClaimId
     slot: str
@@ -56,10 +56,17 @@ class Claim:
     user: str
     heard_s: float
     out_of_touch: bool = False
-    on_lost: Callable[[str], None] = field(default=lambda why: None, repr=False)
+    lost: str = ""
+    on_lost: Callable[[str], None] | None = field(default=None, repr=False)
 
     def heard(self) -> None:
         self.heard_s = trio.current_time()
+
+    def lose(self, why: str) -> None:
+        """It is not ours any more; a run on it is told."""
+        self.lost = why
+        if self.on_lost is not None:
+            self.on_lost(why)
 
 
 @frozen
@@ -268,7 +275,7 @@ class ClaimClient:
         """443: [claim id], no answer: the startd has ended the claim."""
         claim = await self._named(request)
         if claim is not None:
-            claim.on_lost("the execution point released the claim")
+            claim.lose("the execution point released the claim")
 
     async def _named(self, request: Request) -> Claim | None:
         said = (await request.stream.get()).string()

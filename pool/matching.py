@@ -1,7 +1,7 @@
 """Matching: which idle job goes to which slot. Pure: ads and values in, choices out.
 
 Jobs are taken in order of submission. A match is both Requirements true, seen from both ads. Jobs whose
-ads say the same to a slot share one trial per slot ("signature"), so a thousand equal jobs cost one.
+ads say the same to a slot share one trial per slot, so a thousand equal jobs cost one.
 
 The book of offers keeps, per slot, the one claim id that may be asked for: an id is used once, and one
 from a leftovers reply is newer than any ad with an id that is used up.
@@ -10,7 +10,9 @@ from a leftovers reply is newer than any ad with an id that is used up.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from bisect import bisect_left, insort
+from collections.abc import Callable, Generator
 from enum import Enum
 from typing import Any
 
@@ -24,7 +26,8 @@ _PRIVATE_TEXT = """
 ClusterId ProcId GlobalJobId QDate Arguments Args Environment Env In Out Err Cmd Iwd TransferInput TransferOutput
 TransferOutputRemaps NumJobStarts JobBatchName JobDescription JobStatus ExecutableSize TransferInputSizeMB
 """
-_PRIVATE = frozenset(_PRIVATE_TEXT.lower().split())
+PRIVATE = tuple(sorted(_PRIVATE_TEXT.lower().split()))
+_PRIVATE = frozenset(PRIVATE)
 _WORD = re.compile(r"[a-z_][a-z0-9_]*")
 
 # Used ids that are remembered for a startd: even a thousand claims an hour cannot push one out between two ads.
@@ -37,22 +40,111 @@ StartdKey = tuple[str, str]
 
 @frozen
 class Waiting:
-    """An idle job as matching sees it; `common` is all that any slot can see, `private` what few slots ask for."""
+    """An idle job as matching sees it. `private`: what few slots ask for, in the order of PRIVATE. `proxy_end`: Unix
+    time. Without its ad: there may be a hundred thousand of these."""
 
     id: JobId
     user: str
-    ad: Any
+    proxy_end: int | None = None
+    private: tuple[str, ...] = field(default=(), repr=False)
+
+
+@frozen
+class Prepared:
+    """A job that comes to wait; `common` is all of it that any slot can see."""
+
+    job: Waiting
     common: str = field(repr=False)
-    private: Mapping[str, str] = field(repr=False)
+    ad: Any = field(repr=False)
 
 
-def waiting(job: JobId, ad: Any) -> Waiting:
-    """Prepare a queue ad for matching; paid once a job, not once a pass."""
-    texts = sorted((name.lower(), str(ad.lookup(name))) for name in ad)
+def prepare(job: JobId, ad: Any) -> Prepared:
+    """Read a queue ad for matching; paid once a job, not once a pass."""
+    texts = {name.lower(): str(ad.lookup(name)) for name in ad}
     # What the job's own expressions refer to decides with them.
-    own = {word for name, text in texts if name.startswith(("request", "rank")) for word in _WORD.findall(text.lower())}
-    common = "\n".join(f"{name}={text}" for name, text in texts if name not in _PRIVATE or name in own)
-    return Waiting(job, text_of(ad, "User"), ad, common, {name: text for name, text in texts if name in _PRIVATE})
+    own = {
+        word
+        for name, text in texts.items()
+        if name.startswith(("request", "rank"))
+        for word in _WORD.findall(text.lower())
+    }
+    common = "\n".join(f"{name}={texts[name]}" for name in sorted(texts) if name not in _PRIVATE or name in own)
+    end = value_of(ad, "x509UserProxyExpiration")
+    private = tuple(sys.intern(texts.get(name, "")) for name in PRIVATE)  # most jobs of a submission say the same
+    return Prepared(Waiting(job, text_of(ad, "User"), end if isinstance(end, int) else None, private), common, ad)
+
+
+@define
+class Line:
+    """Jobs of which most slots see the same, in order of submission; the ad is that of the first one that came."""
+
+    common: str = field(repr=False)
+    ad: Any = field(repr=False)
+    jobs: list[Waiting] = field(factory=list)
+
+
+@define
+class Lines:
+    """Jobs that wait, as many lines as there are different ones: a thousand equal jobs cost a slot one trial."""
+
+    _lines: dict[str, Line] = field(factory=dict)
+    _places: dict[JobId, tuple[Line, Waiting]] = field(factory=dict)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, job: JobId) -> bool:
+        return job in self._places
+
+    def waiting(self, job: JobId) -> Waiting | None:
+        """As it waits now."""
+        place = self._places.get(job)
+        return place[1] if place is not None else None
+
+    def add(self, new: Prepared) -> None:
+        """At its place by order of submission; one that waits already is replaced."""
+        self.take(new.job.id)
+        line = self._lines.setdefault(new.common, Line(new.common, new.ad))
+        insort(line.jobs, new.job, key=_by_submission)
+        self._places[new.job.id] = line, new.job
+
+    def take(self, job: JobId) -> None:
+        """It waits no more; one that does not wait is no error."""
+        line, waiting = self._places.pop(job, (None, None))
+        if line is None or waiting is None:
+            return
+        del line.jobs[bisect_left(line.jobs, job, key=_by_submission)]
+        if not line.jobs:
+            del self._lines[line.common]
+
+    def first_for(self, slot: Any, ad_of: Callable[[JobId], Any]) -> Generator[None, None, Waiting | None]:
+        """The first job in order of submission that the slot takes and that takes the slot.
+
+        It stops before each trial, which may take milliseconds, and bears what is added and taken meanwhile: who was
+        found may be gone. ``ad_of``: a job's own ad, or None; asked only for a slot whose expressions name what differs
+        from job to job.
+        """
+        look = _private_names_in(slot)
+        lines = [(line.ad, line.jobs[:] if look else line.jobs[:1]) for line in self._lines.values()]
+        found: Waiting | None = None
+        for ad, jobs in sorted(lines, key=lambda line: line[1][0].id):
+            seen: dict[tuple[str, ...], bool] = {}
+            for job in jobs:
+                if found is not None and found.id < job.id:
+                    break
+                signature = tuple(job.private[at] for at in look)
+                if signature not in seen:
+                    yield
+                    own = ad_of(job.id) if look else ad
+                    seen[signature] = own is not None and matches(own, slot)
+                if seen[signature]:
+                    found = job
+                    break
+        return found
+
+
+def _by_submission(job: Waiting) -> JobId:
+    return job.id
 
 
 @frozen
@@ -161,59 +253,15 @@ def _positive(ad: Any, name: str) -> bool:
     return is_number(value) and value > 0
 
 
-class Matcher:
-    """Trials of one pass, remembered by what the slot can see of a job."""
-
-    def __init__(self, jobs: Iterable[Waiting]) -> None:
-        self._waiting = sorted(jobs, key=lambda job: job.id)
-        self._gone: set[JobId] = set()
-
-    def first_for(self, slot: Any) -> Waiting | None:
-        """The first waiting job in order of submission that the slot takes and that takes the slot."""
-        seen: dict[object, bool] = {}
-        look = _private_names_in(slot)
-        for job in self._waiting:
-            if job.id in self._gone:
-                continue
-            signature = (job.common, *(job.private.get(name) for name in look))
-            if signature not in seen:
-                seen[signature] = matches(job.ad, slot)
-            if seen[signature]:
-                return job
-        return None
-
-    def taken(self, job: JobId) -> None:
-        self._gone.add(job)
-
-    def left(self) -> int:
-        return len(self._waiting) - len(self._gone)
-
-
-def _private_names_in(slot: Any) -> tuple[str, ...]:
-    """Per-job attributes that the slot's own expressions mention anywhere."""
+def _private_names_in(slot: Any) -> tuple[int, ...]:
+    """Which of PRIVATE the slot's own expressions mention anywhere."""
     said = {word for name in slot for word in _WORD.findall(str(slot.lookup(name)).lower())}
-    return tuple(sorted(_PRIVATE & said))
+    return tuple(at for at, name in enumerate(PRIVATE) if name in said)
 
 
-def assign(jobs: Iterable[Waiting], offers: Iterable[Offer]) -> Iterator[tuple[Offer, Waiting]]:
-    """Pairs for one pass: each offer gets the first job that fits, each job at most one offer."""
-    matcher = Matcher(jobs)
-    for offer in offers:
-        if not matcher.left():
-            return
-        job = matcher.first_for(offer.ad)
-        if job is not None:
-            matcher.taken(job.id)
-            yield offer, job
-
-
-def next_for_claim(jobs: Iterable[Waiting], slot: Any, user: str) -> Waiting | None:
-    """The job that goes to an idle claim of `user`: the first that fits, if it is this user's.
-
-    None means that the claim is given back: nobody waits for such a slot, or another user was first.
-    """
-    job = Matcher(jobs).first_for(slot)
-    return job if job is not None and job.user == user else None
+def in_turn(first: Waiting | None, user: str) -> Waiting | None:
+    """The first job that fits an idle claim of ``user``, if it is this user's; another user's was before all of his."""
+    return first if first is not None and first.user == user else None
 
 
 def startd_key(ad: Any) -> StartdKey:

@@ -25,7 +25,7 @@ from pool import messages as m
 from pool.ads import ClassAd, host_of, text_of, value_of
 from pool.claims import Claim, claim_address, started_at
 from pool.life import Life, Parts, after_run
-from pool.matching import Offer, OfferBook, StartdKey, Waiting, assign, next_for_claim, startd_key
+from pool.matching import Offer, OfferBook, StartdKey, Waiting, in_turn, startd_key
 from pool.model import FINAL, Job, JobId, JobState, Outcome, Run
 from pool.queue import SavedClaim
 from pool.release import Releases
@@ -34,6 +34,7 @@ from pool.retry import Patience
 from pool.shadow import Shadow
 from pool.shadow_state import REMOVED, Finish, WrongState, clean
 from pool.shadow_state import State as ShadowState
+from pool.slices import in_slices
 from pool.tidying import Tidying
 from pool.transfers import Transfer
 from pool.waitingjobs import WaitingJobs
@@ -74,7 +75,7 @@ class Scheduler:
             task_status.started()
             while True:
                 self._kicked = trio.Event()
-                self._match()
+                await self._match()
                 await self._kicked.wait()
 
     def _kick(self) -> None:
@@ -87,10 +88,13 @@ class Scheduler:
     # What others tell
 
     def submitted(self, jobs: list[Job]) -> None:
-        for job in jobs:
-            self._waiting.add(job)
+        self._start(self._add_idle, [job.id for job in jobs])
         self._log.info("cluster %d: %d jobs of %s", jobs[0].id.cluster, len(jobs), jobs[0].owner)
         self._tell_waiters()
+
+    async def _add_idle(self, job_ids: list[JobId]) -> None:
+        """Whoever handed them in need not be there any more: this goes on by itself."""
+        await in_slices(self._waiting.add_idle(job_ids, self._active.__contains__))
         self._kick()
 
     def proxy_renewed(self, cluster: int, expires_at: float) -> int:
@@ -192,7 +196,7 @@ class Scheduler:
             # Another address may be a second startd of that name: its claims end by their own sockets and leases.
             former = claim.out_of_touch and started_at(claim.id) < since
             if claim.startd == startd and ((anew and str(claim.address) == address) or former):
-                claim.on_lost("the execution point was started again")
+                claim.lose("the execution point was started again")
 
     def slots_gone(self, gone: list[tuple[StartdKey, str]]) -> None:
         for startd, slot in gone:
@@ -224,14 +228,25 @@ class Scheduler:
             )
             self._settle(evolve(job, state=JobState.HELD, reason=reason, hold_code=CREDENTIAL_HOLD, hold_subcode=0))
 
-    def _match(self) -> None:
-        offers = self._book.offers()
-        if not offers or not self._waiting:
-            return
-        for offer, chosen in list(assign(self._waiting.ready(self._hold_expired), offers)):
-            if self._book.take(offer):
+    async def _match(self) -> None:
+        for offer in self._book.offers():
+            chosen = await self._first_for(offer.ad)
+            if chosen is not None and self._book.take(offer):
                 self._reserve(chosen)
                 self._start(self._claim, offer, chosen)
+
+    async def _first_for(self, slot: Any) -> Waiting | None:
+        """The first job that fits. It waits still when this returns: to be reserved before anything else runs."""
+        while self._waiting:
+            self._waiting.look_at_clocks(self._hold_expired)
+            found = await in_slices(self._waiting.first_for(slot))
+            if found is None or found.id in self._waiting:
+                return found
+        return None
+
+    async def _next_for(self, claim: Claim) -> Waiting | None:
+        """The job that goes to an idle claim. None means that the claim is given back."""
+        return in_turn(await self._first_for(claim.ad), claim.user)
 
     def _reserve(self, chosen: Waiting) -> None:
         self._waiting.take(chosen.id)
@@ -259,7 +274,10 @@ class Scheduler:
             await self._use(claim, chosen)
 
     async def _request(self, claim_id: ClaimId, address: Sinful, offer: Offer, chosen: Waiting) -> Claim | None:
-        ad = jobad.request_ad(chosen.ad, self._parts.facts, self._parts.facts.host)
+        queued = self._waiting.ad_of(chosen.id)
+        if queued is None:
+            return None
+        ad = jobad.request_ad(queued, self._parts.facts, self._parts.facts.host)
         try:
             granted = await self._parts.client.request(offer, ad)
         except (PeerFault, Refused) as error:
@@ -304,7 +322,10 @@ class Scheduler:
             fate = await self._run(claim, chosen)
             if fate != "idle":
                 break
-            chosen = next_for_claim(self._waiting.ready(self._hold_expired), claim.ad, claim.user)
+            chosen = await self._next_for(claim)
+            if claim.lost:
+                fate = "gone"
+                break
             if chosen is not None:
                 self._reserve(chosen)
         if fate == "gone":
@@ -422,9 +443,7 @@ class Scheduler:
             self._lost(run)
         busy = {run.job for run in self.queue.open_runs()}
         self._active |= busy
-        for job in self.queue.active_jobs():
-            if job.state is JobState.IDLE and job.id not in busy:
-                self._waiting.add(job)
+        self._start(self._add_idle, [job.id for job in self.queue.active_jobs() if job.state is JobState.IDLE])
 
     async def _recover_claim(self, saved: SavedClaim, run: Run | None) -> None:
         claim_id = ClaimId.parse(saved.id)

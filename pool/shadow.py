@@ -122,7 +122,7 @@ class Shadow:
             nursery.cancel_scope.cancel()
         self._remote.close()
         self._nursery = None
-        self._claim.on_lost = lambda why: None
+        self._claim.on_lost = None
         assert self._fate is not None
         return self._fate
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import trio
@@ -18,6 +18,7 @@ from pool.jobad import Accepted, BadJob, accept, check_relative
 from pool.messages import Begun, GiveProxy, InputEntry, PutFiles, PutInputs, PutJobs
 from pool.model import Cluster, Entry, Job
 from pool.queue import Queue
+from pool.slices import in_slices
 from pool.spool import Spool, SpoolTrouble, sync_directory, take
 
 # One submission: what stock pools are seen to take in one go, and less than a test machine's disk.
@@ -176,7 +177,11 @@ class Submission:
             raise Rejected("order", "an input entry names a file that has not been given")
         return Entry(entry.name, entry.mode & _MODE_BITS, self.sizes[entry.key], entry.key)
 
-    def put_jobs(self, message: PutJobs) -> None:
+    async def put_jobs(self, message: PutJobs) -> None:
+        """More jobs, in order of proc."""
+        await in_slices(self._take_jobs(message))
+
+    def _take_jobs(self, message: PutJobs) -> Generator[None, None, None]:
         for job in message.jobs:
             if not 0 <= job.input_set < len(self.sets) or len(self.jobs) >= MAX_JOBS:
                 raise Rejected("order", "a job names an input set that has not been given, or there are too many jobs")
@@ -190,6 +195,7 @@ class Submission:
             accepted = accept(job.ad)
             self._check_executable(accepted, job.input_set)
             self.jobs.append((accepted, job.input_set))
+            yield
 
     def _check_executable(self, accepted: Accepted, chosen: int) -> None:
         name = accepted.executable

@@ -184,7 +184,7 @@ class _Conversation:
         return m.Done()
 
     async def _put_jobs(self, message: m.PutJobs, _: Sequence[int]) -> m.Done:
-        self._current().put_jobs(message)
+        await self._current().put_jobs(message)
         return m.Done()
 
     async def _commit(self, message: m.Commit, _: Sequence[int]) -> m.Submitted:
