@@ -1,6 +1,6 @@
 #!/usr/bin/python3 -IS
-"""A file transfer plugin for http and https, by curl: HTCondor's multi-file protocol (-classad; -infile FILE -outfile
-FILE [-upload]). Run at the job's account, in its sandbox.
+"""A file transfer plugin for http, https and file, by curl: HTCondor's multi-file protocol (-classad; -infile FILE
+-outfile FILE [-upload]). Run at the job's account, in its sandbox.
 
 A token of the job's named by the scheme (NAME+https://...) is read from $_CONDOR_CREDS/NAME.use and goes to curl by
 its standard input, never by its command line.
@@ -12,12 +12,13 @@ import subprocess
 import sys
 import time
 
-METHODS = "http,https"
+METHODS = "http,https,file"
 _PAIR = re.compile(r'([A-Za-z_][A-Za-z0-9_]*)\s*=\s*"((?:[^"\\]|\\.)*)"')
 # A server that does not answer, or sends less than a byte a second, is given up; curl tries again what may pass.
 CONNECT_S, SLOW_S, TRIES = 30, 300, 3
 CURL_CODES = {6: "the host's name is not known", 7: "the host does not answer", 28: "it took too long",
-              35: "the TLS handshake failed", 51: "the host's certificate is not its own",
+              37: "the file cannot be read", 35: "the TLS handshake failed",
+              51: "the host's certificate is not its own",
               60: "the host's certificate is not trusted", 22: "the server refused"}  # fmt: skip
 
 
@@ -111,7 +112,8 @@ def curl(url: str, path: str, upload: bool, config: str) -> "dict[str, object]":
         raise OSError(22, "a URL with characters that cannot be printed")
     config += 'url = "%s"\n' % re.sub(r'(["\\])', r"\\\1", url)
     command = ["curl", "-q", "--silent", "--show-error", "--fail", "--globoff", "--location", "--proto",
-               "=http,https", "--connect-timeout", str(CONNECT_S), "--speed-limit", "1", "--speed-time", str(SLOW_S),
+               "=http,https,file", "--proto-redir", "=http,https",
+               "--connect-timeout", str(CONNECT_S), "--speed-limit", "1", "--speed-time", str(SLOW_S),
                "--retry", str(TRIES), "-H", "Expect:", "--config", "-", "--write-out", "%{http_code}"]  # fmt: skip
     command += ["--upload-file", path, "--output", os.devnull] if upload else ["--output", path]
     pipe = subprocess.PIPE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cedar.commands import HoldCode
+from cedar.commands import HoldCode, HoldSubcode
 from pilot.outcomes import Denied, Misused, Outcome, Unavailable
 from starter import updates
 from starter.transfer import TransferFailed
@@ -27,7 +27,9 @@ def switch_verdict(work: Work, outcome: Outcome | None, text: str) -> Verdict:
 
 
 def transfer_verdict(fault: TransferFailed, code: HoldCode) -> Verdict:
+    """A failure that may pass, or is this node's (a plugin that it lacks, or that does not work here), is tried again,
+    perhaps elsewhere."""
     ack = fault.ack
-    if ack.retry:
-        return Requeue(ack.hold_code or code, ack.reason)
+    if ack.retry or ack.hold_subcode <= HoldSubcode.REQUEUE:
+        return Requeue(ack.hold_code or code, ack.reason, min(ack.hold_subcode, HoldSubcode.REQUEUE))
     return Hold(ack.hold_code or code, ack.hold_subcode, ack.reason)

@@ -17,7 +17,7 @@ import attrs
 from classad2 import ClassAd
 
 from cedar.classads import get_bool, get_int, get_str, parse_expression
-from cedar.commands import HoldCode
+from cedar.commands import HoldCode, HoldSubcode
 from cedar.errors import PeerFault
 from cedar.filetransfer import Ack
 from pilot.farside import text_of
@@ -28,8 +28,13 @@ MAX_URLS = 1000
 # What a plugin may say that one file had; sums of it still fit into an ad.
 MAX_TOLD_BYTES = 1 << 50
 _PIECES = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]]|[^"\[\]]+|"', re.DOTALL)
-# Hold subcodes of stock (execute-side reference 4.12): the exit code, shifted; ETIME for one that took too long.
-TIMED_OUT, NO_RESULT, NOT_RUN = errno.ETIME, -1003, -1002
+# Hold subcodes of stock (execute-side reference 4.12): the exit code, shifted; ETIME for one that took too long. What
+# is the node's fault is below -1000, and the job runs again; a plugin of the job's own is the job's fault.
+TIMED_OUT = errno.ETIME
+OWN_FAULT: Mapping[int, int] = {
+    HoldSubcode.PLUGIN_EXEC_FAILED: errno.ENOEXEC,
+    HoldSubcode.PLUGIN_NO_RESULT: errno.EPROTO,
+}
 TRANSFER_INPUT, TRANSFER_OUTPUT = 1, 2
 
 
@@ -52,6 +57,8 @@ class Order:
     environment: Mapping[str, str] = attrs.field(repr=False)
     limit_s: float
     executable: str = ""
+    brought: bool = False
+    """The job's own program."""
 
     def as_sent(self) -> dict[str, Any]:
         """For the far side."""
@@ -77,7 +84,11 @@ class Judged:
 
 
 class NoPlugin(Exception):
-    """Nobody here knows how to move such a URL."""
+    """Nobody here can move this. ``subcode``: of the hold, or of another try elsewhere."""
+
+    def __init__(self, text: str, subcode: int) -> None:
+        super().__init__(text)
+        self.subcode = subcode
 
 
 @attrs.frozen
@@ -93,7 +104,7 @@ class Plugins:
     def orders(self, wishes: Sequence[Wish], *, upload: bool, executable: str = "") -> list[Order]:
         """One for each program; what it fetches as `executable` can be run then. Raises NoPlugin."""
         if len(wishes) > MAX_URLS:
-            raise NoPlugin(f"{len(wishes)} URLs, at most {MAX_URLS} are moved for one job")
+            raise NoPlugin(f"{len(wishes)} URLs, at most {MAX_URLS} are moved for one job", errno.E2BIG)
         by_program: dict[str, list[Wish]] = {}
         for wish in wishes:
             by_program.setdefault(self._program(wish.url), []).append(wish)
@@ -106,6 +117,7 @@ class Plugins:
                 self.environment,
                 self.limit_s,
                 executable if any(wish.name == executable for wish in own) else "",
+                brought=program.startswith(f"{self.sandbox}/"),
             )
             for program, own in by_program.items()
         ]
@@ -114,7 +126,8 @@ class Plugins:
         program = self.programs.get(scheme_of(url))
         if program is None:
             known = ", ".join(sorted(self.programs)) or "none"
-            raise NoPlugin(f"{shown(url)}: no file transfer plugin for such URLs on {self.host} (there are: {known})")
+            text = f"{shown(url)}: no file transfer plugin for such URLs on {self.host} (there are: {known})"
+            raise NoPlugin(text, HoldSubcode.PLUGIN_NOT_FOUND)
         return program
 
     def _infile(self, wishes: Sequence[Wish]) -> str:
@@ -147,6 +160,8 @@ def judge(order: Order, answer: Any, host: str) -> Judged:
     said = answer if isinstance(answer, dict) else {}
     found = [_read(ad) for ad in read_ads(str(said.get("result", "")))]
     trouble, number = _trouble(said)
+    if not found and (number == 0 or number > 0xFF):  # it ended by itself, and left no word about any URL
+        number = HoldSubcode.PLUGIN_NO_RESULT
     silent = _Result(False, trouble or "the plugin did not say what became of it")
     results = {wish.name: _of(wish, found) or silent for wish in order.wishes}
     errors = {name: result.error for name, result in results.items() if not result.success}
@@ -201,14 +216,14 @@ def _trouble(said: Mapping[str, Any]) -> tuple[str, int]:
         return "the plugin took too long and was killed", TIMED_OUT
     failed, status = said.get("failed"), said.get("status")
     if isinstance(failed, dict):
-        return f"the plugin could not be run: {text_of(failed.get('text'))}", NOT_RUN
+        return f"the plugin could not be run: {text_of(failed.get('text'))}", HoldSubcode.PLUGIN_EXEC_FAILED
     if not isinstance(status, int):
-        return "the plugin's end is not known", NO_RESULT
+        return "the plugin's end is not known", HoldSubcode.PLUGIN_NO_RESULT
     words = f": {text_of(said.get('said'))}" if said.get("said") else ""
     if status & 0x7F:
         return f"the plugin was killed by signal {status & 0x7F}{words}", status & 0x7F
     code = status >> 8 & 0xFF
-    return (f"the plugin ended with exit code {code}{words}", code << 8) if code else ("", NO_RESULT)
+    return (f"the plugin ended with exit code {code}{words}", code << 8) if code else ("", 0)
 
 
 def _failure(order: Order, errors: Mapping[str, str], number: int, host: str) -> Ack:
@@ -219,7 +234,8 @@ def _failure(order: Order, errors: Mapping[str, str], number: int, host: str) ->
     program = posixpath.basename(order.program)
     reason = f"{program} on {host} could not {verb} {shown(url)}{more}: |Error: {why}|"
     code = HoldCode.UPLOAD_FILE_ERROR if order.upload else HoldCode.DOWNLOAD_FILE_ERROR
-    return Ack(ok=False, hold_code=code, hold_subcode=number, reason=reason)
+    subcode = OWN_FAULT.get(number, number) if order.brought else number
+    return Ack(ok=False, hold_code=code, hold_subcode=int(subcode), reason=reason)
 
 
 def _stats(results: Any) -> dict[str, int | str]:

@@ -146,7 +146,7 @@ class InputSink:
         try:
             orders = self.plugins(self.proxy_stored).orders(self.wishes, upload=False, executable=self._executable)
         except NoPlugin as lack:
-            raise StoreFailed(HoldCode.DOWNLOAD_FILE_ERROR, errno.EOPNOTSUPP, str(lack)) from lack
+            raise StoreFailed(HoldCode.DOWNLOAD_FILE_ERROR, lack.subcode, str(lack)) from lack
         for order in orders:
             self.progress.allow(order.limit_s)
             judged = judge(order, await self.inward.run_plugin(order), self.plugins(self.proxy_stored).host)
@@ -271,7 +271,7 @@ class UrlOutput:
             return self.plugins.orders([Wish(name, url) for name, url in found if url], upload=True)
         except NoPlugin as lack:
             code, text = HoldCode.UPLOAD_FILE_ERROR, str(lack)
-            self.failure = Ack(ok=False, hold_code=code, hold_subcode=errno.EOPNOTSUPP, reason=text)
+            self.failure = Ack(ok=False, hold_code=code, hold_subcode=lack.subcode, reason=text)
             return []
 
     def _url(self, name: str) -> str:

@@ -8,7 +8,7 @@ import signal
 from classad2 import ClassAd, ExprTree
 
 from cedar.classads import get_int, get_str, set_str
-from cedar.commands import VERSION, HoldSubcode, condor_version_text
+from cedar.commands import VERSION, condor_version_text
 from pilot.credentials import Credential
 from procd.messages import Usage
 from starter.events import JobEnded
@@ -184,7 +184,7 @@ def error_event(verdict: Hold | Requeue, host: str, event_time: str, story: str 
             story if len(story) <= MAX_REASON_LENGTH else f"…{story[1 - MAX_REASON_LENGTH :]}"
         )
     ad["HoldReasonCode"] = verdict.code
-    ad["HoldReasonSubCode"] = verdict.subcode if isinstance(verdict, Hold) else REQUEUE_SUBCODE
+    ad["HoldReasonSubCode"] = int(verdict.subcode)
     return ad
 
 
@@ -204,10 +204,6 @@ def _remote_error(text: str, host: str, event_time: str) -> ClassAd:
     ad["ExecuteHost"] = host
     ad["ErrorMsg"] = one_line(text)
     return ad
-
-
-# Subcodes at or below this one mean "vacate, not hold" (wire reference 4.5).
-REQUEUE_SUBCODE = int(HoldSubcode.REQUEUE)
 
 
 def one_line(text: str) -> str:

@@ -18,8 +18,8 @@ def plugins_of(work: Work, *, proxy: bool) -> Plugins:
     """For one call of the switch. ``proxy``: the job's lies in the sandbox by now."""
     sandbox, job = str(work.place.path), work.description
     environment = {
-        **dict(work.settings.starter_job_environment),
         "PATH": PATH,
+        **dict(work.settings.starter_job_environment),
         "HOME": sandbox,
         "TMPDIR": sandbox,
         "_CONDOR_SCRATCH_DIR": sandbox,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from cedar.commands import ExitReason, HoldCode
+from cedar.commands import ExitReason, HoldCode, HoldSubcode
 
 
 @attrs.frozen
@@ -32,10 +32,11 @@ class Hold:
 @attrs.frozen
 class Requeue:
     """Nobody's fault on the job's side: the job goes back to idle. ``code`` is the hold code that stock would use,
-    sent with subcode -1000 so that the shadow requeues (wire reference 4.5)."""
+    sent with a ``subcode`` of -1000 or below so that the shadow requeues (wire reference 4.5)."""
 
     code: int
     text: str
+    subcode: int = HoldSubcode.REQUEUE
 
 
 @attrs.frozen

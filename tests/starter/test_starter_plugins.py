@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import ssl
@@ -66,6 +67,22 @@ def test_a_url_that_nobody_can_move_is_refused_without_its_secrets() -> None:
     with pytest.raises(NoPlugin, match=r"gsiftp://h/x: no file transfer plugin.*https") as refused:
         plugins({"https": "/p"}).orders([Wish("x", "gsiftp://h/x?sig=s3cret")], upload=False)
     assert "s3cret" not in str(refused.value)
+    assert refused.value.subcode == -1001
+    with pytest.raises(NoPlugin, match="1001 URLs, at most 1000") as refused:
+        plugins({"https": "/p"}).orders([X] * 1001, upload=False)
+    assert refused.value.subcode > -1000
+
+
+@pytest.mark.parametrize(
+    ("answer", "subcode"), [({"failed": {"text": "no"}}, errno.ENOEXEC), (good(), errno.EPROTO), (good(NO), 0)]
+)
+def test_a_plugin_that_the_job_brings_along_holds_it_where_the_nodes_sends_it_elsewhere(
+    answer: Any, subcode: int
+) -> None:
+    (made,) = plugins({"https": "/sandbox/p"}).orders([X], upload=False)
+    judged = judge(made, answer, "node")
+    assert judged.failure is not None
+    assert judged.failure.hold_subcode == subcode
 
 
 def test_a_jobs_own_plugin_counts_before_the_sites() -> None:
@@ -82,14 +99,17 @@ def test_a_jobs_own_plugin_counts_before_the_sites() -> None:
     [
         (good(NO, status=256), 256, "no such file"),
         (good(OK, status=3 << 8), 3 << 8, "exit code 3"),
-        (good(status=0), -1003, "did not say"),
-        (good("[ nonsense", status=0), -1003, "did not say"),
-        (good('[ TransferUrl = "https://h/x?sig=s3cret" ]'), -1003, "does not say whether"),
+        (good(NO), 0, "no such file"),
+        (good(status=0), -1004, "did not say"),
+        (good(status=3 << 8), -1004, "exit code 3"),
+        (good("[ nonsense", status=0), -1004, "did not say"),
+        (good('[ TransferUrl = "https://h/x?sig=s3cret" ]'), 0, "does not say whether"),
+        (good(status=11), 11, "signal 11"),
         (good(OK, status=11), 11, "signal 11"),
         ({"timed_out": True, "said": ""}, 62, "too long"),
-        ({"failed": {"text": "Permission denied"}}, -1002, "Permission denied"),
-        ({}, -1003, "not known"),
-        ("nonsense", -1003, "not known"),
+        ({"failed": {"text": "Permission denied"}}, -1003, "Permission denied"),
+        ({}, -1004, "not known"),
+        ("nonsense", -1004, "not known"),
     ],
 )  # fmt: skip
 def test_what_an_answer_means(answer: Any, subcode: int, words: str) -> None:
@@ -323,6 +343,22 @@ def test_curl_takes_the_jobs_token_and_says_why_not(tmp_path: Path, server: File
 
 
 @needs_curl
+def test_curl_reads_and_writes_files_of_the_node_but_follows_nobody_there(tmp_path: Path, server: FileServer) -> None:
+    (tmp_path / "here").write_text("data")
+    status, (judged,) = curl(tmp_path, f"file://{tmp_path}/here", "got")
+    assert (status, (tmp_path / "got").read_text()) == (0, "data")
+    assert judged.stats == {"FILEFilesCount": 1, "FILESizeBytes": 4}
+    status, _ = curl(tmp_path, f"file://{tmp_path}/sent", "got", "-upload")
+    assert (status, (tmp_path / "sent").read_text()) == (0, "data")
+    _, (judged,) = curl(tmp_path, f"file://{tmp_path}/none", "x")
+    assert "the file cannot be read" in judged.failure.reason
+    server.moved["/away"] = f"file://{tmp_path}/here"
+    status, _ = curl(tmp_path, f"{server.url}/away", "stolen")
+    assert status == 1
+    assert not (tmp_path / "stolen").exists()
+
+
+@needs_curl
 def test_curl_trusts_whom_the_site_trusts(tmp_path: Path) -> None:
     grid = make_grid(tmp_path)
     (tmp_path / "host.pem").write_bytes(grid.host("localhost").pem)
@@ -343,4 +379,4 @@ def test_curl_speaks_of_itself() -> None:
     done = subprocess.run(["/usr/bin/python3", "-IS", str(CURL), "-classad"], capture_output=True, check=False)
     if done.returncode:
         pytest.skip("curl is not installed")
-    assert read_answer(str(CURL), 0, done.stdout) == {"http": str(CURL), "https": str(CURL)}
+    assert read_answer(str(CURL), 0, done.stdout) == dict.fromkeys(("http", "https", "file"), str(CURL))

@@ -13,17 +13,19 @@ import pytest
 import trio
 from classad2 import ClassAd
 
-from cedar.filetransfer import StoreFailed
+from cedar.commands import HoldCode
+from cedar.filetransfer import Ack, StoreFailed
 from pilot.credentials import MAX_PEM_BYTES
 from pilot.settings import Settings
 from starter import jobinput, joboutput, stopping, updates
 from starter.credential import Keys
 from starter.description import OWN_NAMES, describe
 from starter.events import StagedIn, StepFailed
+from starter.failures import transfer_verdict
 from starter.fileplan import MB
 from starter.sandbox import Inward
-from starter.transfer import InputSink, Progress
-from starter.verdict import Exited, Hold, Requeue
+from starter.transfer import InputSink, Progress, TransferFailed
+from starter.verdict import Exited, Hold, Requeue, Verdict
 from starter.work import Work
 from tests.jobwrapper.farsides import once
 
@@ -133,6 +135,21 @@ def test_another_try_is_told_from_a_hold_by_its_subcode() -> None:
     """A stock schedd would hold the job otherwise (wire reference 4.5)."""
     assert updates.error_event(Requeue(6, "x"), "h", "t")["HoldReasonSubCode"] == -1000
     assert updates.error_event(Hold(6, 2, "x"), "h", "t")["HoldReasonSubCode"] == 2
+    assert updates.error_event(Requeue(12, "x", -1001), "h", "t")["HoldReasonSubCode"] == -1001
+
+
+@pytest.mark.parametrize(
+    ("retry", "subcode", "verdict"),
+    [
+        (False, 2, Hold(12, 2, "words")),
+        (True, 2, Requeue(12, "words", -1000)),
+        (False, -1004, Requeue(12, "words", -1004)),
+        (True, -1003, Requeue(12, "words", -1003)),
+    ],
+)
+def test_a_transfer_that_this_node_cannot_do_is_tried_elsewhere(retry: bool, subcode: int, verdict: Verdict) -> None:
+    ack = Ack(ok=False, hold_code=0, hold_subcode=subcode, reason="words", retry=retry)
+    assert transfer_verdict(TransferFailed(ack, "who"), HoldCode.DOWNLOAD_FILE_ERROR) == verdict
 
 
 class Nowhere:
