@@ -383,12 +383,12 @@ class Settings(SecuritySettings):
         " them.",
         unset="none",
     )
-    starter_allow_job_pre_and_post_cmd: str | None = knob(
-        "",
-        expression(optional=True),
+    # HTCondor's default is FALSE since 25.11. Here they have the job's account and nothing that the job has not.
+    starter_allow_job_pre_and_post_cmd: str = knob(
+        "TRUE",
+        expression(),
         "Whether +PreCmd and +PostCmd of a job are run, evaluated in the slot's ad (MY) and the job's (TARGET); else"
         " they are ignored, and StarterLog says so.",
-        unset="as HTCondor of the version that is announced: they are run before 25.11, and ignored from there on",
     )
     job_renice_increment: str = knob(
         "0",
