@@ -68,8 +68,8 @@ def _language(raw: bytes) -> bytes:
     try:
         info = der.one(der.Certificate(raw).extensions[_PROXY_CERT_INFO]).children()
         policy = info[-1] if info else None
-        return policy.children()[0].expect(der.OID) if policy is not None else b""
-    except (der.Bad, KeyError, IndexError):
+        return policy.child(0).expect(der.OID) if policy is not None else b""
+    except (der.Bad, KeyError):
         raise Untrusted("a proxy whose proxyCertInfo cannot be read") from None
 
 
@@ -127,8 +127,8 @@ def _check_methods(crypto: ctypes.CDLL, chain: "list[int]") -> None:
     for certificate in chain[:-1]:
         is_proxy = crypto.X509_get_extension_flags(certificate) & credential.IS_PROXY
         try:
-            method = der.one(credential.encoded(crypto, certificate)).children()[1].children()[0].expect(der.OID)
-        except (der.Bad, IndexError):
+            method = der.one(credential.encoded(crypto, certificate)).child(1).child(0).expect(der.OID)
+        except der.Bad:
             raise Untrusted("a certificate that cannot be read") from None
         if method in _MD5 or (method in _SHA1 and not is_proxy):
             raise Untrusted("a certificate is signed with a method that is no longer safe (such as SHA-1)")

@@ -35,6 +35,13 @@ class Node:
             raise Bad("tag %d has nothing inside" % self.tag)
         return nodes(self.body)
 
+    def child(self, number: int) -> "Node":
+        """One of the values inside; Bad if there are not so many."""
+        inside = self.children()
+        if number >= len(inside):
+            raise Bad("%d values instead of %d or more" % (len(inside), number + 1))
+        return inside[number]
+
 
 def nodes(data: bytes) -> "list[Node]":
     """The values that `data` consists of, without a rest."""
@@ -78,7 +85,7 @@ class Certificate:
     """The fields of an X.509 certificate that are compared or looked into; names as encoded."""
 
     def __init__(self, raw: bytes) -> None:
-        fields = one(raw).children()[0].children()
+        fields = one(raw).child(0).children()
         if fields and fields[0].tag == _VERSION:
             fields = fields[1:]
         if len(fields) < 6:
@@ -89,7 +96,7 @@ class Certificate:
         self.extensions = {}  # type: dict[bytes, bytes]
         for field in fields[6:]:
             if field.tag == _EXTENSIONS:
-                self.extensions = {oid: value for oid, _, value in extensions(field.children()[0])}
+                self.extensions = {oid: value for oid, _, value in extensions(field.child(0))}
 
 
 def extensions(sequence: Node) -> "list[tuple[bytes, bool, bytes]]":

@@ -123,6 +123,14 @@ def _needed(options: "dict[str, str]", *names: str) -> str:
     raise Failure(INTERNAL, "the LCMAPS db: -%s is missing" % names[0])
 
 
+def _count(options: "dict[str, str]", name: str) -> "int | None":
+    """An option that is a number; None where the policy does not have it."""
+    text = options.get(name)
+    if text is not None and not text.isdecimal():
+        raise Failure(INTERNAL, "the LCMAPS db: -%s %s is not a number" % (name, text[:20]))
+    return None if text is None else int(text)
+
+
 def _wildcards(options: "dict[str, str]") -> bool:
     return "no_wildcard" not in options and "disablewildcard" not in options
 
@@ -198,6 +206,7 @@ def _voms_localgroup(session: Session, options: "dict[str, str]") -> bool:
     import grp
 
     file, found = _needed(options, "groupmapfile", "groupmap"), []  # type: tuple[str, list[int]]
+    least = max(1, _count(options, "mapmin") or 0)
     fqans = session.attributes()
     for number, fqan in enumerate(fqans):
         names = mapfiles.mappings(file, fqan, _wildcards(options), pools=False)
@@ -208,7 +217,7 @@ def _voms_localgroup(session: Session, options: "dict[str, str]") -> bool:
         if not gids and (number == 0 or "mapall" in options):
             return session.say("%s has no group" % fqan)
         found += [gid for gid in gids if gid not in found]
-    if len(found) < max(1, int(options.get("mapmin", "0"))):
+    if len(found) < least:
         return session.say("too few groups for its FQANs" if fqans else "no verified FQANs")
     if "map-to-secondary-groups" in options:
         session.secondary += found
@@ -273,9 +282,9 @@ def _dummy_bad(session: Session, options: "dict[str, str]") -> bool:
 def _posix_enf(session: Session, options: "dict[str, str]") -> bool:
     """Its limits only: the root part itself changes the identity, and verifies it."""
     for option, numbers in (("maxpgid", session.gids), ("maxsgid", session.secondary)):
-        limit = options.get(option, "")
-        if limit and (not limit.isdigit() or len(numbers) > int(limit)):
-            return session.say("more groups than -%s %s allows" % (option, limit))
+        limit = _count(options, option)
+        if limit is not None and len(numbers) > limit:
+            return session.say("more groups than -%s %d allows" % (option, limit))
     return True
 
 

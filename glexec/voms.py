@@ -46,36 +46,36 @@ class Attributes:
     def __init__(self, certificate: der.Node) -> None:
         try:
             self._take(certificate)
-        except (der.Bad, IndexError, UnicodeDecodeError, ValueError):
+        except (der.Bad, ValueError):  # of another count, text or date
             raise Untrusted("an attribute certificate that cannot be read") from None
 
     def _take(self, certificate: der.Node) -> None:
         info, algorithm, signature = certificate.children()
-        fields = info.children()
         self.signed = info.raw
-        self.algorithm = algorithm.children()[0].expect(der.OID)
+        self.algorithm = algorithm.child(0).expect(der.OID)
         self.signature = signature.expect(der.BIT_STRING)[1:]
-        base = fields[1].children()[0].children()  # baseCertificateID: issuer, serial number
-        self.holder_issuer = base[0].children()[0].children()[0].raw
-        self.holder_serial = base[1].expect(der.INTEGER)
-        self.starts, self.ends = (_moment(time_) for time_ in fields[5].children())
+        base = info.child(1).child(0)  # baseCertificateID: issuer, serial number
+        self.holder_issuer = base.child(0).child(0).child(0).raw
+        self.holder_serial = base.child(1).expect(der.INTEGER)
+        self.starts, self.ends = (_moment(time_) for time_ in info.child(5).children())
         self.vo, self.fqans = "", []  # type: tuple[str, list[str]]
-        for attribute in fields[6].children():
+        for attribute in info.child(6).children():
             oid, values = attribute.children()
             if oid.expect(der.OID) == _FQANS:
                 for syntax in values.children():
-                    self._take_fqans(syntax.children())
+                    self._take_fqans(syntax)
+        fields = info.children()
         self.extensions = der.extensions(fields[-1]) if len(fields) > 7 else []
 
-    def _take_fqans(self, parts: "list[der.Node]") -> None:
-        authority = parts[0].children()[0].body.decode("ascii")
+    def _take_fqans(self, syntax: der.Node) -> None:
+        authority = syntax.child(0).child(0).body.decode("ascii")
         vo = authority.partition("://")[0]
         if self.vo not in ("", vo):  # its server is believed for one VO
             raise der.Bad("two VOs in one attribute certificate")
         self.vo = vo
         if not self.vo or set(self.vo) - _NAME or self.vo.startswith("."):
             raise der.Bad("not the name of a VO")
-        for entry in parts[1].children():
+        for entry in syntax.child(1).children():
             fqan = entry.expect(der.OCTETS).decode("ascii")
             if set(fqan) - _FQAN or not (fqan + "/").startswith("/%s/" % self.vo) or len(self.fqans) == _LIMIT_FQANS:
                 raise der.Bad("not an FQAN of the VO")
@@ -137,8 +137,8 @@ def _require_genuine(
     known = {oid: value for oid, _, value in attributes.extensions}
     crypto = holder.crypto
     try:
-        brought = [one.raw for one in der.one(known[_CERTIFICATES]).children()[0].children()]
-    except (KeyError, IndexError, der.Bad):
+        brought = [one.raw for one in der.one(known[_CERTIFICATES]).child(0).children()]
+    except (KeyError, der.Bad):
         raise Untrusted("an attribute certificate without its server's certificate") from None
     servers = [_decoded(crypto, raw) for raw in brought]
     if not servers:
@@ -154,10 +154,10 @@ def _require_genuine(
 
 
 def _decoded(crypto: ctypes.CDLL, raw: bytes) -> int:
-    crypto.d2i_X509.restype = ctypes.c_void_p
-    crypto.d2i_X509.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long)
+    pointer = ctypes.c_void_p
+    credential.declare(crypto, {"d2i_X509": (pointer, pointer, ctypes.c_long)}, pointer)
     buffer = ctypes.create_string_buffer(raw, len(raw))
-    found = crypto.d2i_X509(None, ctypes.byref(ctypes.c_void_p(ctypes.addressof(buffer))), len(raw))
+    found = crypto.d2i_X509(None, ctypes.byref(pointer(ctypes.addressof(buffer))), len(raw))
     if not found:
         raise Untrusted("an attribute certificate with a damaged certificate")
     return int(found)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from demo.grid import make_grid, make_proxy
-from glexec import chains, conf, decision, der, gridmapdir, installtexts, lcmaps, mapfiles, policy, voms
+from glexec import chains, conf, decision, der, gridmapdir, installtexts, lcmaps, mapfiles, native, policy, voms
 from glexec.codes import DENIED, INTERNAL, Failure
 
 # Policies
@@ -275,6 +275,12 @@ def test_a_damaged_certificate_is_read_or_bad(certificate, place, byte):
         assert len(der.Certificate(spoilt).serial) < len(certificate)
 
 
+@pytest.mark.parametrize("data", ["3000", "30023000", "3015301302010130003000300030003000a30030003000"])
+def test_a_certificate_with_nothing_where_something_belongs_is_bad(data):
+    with pytest.raises(der.Bad):
+        der.Certificate(bytes.fromhex(data))
+
+
 @given(st.binary(max_size=200))
 def test_no_bytes_break_the_attribute_reader(data):
     node = der.Node(der.SEQUENCE, data, b"\x30\x00" + data)
@@ -391,10 +397,31 @@ def test_the_installations_policies_are_whole():
         wish = installtexts.Wish(
             linger=True, callers=("a",), certificates_dir=Path("/c"), grid_mapfile="", limited=False, **named
         )
-        text = installtexts.policy_text(wish, Path("/map"))
+        text = installtexts.policy_text(wish, Path("/map"), "/usr/lib/lcmaps")
         found = policy.parse(text).policies["glexec_get_account"]
         assert found.start == "verify_proxy"
         assert "--disallow-limited-proxy" in text
         assert {str(path) for name, path in named.items() if name != "voms_dir"} <= set(policy.believed(text))
         settings = conf.parse(installtexts.configuration(wish, Path("/db"), Path("/log")).encode())
         assert not settings.warnings
+
+
+class Holder:
+    """A credential whose chain nobody looks at."""
+
+    dn = "/DC=org/CN=Alice"
+
+
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [
+        ("posix_enf", "-maxpgid many"),
+        ("posix_enf", "-maxsgid -1"),
+        ("voms_localgroup", "-groupmapfile /nowhere -mapmin ²"),
+    ],
+)
+def test_a_limit_that_is_no_number_is_the_sites_fault(module, options):
+    text = f'a = "lcmaps_dummy_good.mod"\nb = "lcmaps_{module}.mod" "{options}"\np:\na -> b\n'
+    with pytest.raises(Failure, match="is not a number") as caught:
+        native.decide(text, "p", native.Session(Holder(), "", ""))
+    assert caught.value.code == INTERNAL
