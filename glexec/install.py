@@ -160,7 +160,7 @@ def plan(
     _check_places(made, wish, python, sudo)
     own = isinstance(wish.grid_mapfile, Path)
     grid_mapfile = wish.grid_mapfile if isinstance(wish.grid_mapfile, Path) else made.grid_mapfile
-    db = installtexts.policy_text(wish, grid_mapfile)
+    db = installtexts.policy_text(wish, grid_mapfile, _modules_dir())
     settings = installtexts.configuration(wish, made.lcmaps_db, made.log)
     files = [
         File(prefix / _MANIFEST, _manifest(made), 0o600),
@@ -173,6 +173,11 @@ def plan(
     text = installtexts.sudoers(wish, prefix, made.root_part)
     _check_sudoers(text)
     return Plan(made, tuple(files), text, python, warnings)
+
+
+def _modules_dir() -> str:
+    """Where this node has LCMAPS's plugins, or would have them."""
+    return next((path for path in policy.MODULE_DIRECTORIES if os.path.isdir(path)), policy.MODULE_DIRECTORIES[0])
 
 
 def apply(what: Plan) -> Installed:
@@ -235,7 +240,7 @@ def _check_words(made: Installed, wish: Wish, python: Path, sudo: Path) -> None:
         if not _VARIABLE.match(name):
             raise InstallError(f"{name!r}: not the name of a variable")
     if not wish.callers:
-        raise InstallError("no allowed callers")
+        raise InstallError("nobody may call: name an account or .GROUP by --caller")
     if (wish.group_mapfile is None) != (wish.vo_mapfile is None):
         raise InstallError("a map of groups and a map of VO accounts belong together")
 

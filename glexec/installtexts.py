@@ -6,14 +6,12 @@ grid-mapfile to local or pool accounts, or by VOMS attributes where group and VO
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from glexec import conf
 
 MARK = "# Made by the installation of Sailplane's glexec in "
-MODULE_DIRECTORIES = ("/usr/lib/lcmaps", "/usr/lib64/lcmaps")  # Debian, EL
 POLICY = "glexec_get_account"
 # sudo sets the limit on core files to 0. `rlimit_core=user` would keep the caller's, but complains
 # on stderr at every call where root lacks CAP_SYS_RESOURCE (containers), and old sudos refuse it.
@@ -60,11 +58,10 @@ class Wish:
         return (self.certificates_dir, *own, *(path for path in named if path is not None))
 
 
-def policy_text(wish: Wish, grid_mapfile: Path) -> str:
-    """The LCMAPS db."""
+def policy_text(wish: Wish, grid_mapfile: Path, modules_dir: str) -> str:
+    """The LCMAPS db; `modules_dir` is where the node has LCMAPS's plugins."""
     if wish.policy is not None:
         return wish.policy
-    directory = next((path for path in MODULE_DIRECTORIES if os.path.isdir(path)), MODULE_DIRECTORIES[0])
     limited = "--allow-limited-proxy" if wish.limited else "--disallow-limited-proxy"
     plugins = [("verify_proxy", "verify_proxy", f"-certdir {wish.certificates_dir}", limited)]
     checks = ["verify_proxy"]
@@ -74,7 +71,7 @@ def policy_text(wish: Wish, grid_mapfile: Path) -> str:
             checks.append(name)
     maps = _maps(wish, grid_mapfile, plugins)
     plugins.append(("good", "dummy_good", "", ""))
-    lines = ["# The policy that decides who is mapped to which account.", f"path = {directory}"]
+    lines = ["# The policy that decides who is mapped to which account.", f"path = {modules_dir}"]
     for name, module, *options in plugins:
         lines.append(f'{name} = "lcmaps_{module}.mod"')
         lines += [f'    " {option}"' for option in options if option]

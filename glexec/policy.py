@@ -9,10 +9,8 @@ import os
 
 from glexec.codes import INTERNAL, Failure
 
-_OPTIONS = (
-    "certdir",
-    "cadir",
-    "capath",
+_CA_OPTIONS = ("certdir", "cadir", "capath")
+_FILE_OPTIONS = (
     "vomsdir",
     "gridmapfile",
     "gridmap",
@@ -22,14 +20,19 @@ _OPTIONS = (
     "gridmapdir",
     "groupmapdir",
 )
-_MODULE_DIRECTORIES = ("/usr/lib64/lcmaps", "/usr/lib/lcmaps")  # EL, Debian
+MODULE_DIRECTORIES = ("/usr/lib/lcmaps", "/usr/lib64/lcmaps")  # Debian, EL
 _TERM = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./")
 
 
 def believed(text: str) -> "list[str]":
     """Paths of certificate directories, map files and ban files in a db's text."""
+    return sorted(set(_values(text, (*_CA_OPTIONS, *_FILE_OPTIONS))))
+
+
+def _values(text: str, options: "tuple[str, ...]") -> "list[str]":
+    """The words that follow these options, in their order."""
     words = _without_comments(text).replace('"', " ").split()
-    return sorted({words[n + 1] for n in range(len(words) - 1) if words[n].lstrip("-") in _OPTIONS})
+    return [words[n + 1] for n in range(len(words) - 1) if words[n].lstrip("-") in options]
 
 
 def plugin_places(text: str) -> "list[str]":
@@ -45,15 +48,13 @@ def plugin_places(text: str) -> "list[str]":
 
 def certificates_dir(text: str) -> str:
     """The directory of trusted CAs that a db names first."""
-    words = _without_comments(text).replace('"', " ").split()
-    named = [words[n + 1] for n in range(len(words) - 1) if words[n].lstrip("-") in _OPTIONS[:3]]
+    named = _values(text, _CA_OPTIONS)
     return named[0] if named else "/etc/grid-security/certificates"
 
 
 def lease_directories(text: str) -> "list[str]":
     """The gridmapdirs that a db names."""
-    words = _without_comments(text).replace('"', " ").split()
-    return sorted({words[n + 1] for n in range(len(words) - 1) if words[n].lstrip("-") == "gridmapdir"})
+    return sorted(set(_values(text, ("gridmapdir",))))
 
 
 def require_policy(text: str, name: str) -> None:
@@ -71,9 +72,9 @@ def adapted(text: str, name: str, warnings: "list[str]") -> str:
     its own.
     """
     text = _labelled(text, name, warnings)
-    here = [directory for directory in _MODULE_DIRECTORIES if os.path.isdir(directory)]
+    here = [directory for directory in MODULE_DIRECTORIES if os.path.isdir(directory)]
     if len(here) == 1:
-        other = _MODULE_DIRECTORIES[1 - _MODULE_DIRECTORIES.index(here[0])]
+        other = MODULE_DIRECTORIES[1 - MODULE_DIRECTORIES.index(here[0])]
         lines = text.split("\n")
         for number, line in enumerate(lines):
             key, equals, value = line.partition("=")

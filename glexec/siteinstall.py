@@ -34,7 +34,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sailplane site-install",
         description="Install glexec and mkgltempdir on this node, as root. Without --apply nothing is changed: "
-        "you see what would be written.",
+        "you see what would be written. Exit status: 0 done, 1 it could not be, 100 wrong usage.",
+        epilog="example: sailplane site-install --caller .pilots --gridmapdir /etc/grid-security/gridmapdir"
+        " --ban-dn /etc/grid-security/ban_users.db; the same with --apply to do it, and later"
+        " sailplane site-install --remove --apply",
     )
     path: dict[str, object] = {"type": Path, "metavar": "PATH"}
     add = parser.add_argument
@@ -45,22 +48,42 @@ def _parser() -> argparse.ArgumentParser:
     add("--caller", action="append", default=[], metavar="ACCOUNT", help="who may call; .GROUP for a group; repeat")
     add("--linger", choices=("yes", "no"), default="yes", help="stay beside the payload; default: yes")
     add("--log-only", action="store_true", help="decide and log, but do not switch")
-    add("--certificates-dir", default=Path("/etc/grid-security/certificates"), **path)  # type: ignore[arg-type]
+    add(
+        "--certificates-dir",
+        default=Path("/etc/grid-security/certificates"),
+        help="the CAs; default: %(default)s",
+        **path,
+    )  # type: ignore[arg-type]
     add("--voms-dir", help="the .lsc files of the VOs", **path)  # type: ignore[arg-type]
-    add("--grid-mapfile", default=Path("/etc/grid-security/grid-mapfile"), **path)  # type: ignore[arg-type]
+    add(
+        "--grid-mapfile",
+        default=Path("/etc/grid-security/grid-mapfile"),
+        help="DNs to accounts or pools; default: %(default)s",
+        **path,
+    )  # type: ignore[arg-type]
     add("--gridmapdir", help="pool accounts by leases in it", **path)  # type: ignore[arg-type]
     add("--ban-dn", help="DNs that are refused", **path)  # type: ignore[arg-type]
     add("--ban-fqan", help="FQANs that are refused", **path)  # type: ignore[arg-type]
     add("--group-mapfile", help="FQANs to groups", **path)  # type: ignore[arg-type]
     add("--vo-mapfile", help="FQANs to accounts or pools", **path)  # type: ignore[arg-type]
     add("--no-limited", action="store_true", help="refuse limited proxies (stock HTCondor delegates those)")
-    add("--policy", help="an LCMAPS db of your own, in place of the five above", **path)  # type: ignore[arg-type]
-    add("--decided-by", choices=(conf.AUTO, conf.LCMAPS, conf.NATIVE), default=conf.AUTO)
+    add("--policy", help="an LCMAPS db of your own, in place of what the maps, bans and limits above make", **path)  # type: ignore[arg-type]
+    add(
+        "--decided-by",
+        choices=(conf.AUTO, conf.LCMAPS, conf.NATIVE),
+        default=conf.AUTO,
+        help="auto: LCMAPS where it is installed; default: %(default)s",
+    )
     add("--preserve", action="append", default=[], metavar="NAME", help="a variable that payloads get; repeat")
     add("--no-target-proxy", action="store_true", help="leave payloads no copy of the proxy")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a further line of glexec.conf; repeat")
     add("--log", help="default: PREFIX/log/glexec.log", **path)  # type: ignore[arg-type]
-    add("--sudoers", default=Path("/etc/sudoers.d/sailplane-glexec"), **path)  # type: ignore[arg-type]
+    add(
+        "--sudoers",
+        default=Path("/etc/sudoers.d/sailplane-glexec"),
+        help="the file that lets callers use sudo for it; default: %(default)s",
+        **path,
+    )  # type: ignore[arg-type]
     return parser
 
 
