@@ -126,7 +126,7 @@ def _path(key: str, value: str) -> str:
 
 
 def _number(key: str, value: str, low: int, high: int) -> int:
-    if not value.isdigit() or not low <= int(value) <= high:
+    if not value.isdecimal() or not low <= int(value) <= high:
         raise Failure(INTERNAL, "glexec.conf: %s is not a number from %d to %d" % (key, low, high))
     return int(value)
 

@@ -10,6 +10,7 @@ import os
 
 from glexec import signals
 from glexec.codes import CLIENT, DENIED, INTERNAL, Failure
+from glexec.descriptors import close_all_but
 
 TYPE_CHECKING = False  # the typing module costs milliseconds
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def _collect(reply_end: int, chatter_end: int, until_s: float) -> "tuple[bytes, 
     for fd in texts:
         poller.register(fd, select.POLLIN)
     waiting = set(texts)
-    while reply_end in waiting or waiting:
+    while waiting:
         left_s = until_s - time.monotonic()
         if left_s <= 0:
             return texts[reply_end], texts[chatter_end], False
@@ -209,17 +210,7 @@ def _child(question: int, reply: int, chatter: int) -> None:
     202."""
     import marshal
 
-    signals.fresh()
-    _confine()
-    null = os.open("/dev/null", os.O_RDWR)
-    for source, std in ((null, 0), (null, 1), (chatter, 2)):
-        os.dup2(source, std)
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) not in (question, reply):
-            try:
-                os.close(int(name))
-            except OSError:
-                continue  # the listing's own
+    _settle_in(question, reply, chatter)
     library = _library()
     from glexec import chains, credential, policy  # noqa: F401  (now, while there is time)
     from glexec.conf import Settings
@@ -231,25 +222,40 @@ def _child(question: int, reply: int, chatter: int) -> None:
     settings = Settings()
     vars(settings).update(values)
     _limit_cpu(settings.lcmaps_timeout_s)
+    fields = _mapped_or_failed(library, pem, settings, policy_text)
+    os.write(reply, "\0".join(fields).encode("utf-8", "replace") + _END)
+    os.close(reply)
+    os.close(2)
+    os._exit(0)
+
+
+def _settle_in(question: int, reply: int, chatter: int) -> None:
+    """Hold these descriptors only, the chatter as standard error, and be confined."""
+    signals.fresh()
+    _confine()
+    null = os.open("/dev/null", os.O_RDWR)
+    for source, std in ((null, 0), (null, 1), (chatter, 2)):
+        os.dup2(source, std)
+    close_all_but({0, 1, 2, question, reply})
+
+
+def _mapped_or_failed(library: object, pem: bytes, settings: "Settings", policy_text: str) -> "list[str]":
+    """The fields of the answer, as `understand` reads them."""
+    from glexec import credential
+
     dn = ""
     try:
         holder = credential.read(pem)
         dn = holder.dn
         if _is_native(library, settings):
-            fields = _ask_native(holder, settings, policy_text)
-        else:
-            fields = _ask_lcmaps(library, pem, holder, settings, policy_text)
-        fields = ["mapped", dn, *fields]
+            return ["mapped", dn, *_ask_native(holder, settings, policy_text)]
+        return ["mapped", dn, *_ask_lcmaps(library, pem, holder, settings, policy_text)]
     except Failure as failure:
         _chat(getattr(failure, "details", ""))
-        fields = ["failed", str(failure.code), failure.text, dn]
+        return ["failed", str(failure.code), failure.text, dn]
     except (OSError, AttributeError) as error:  # ctypes: no such library, no such function
         _chat(str(error))
-        fields = ["failed", str(INTERNAL), "the mapping library cannot be loaded", dn]
-    os.write(reply, "\0".join(fields).encode("utf-8", "replace") + _END)
-    os.close(reply)
-    os.close(2)
-    os._exit(0)
+        return ["failed", str(INTERNAL), "the mapping library cannot be loaded", dn]
 
 
 def _chat(text: str) -> None:
@@ -268,7 +274,7 @@ def _library() -> "tuple[object, object] | OSError":
         return error
 
 
-def _is_native(library: "tuple[object, object] | OSError", settings: "Settings") -> bool:
+def _is_native(library: object, settings: "Settings") -> bool:
     """Whether the settings, or a node without LCMAPS, leave it to this package."""
     from glexec.conf import LCMAPS, NATIVE
 

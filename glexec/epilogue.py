@@ -10,6 +10,7 @@ import time
 
 from glexec import codes, conf, family, identity, payload, rootlog, signals
 from glexec.codes import INTERNAL, Failure
+from glexec.descriptors import close_all_but
 
 _PASSED = (b"PATH", b"X509_USER_PROXY")
 _AFTER_TERM_S = 5.0
@@ -78,7 +79,7 @@ def _become(settings: conf.Settings, account: identity.Account, ready: payload.P
         os.setgroups(account.groups)
         os.setresgid(account.gid, account.gid, account.gid)
     os.chdir("/")
-    payload.close_all_but({0, 1, 2})
+    close_all_but({0, 1, 2})
     signals.fresh()
     os.execve(settings.epilogue, [settings.epilogue], environment)
 

@@ -10,6 +10,7 @@ import os
 import sys
 
 from glexec import codes, signals, word
+from glexec.descriptors import close_all_but
 
 _REFUSED = "denied: sudo did not run the root part (see its message above)"
 
@@ -38,12 +39,7 @@ def _let_go(keep: int) -> None:
         os.fstat(2)
     except OSError:
         os.dup2(null, 2)
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) != keep:
-            try:
-                os.close(int(name))
-            except OSError:
-                continue  # the listing's own
+    close_all_but({0, 1, 2, keep})
 
 
 def _watch(child: int, fd: int, watched: "tuple[int, ...]") -> "int | None":

@@ -23,7 +23,7 @@ class Account:
 def caller(environ: "dict[str, str]") -> Account:
     """The account that called sudo, by the uid that sudo recorded."""
     number = environ.get("SUDO_UID", "")
-    if not number.isdigit():
+    if not number.isdecimal():
         raise Failure(INTERNAL, "not started by sudo")
     try:
         entry = pwd.getpwuid(int(number))

@@ -4,6 +4,7 @@ import errno
 import os
 
 from glexec import codes, identity, limits, signals, word
+from glexec.descriptors import close_all_but
 
 TYPE_CHECKING = False  # the typing module costs milliseconds
 if TYPE_CHECKING:
@@ -28,21 +29,6 @@ class Payload:
         self.umask = umask
         self.limits = limits
         self.front_word = front_word
-
-
-def descriptors() -> "list[int]":
-    """The numbers of this process's open descriptors, the listing's own possibly among them."""
-    return [int(name) for name in os.listdir("/proc/self/fd")]
-
-
-def close_all_but(kept: "set[int]") -> None:
-    """Close every descriptor that is not kept."""
-    for fd in descriptors():
-        if fd not in kept:
-            try:
-                os.close(fd)
-            except OSError:
-                continue  # the listing's own
 
 
 def start(payload: Payload, after_switch: "Callable[[], None] | None" = None) -> None:

@@ -33,6 +33,7 @@ from glexec import (
     word,
 )
 from glexec.codes import CLIENT, DENIED, INTERNAL, Failure
+from glexec.descriptors import close_all_but
 
 _RESULTS = {CLIENT: "client error", INTERNAL: "internal error", DENIED: "denied"}
 _FRONT_DEADLINE_S = 30.0  # for the front's second half to start; it has begun before sudo
@@ -44,7 +45,7 @@ class Call:
     """What sudo handed over: the front's pid, the shared word, the control socket, the command."""
 
     def __init__(self, arguments: "list[str]") -> None:
-        numbers = [item for item in arguments[:3] if item == "-" or (item.isdigit() and len(item) < 10)]
+        numbers = [item for item in arguments[:3] if item == "-" or (item.isdecimal() and len(item) < 10)]
         if len(numbers) != 3 or numbers[0] == "-" or numbers[1] == "-":
             raise Failure(INTERNAL, "the root part is started by the front only")
         self.front_pid = int(numbers[0])
@@ -87,7 +88,7 @@ def _run(call: Call, conf_path: str, decider: decision.Decider) -> int:
     call.is_silent = settings.is_silent
     log = _open_log(settings)
     log.fields = {"id": os.environ.get("GLEXEC_ID", "")}
-    if settings.linger is False and call.control is not None:
+    if not settings.linger and call.control is not None:
         os.close(call.control)  # end of file tells the caller that it has no control
         call.control = None
     try:
@@ -117,7 +118,7 @@ def _only_our_descriptors(call: Call, more: "set[int]") -> None:
         if call.control in more:  # the number was free, and is ours now
             raise Failure(CLIENT, "GLEXEC_CONTROL_FD is not open")
         kept.add(call.control)
-    payload.close_all_but(kept)
+    close_all_but(kept)
     try:
         for fd in kept - {0, 1, 2}:
             os.set_inheritable(fd, False)

@@ -17,7 +17,7 @@ _VARIABLE = b"GLEXEC_ENV"
 _LIMIT_BYTES = 128 << 10
 _LIMIT_INFLATED = 32 << 20  # of a bomb no more than this is unpacked
 _SHELL_CHARACTERS = frozenset("*?[]{}()<>|&;$`'\"\\~\n#=%!")
-_WRONG_USAGE, _FAILED, _NOT_FOUND, _NOT_EXECUTABLE = 100, 1, 127, 126
+_NOT_FOUND, _NOT_EXECUTABLE = 127, 126  # as a shell has them
 
 
 class Bad(Exception):
@@ -31,8 +31,11 @@ def wrap(environ: "dict[bytes, bytes]") -> bytes:
 
     parts = [binascii.b2a_base64(name + b"=" + value, newline=False) + b" " for name, value in environ.items()]
     text = binascii.b2a_base64(zlib.compress(b"".join(parts)), newline=False)
-    if len(_VARIABLE) + 1 + len(text) >= _LIMIT_BYTES:
-        raise Bad("the environment is too large: %d bytes wrapped, %d fit" % (len(text), _LIMIT_BYTES))
+    room = _LIMIT_BYTES - len(_VARIABLE) - len("=\0")
+    if len(text) > room:
+        raise Bad(
+            "the environment is too large: %d bytes wrapped, %d fit; leave names out by --exclude" % (len(text), room)
+        )
     return text
 
 
@@ -62,7 +65,7 @@ def _excluded(arguments: "list[str]") -> "tuple[set[bytes], list[str]]":
         if option == "--" and not equals:
             break
         if option != "--exclude" or not equals:
-            raise Bad("unknown option %s; there is --exclude=NAME,NAME" % option[:40])
+            raise Bad("unknown option %s; there is only --exclude=NAME,NAME" % option[:40])
         names.update(os.fsencode(name) for name in value.split(",") if name)
     return names, arguments
 
@@ -72,7 +75,7 @@ def main_wrap() -> None:
     try:
         names, rest = _excluded(sys.argv[1:])
         if rest:
-            raise Bad("no arguments but --exclude=NAME,NAME")
+            raise Bad("%s is no option; there is only --exclude=NAME,NAME" % rest[0][:40])
         kept = {}
         for name, value in os.environb.items():
             if name in names or name == _VARIABLE:
@@ -92,7 +95,7 @@ def main_unwrap() -> None:
         wrapped = unwrap(os.environb.get(_VARIABLE, b""))
         environ.update((name, value) for name, value in wrapped.items() if name not in names)
         if not command:
-            raise Bad("no command")
+            raise Bad("no command to run in it was given")
     except Bad as error:
         sys.exit("glexec_unwrapenv.pl: %s: %s" % (_VARIABLE.decode(), error))
     if len(command) == 1:
