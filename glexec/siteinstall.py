@@ -39,35 +39,30 @@ def _parser() -> argparse.ArgumentParser:
         " --ban-dn /etc/grid-security/ban_users.db; the same with --apply to do it, and later"
         " sailplane site-install --remove --apply",
     )
-    path: dict[str, object] = {"type": Path, "metavar": "PATH"}
     add = parser.add_argument
+
+    def path(name: str, words: str, default: Path | None = None) -> None:
+        add(
+            name, type=Path, metavar="PATH", default=default, help=words + ("; default: %(default)s" if default else "")
+        )
+
     add("--apply", action="store_true", help="do it")
     add("--remove", action="store_true", help="take the installation in --prefix away")
     add("--remove-log", action="store_true", help="with --remove: the log, too")
-    add("--prefix", default=Path("/opt/sailplane-glexec"), help="default: %(default)s", **path)  # type: ignore[arg-type]
+    path("--prefix", "where it lies", Path("/opt/sailplane-glexec"))
     add("--caller", action="append", default=[], metavar="ACCOUNT", help="who may call; .GROUP for a group; repeat")
     add("--linger", choices=("yes", "no"), default="yes", help="stay beside the payload; default: yes")
     add("--log-only", action="store_true", help="decide and log, but do not switch")
-    add(
-        "--certificates-dir",
-        default=Path("/etc/grid-security/certificates"),
-        help="the CAs; default: %(default)s",
-        **path,
-    )  # type: ignore[arg-type]
-    add("--voms-dir", help="the .lsc files of the VOs", **path)  # type: ignore[arg-type]
-    add(
-        "--grid-mapfile",
-        default=Path("/etc/grid-security/grid-mapfile"),
-        help="DNs to accounts or pools; default: %(default)s",
-        **path,
-    )  # type: ignore[arg-type]
-    add("--gridmapdir", help="pool accounts by leases in it", **path)  # type: ignore[arg-type]
-    add("--ban-dn", help="DNs that are refused", **path)  # type: ignore[arg-type]
-    add("--ban-fqan", help="FQANs that are refused", **path)  # type: ignore[arg-type]
-    add("--group-mapfile", help="FQANs to groups", **path)  # type: ignore[arg-type]
-    add("--vo-mapfile", help="FQANs to accounts or pools", **path)  # type: ignore[arg-type]
+    path("--certificates-dir", "the CAs", Path("/etc/grid-security/certificates"))
+    path("--voms-dir", "the .lsc files of the VOs")
+    path("--grid-mapfile", "DNs to accounts or pools", Path("/etc/grid-security/grid-mapfile"))
+    path("--gridmapdir", "pool accounts by leases in it")
+    path("--ban-dn", "DNs that are refused")
+    path("--ban-fqan", "FQANs that are refused")
+    path("--group-mapfile", "FQANs to groups")
+    path("--vo-mapfile", "FQANs to accounts or pools")
     add("--no-limited", action="store_true", help="refuse limited proxies (stock HTCondor delegates those)")
-    add("--policy", help="an LCMAPS db of your own, in place of what the maps, bans and limits above make", **path)  # type: ignore[arg-type]
+    path("--policy", "an LCMAPS db of your own, in place of what the maps, bans and limits above make")
     add(
         "--decided-by",
         choices=(conf.AUTO, conf.LCMAPS, conf.NATIVE),
@@ -77,13 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--preserve", action="append", default=[], metavar="NAME", help="a variable that payloads get; repeat")
     add("--no-target-proxy", action="store_true", help="leave payloads no copy of the proxy")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a further line of glexec.conf; repeat")
-    add("--log", help="default: PREFIX/log/glexec.log", **path)  # type: ignore[arg-type]
-    add(
-        "--sudoers",
-        default=Path("/etc/sudoers.d/sailplane-glexec"),
-        help="the file that lets callers use sudo for it; default: %(default)s",
-        **path,
-    )  # type: ignore[arg-type]
+    path("--log", "default: PREFIX/log/glexec.log")
+    path("--sudoers", "the file that lets callers use sudo for it", Path("/etc/sudoers.d/sailplane-glexec"))
     return parser
 
 
