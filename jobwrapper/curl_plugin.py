@@ -23,6 +23,7 @@ CURL_CODES = {6: "the host's name is not known", 7: "the host does not answer", 
 
 
 def main(argv: "list[str]") -> int:
+    """Exit status: 0 all files went, 1 some did not (the -outfile says which and why), 100 wrong usage."""
     if argv[1:] == ["-classad"]:
         return query()
     if argv[1:4:2] != ["-infile", "-outfile"] or len(argv) < 5 or argv[5:] not in ([], ["-upload"]):
@@ -63,6 +64,7 @@ def read(text: str) -> "list[dict[str, str]]":
 
 
 def ad(values: "dict[str, object]") -> str:
+    """One flat ad in new syntax, on one line."""
     parts = []
     for name, value in values.items():
         if isinstance(value, str):
@@ -94,7 +96,7 @@ def move(url: str, path: str, upload: bool) -> "dict[str, object]":
 
 
 def header(token: str) -> str:
-    """curl's configuration with the job's token."""
+    """curl's configuration with the job's token; OSError when there is none that fits a header."""
     if not token:
         return ""
     name = os.path.join(os.environ.get("_CONDOR_CREDS", ""), os.path.basename(token) + ".use")
@@ -106,6 +108,7 @@ def header(token: str) -> str:
 
 
 def curl(url: str, path: str, upload: bool, config: str) -> "dict[str, object]":
+    """What curl says of one file; its "problem" is empty when all went well. OSError for a URL that no line holds."""
     # A URL may be signed: it goes by standard input, too. -q: no configuration of the account's; --globoff: brackets in
     # a URL are themselves.
     if not url.isprintable():

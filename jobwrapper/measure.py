@@ -63,7 +63,7 @@ def measure(top: int, limit_s: float = LIMIT_S) -> "tuple[int, int, bool]":
         files += 1
         blocks += entry.st_blocks
         if stat.S_ISDIR(entry.st_mode):
-            whole = _enter(stack, names, shut, name) and whole
+            whole = _enter(stack, names, shut, name, entry) and whole
     return blocks, files, whole
 
 
@@ -79,12 +79,13 @@ def _leave(fd: int, shut: "dict[int, int]") -> None:
         os.close(fd)
 
 
-def _enter(stack: "list[int]", names: "list[list[str]]", shut: "dict[int, int]", name: str) -> bool:
+def _enter(
+    stack: "list[int]", names: "list[list[str]]", shut: "dict[int, int]", name: str, found: os.stat_result
+) -> bool:
     """Go down one directory; false when it cannot be entered."""
     if len(stack) > DEPTH:
         return False
     try:
-        found = os.stat(name, dir_fd=stack[-1], follow_symlinks=False)
         if found.st_mode & 0o500 != 0o500 and found.st_uid == os.geteuid():
             fd = _open_shut(stack[-1], name)
             shut[fd] = stat.S_IMODE(found.st_mode)

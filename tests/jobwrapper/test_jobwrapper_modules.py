@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobwrapper import clear, frames
+from jobwrapper.__main__ import VERBS as VERBS_BY_WORD
 from tests.jobwrapper.farsides import WRAPPER
 
 MODULES = sorted(WRAPPER.glob("*.py"))
-VERBS = ["launch", "stage_in", "stage_out", "send_signals", "peek", "measure", "replace_proxy", "ssh_setup"]
+VERBS = sorted(VERBS_BY_WORD.values())
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
