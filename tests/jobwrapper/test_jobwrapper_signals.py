@@ -14,7 +14,7 @@ import pytest
 import trio
 from attrs import frozen
 
-from jobwrapper.send_signals import read_children
+from jobwrapper.processes import read_children
 from pilot.farside import Asking, start_ticks
 from pilot.farsignal import Farewell, signal_far
 from pilot.switch import NoneSwitch
