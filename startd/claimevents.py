@@ -77,7 +77,8 @@ class StarterNotStarted:
 
 @attrs.frozen
 class StarterGone:
-    """The starter was reaped. ``broken``: it left something that makes the slot unusable."""
+    """The starter was reaped, or said that nothing of its activation is left but its own process, which ends.
+    ``broken``: it left something that makes the slot unusable."""
 
     wait_status: int
     broken: bool

@@ -24,6 +24,7 @@ from startd import claimevents as events
 from startd.claim import State, WrongState
 from startd.drain import Drain, start_now
 from startd.held import Held, Requester, Slot, Slots
+from startd.leaving import Leaving
 from startd.processes import Spawner
 from startd.resources import Resources
 from startd.statistics import Counted, Statistics
@@ -76,9 +77,14 @@ class Claims:
     # whose job was the first: where all run at one account nobody else may follow
     first_user: str = ""
     left_elsewhere: str = ""
+    # starters whose slots do not wait for their ends
+    leaving: Leaving = attrs.field(init=False)
     _pending: dict[int, tuple[to_starter.Activation, socket.socket, socket.socket]] = attrs.field(factory=dict)
     _next_ticket: int = 0
     _change: trio.Event = attrs.field(factory=trio.Event)
+
+    def __attrs_post_init__(self) -> None:
+        self.leaving = Leaving(self.nursery, self.log)
 
     async def wait_change(self) -> None:
         """Until any claim has handled an event."""
@@ -343,17 +349,30 @@ class Claims:
             self.handle(held, events.StarterNotStarted(text))
 
     def starter_ended(self, pid: int, wait_status: int) -> bool:
-        """A child of spawner or startd was reaped; whether it was a starter of a claim."""
+        """A child of spawner or startd was reaped; whether it was a starter of a claim, or had been."""
         held = self.by_pid(pid)
-        if held is None:
+        name = held.name if held is not None else self.leaving.ended(pid)
+        if name is None:
             return False
         code = os.waitstatus_to_exitcode(wait_status)
         if code not in (0, EXIT_LOST_SHADOW):
-            self.log.warning("starter %d of %s ended with status %d", pid, held.name, code)
+            self.log.warning("starter %d of %s ended with status %d", pid, name, code)
+        if held is None:
+            self.look_again()
+            return True
         broken = held.starter_broken or code == EXIT_UNKILLABLE
         held.starter_forgotten(self.slots.sessions)
         self.handle(held, events.StarterGone(wait_status, broken))
         return True
+
+    def _leaves(self, held: Held) -> None:
+        """The starter has said that nothing of its activation is left but itself: the claim does not wait for its end.
+        It does where the pid is not known yet, or the slot was called broken."""
+        if held.starter_pid is None or held.starter_broken:
+            return
+        self.leaving.begin(held.starter_pid, held.name)
+        held.starter_forgotten(self.slots.sessions)
+        self.handle(held, events.StarterGone(0, broken=False))
 
     async def _listen(self, held: Held, starter: Channel) -> None:
         """All that a starter says, to its last words: the spawner may have told of its end before they are read."""
@@ -362,6 +381,8 @@ class Claims:
             while True:
                 last, _ = await starter.receive()
                 self._heard(held, last)
+                if isinstance(last, to_starter.Ended) and last.nothing_left and held.starter is starter:
+                    self._leaves(held)
         except ChannelClosed:
             return
         except RpcFault as fault:
@@ -373,7 +394,8 @@ class Claims:
             await starter.aclose()
 
     def _heard(self, held: Held, message: object) -> None:
-        """A starter speaks of its own activation only; its words never change the claim's state by themselves."""
+        """A starter speaks of its own activation only. Of its words only the last changes the claim's state by itself,
+        and only where nothing is left (``_leaves``)."""
         held.heard_s = trio.current_time()
         match message:
             case to_starter.Progress(uid=uid):

@@ -123,7 +123,7 @@ class PilotEnd:
 
     async def _no_claims_within(self, limit_s: float) -> bool:
         with trio.move_on_after(limit_s):
-            while self.claims.slots.held:
+            while self.claims.slots.held or self.claims.leaving:
                 await self.claims.wait_change()
             return True
         return False

@@ -125,7 +125,9 @@ class Job:
                 self._begin(Step.ASK)
                 status = await self._live()
                 await self._tell_of_trouble(status)
-                await self._say(startdwords.ended(self._work, self._life.verdict, self._life.ended))
+                life = self._life
+                sandbox = life.sandbox or life.unkillable
+                await self._say(startdwords.ended(self._work, life.verdict, life.ended, sandbox=sandbox))
                 nursery.cancel_scope.cancel()
         return status
 

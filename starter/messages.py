@@ -217,6 +217,7 @@ class Ended:
     """starter -> startd: last message before the starter exits; ``verdict`` as in ``starter.life.Verdict``.
 
     ``exit_status``: the job's wait status, if it ended by itself. CPU seconds and peak memory as far as they are known.
+    ``nothing_left``: of the activation, but this process and its private directory: its slot can be used again.
     """
 
     verdict: str
@@ -228,6 +229,7 @@ class Ended:
     """The hold code of a job that was held or given back."""
     duration_s: float | None = None
     """How long the job itself ran, its last run if there were several; None if it never did."""
+    nothing_left: bool = False
 
 
 SPAWNER = Protocol(StartStarter, CleanUp, SpawnerReady, StarterStarted, StarterFailed, StarterEnded)

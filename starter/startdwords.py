@@ -7,7 +7,7 @@ from pilot.rpc import RpcFault
 from starter import updates
 from starter.events import ContinueAsked, DeactivateAsked, Event, JobEnded, LimitExceeded, SuspendAsked
 from starter.messages import ContinueJob, Deactivate, Ended, HoldJob, SuspendJob
-from starter.verdict import Hold, Requeue, Verdict, words
+from starter.verdict import Exited, Hold, Requeue, Verdict, words
 from starter.work import Work
 
 
@@ -30,8 +30,8 @@ def asked(message: object) -> Event:
             raise RpcFault("unexpected", f"{type(message).__name__} is not for a starter")
 
 
-def ended(work: Work, verdict: Verdict | None, end: JobEnded | None) -> Ended:
-    """The last word of a starter: how it went, and what the job used."""
+def ended(work: Work, verdict: Verdict | None, end: JobEnded | None, *, sandbox: bool = True) -> Ended:
+    """The last word of a starter: how it went, and what the job used. ``sandbox``: something of it may be left."""
     usage = work.usage
     return Ended(
         type(verdict).__name__,
@@ -41,7 +41,13 @@ def ended(work: Work, verdict: Verdict | None, end: JobEnded | None) -> Ended:
         rss_peak_kb=usage.rss_peak_kb if usage else 0,
         code=verdict.code if isinstance(verdict, Hold | Requeue) else 0,
         duration_s=work.duration_s,
+        nothing_left=not sandbox and isinstance(verdict, Exited) and _no_process_left(work),
     )
+
+
+def _no_process_left(work: Work) -> bool:
+    """Nor an account: one that was lent to the job by the switch is given back by the end of this process."""
+    return not work.registered and not work.guests.families and work.switch.name != "userns"
 
 
 def verdict_words(verdict: Verdict | None) -> str:

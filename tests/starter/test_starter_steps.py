@@ -17,16 +17,16 @@ from cedar.commands import HoldCode
 from cedar.filetransfer import Ack, StoreFailed
 from pilot.credentials import MAX_PEM_BYTES
 from pilot.settings import Settings
-from starter import jobinput, joboutput, stopping, updates
+from starter import jobinput, joboutput, startdwords, stopping, updates
 from starter.credential import Keys
 from starter.description import OWN_NAMES, describe
-from starter.events import StagedIn, StepFailed
+from starter.events import JobEnded, StagedIn, StepFailed
 from starter.failures import transfer_verdict
 from starter.fileplan import MB
 from starter.sandbox import Inward
 from starter.transfer import InputSink, Progress, TransferFailed
-from starter.verdict import Exited, Hold, Requeue, Verdict
-from starter.work import Work
+from starter.verdict import Exited, Hold, Killed, Requeue, Verdict
+from starter.work import Guests, Work
 from tests.jobwrapper.farsides import once
 
 
@@ -129,6 +129,28 @@ async def test_a_stream_that_was_refused_holds_a_job_that_has_exited() -> None:
         ],
     )
     assert await joboutput.send_sandbox(busy, Exited(0)) == StepFailed(hold, sandbox=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sandbox", "nothing_left"),
+    [
+        ({}, False, True),
+        ({}, True, False),
+        ({"verdict": Killed("rm", 0, output=False)}, False, False),
+        ({"verdict": Hold(13, 2, "no output")}, False, False),
+        ({"registered": True}, False, False),
+        ({"guests": Guests(families={"ssh"})}, False, False),
+        ({"switch": SimpleNamespace(name="userns")}, False, False),
+    ],
+)
+async def test_a_slot_is_given_up_early_only_where_a_job_that_ended_has_left_nothing(
+    changes: dict[str, Any], sandbox: bool, nothing_left: bool
+) -> None:
+    """At a sub-uid the account goes with the starter."""
+    facts = {"registered": False, "guests": Guests(), "switch": SimpleNamespace(name="glexec"), **changes}
+    verdict = facts.pop("verdict", Exited(0))
+    done = work(usage=None, duration_s=1.0, **facts)
+    assert startdwords.ended(done, verdict, JobEnded(0, exact=True), sandbox=sandbox).nothing_left is nothing_left
 
 
 def test_another_try_is_told_from_a_hold_by_its_subcode() -> None:
