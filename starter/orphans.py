@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 
 import trio
 
 from pilot.calls import may_reap, own_children
 
+# <sys/prctl.h>
+_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 # Opened once, before a spawner forks: opening it costs a starter 60 pages of its own.
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -25,9 +28,22 @@ def become_subreaper() -> None:
     Raises:
         OSError: the kernel refused.
     """
-    if _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+    _prctl("PR_SET_CHILD_SUBREAPER", _PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent(wanted: bool) -> None:
+    """Whether the kernel kills this process when its parent ends (prctl(2)); of one that has ended nothing tells.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    _prctl("PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, signal.SIGKILL if wanted else 0)
+
+
+def _prctl(name: str, option: int, value: int) -> None:
+    if _LIBC.prctl(option, value, 0, 0, 0) != 0:
         number = ctypes.get_errno()
-        raise OSError(number, f"prctl(PR_SET_CHILD_SUBREAPER): {os.strerror(number)}")
+        raise OSError(number, f"prctl({name}): {os.strerror(number)}")
 
 
 async def reap_orphans() -> None:

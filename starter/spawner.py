@@ -5,7 +5,8 @@ the tree of a starter that died falls to it (procd, which knew the members, kill
 and its last starter has ended.
 
 One starter is forked ahead of its activation, when the spawner has been quiet for a moment: the spare has warmed up
-when its activation comes, and is used for that one only. It may die at any time: then a starter is forked as before.
+when its activation comes, and is used for that one only. It may die or stand still at any time: then a starter is
+forked as before. So that exactly one of both runs the job, the activation is the spare's only once it has said so.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import os
 import select
 import signal
 import socket
+import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
@@ -37,7 +40,7 @@ from starter.messages import (
 )
 from starter.orphans import become_subreaper
 from starter.private import ticks_of
-from starter.spare import Spare, call_itself
+from starter.spare import Offer, Spare, call_itself, take
 
 # What a starter's process is given: its activation, the connection to the shadow, its channel to the startd.
 RunStarter = Callable[[Activation, socket.socket, socket.socket], int]
@@ -61,6 +64,7 @@ class Spawner:
     log: logging.LoggerAdapter[logging.Logger]
     starters: set[int] = attrs.field(factory=set)
     spare: Spare | None = None
+    offers: list[Offer] = attrs.field(factory=list)
     # no more than one for each activation, however often they die
     spare_due: bool = True
     startd_gone: bool = False
@@ -73,7 +77,7 @@ class Spawner:
         self._answer(SpawnerReady())
         self._settle()
         wakeup = _wakeup_on_child()
-        while not (self.startd_gone and not self.starters):
+        while not self.startd_gone or self.starters or self.offers:
             self._wait(wakeup)
             self._reap()
         self._dismiss_spare()
@@ -102,15 +106,25 @@ class Spawner:
         return status
 
     def _wait(self, wakeup: int) -> None:
-        sources = [wakeup] if self.startd_gone else [wakeup, self.startd.fileno()]
-        quiet_s = SPARE_AFTER_S if self.spare_due and not self.startd_gone else None
-        ready, _, _ = select.select(sources, [], [], quiet_s)
-        if not ready:
+        sources = [wakeup, *(offer.spare.channel.fileno() for offer in self.offers)]
+        if not self.startd_gone:
+            sources.append(self.startd.fileno())
+        ready, _, _ = select.select(sources, [], [], self._pause_s())
+        if not ready and self._spare_wanted():
             self._fork_spare()
         if wakeup in ready:
             os.read(wakeup, 4096)
+        self._settle_offers(ready)
         if self.startd.fileno() in ready:
             self._serve_one()
+
+    def _pause_s(self) -> float | None:
+        """How long to wait for something to happen."""
+        pauses = [max(0.0, offer.until_s - time.monotonic()) for offer in self.offers]
+        return min([*pauses, SPARE_AFTER_S] if self._spare_wanted() else pauses, default=None)
+
+    def _spare_wanted(self) -> bool:
+        return self.spare_due and not self.startd_gone
 
     def _serve_one(self) -> None:
         try:
@@ -118,6 +132,13 @@ class Spawner:
         except ChannelClosed:
             self.startd_gone = True
             return
+        if isinstance(request, StartStarter):
+            self.spare_due = True
+            if self._offer(request, fds):
+                return
+        self._fork_and_close(request, fds)
+
+    def _fork_and_close(self, request: object, fds: list[int]) -> None:
         try:
             self._fork(request, fds)
         finally:
@@ -127,9 +148,7 @@ class Spawner:
     def _fork(self, request: object, fds: list[int]) -> None:
         match request, fds:
             case StartStarter(ticket=ticket, activation=activation), [shadow, startd]:
-                self.spare_due = True
-                if not self._use_spare(request, fds):
-                    self._fork_for(ticket, lambda: self._be_starter(activation, shadow, startd), fds)
+                self._fork_for(ticket, lambda: self._be_starter(activation, shadow, startd), fds)
             case CleanUp(ticket=ticket, private_dir=private_dir), []:
                 self._fork_for(ticket, lambda: self.run_clean_up(Path(private_dir)), fds)
             case _:
@@ -151,18 +170,39 @@ class Spawner:
 
     def _started(self, ticket: int, pid: int) -> None:
         self.starters.add(pid)
-        self._answer(StarterStarted(ticket, pid, ticks_of(pid) or 0))
+        ticks = 0
+        with suppress(OSError):  # a job can take all descriptors that a host has
+            ticks = ticks_of(pid) or 0
+        self._answer(StarterStarted(ticket, pid, ticks))
 
-    def _use_spare(self, request: StartStarter, fds: list[int]) -> bool:
-        """Give the activation to the spare, if there is one that lives."""
+    def _offer(self, request: StartStarter, fds: list[int]) -> bool:
+        """Give the activation to the spare, if there is one that lives; the descriptors are the offer's then."""
         spare, self.spare = self.spare, None
         if spare is None:
             return False
         if not spare.give(request, fds):
             spare.dismiss()
             return False
-        self._started(request.ticket, spare.pid)
+        self.offers.append(Offer(spare, request, fds))
         return True
+
+    def _settle_offers(self, ready: list[int]) -> None:
+        for offer in list(self.offers):
+            is_due = offer.spare.channel.fileno() in ready or offer.until_s <= time.monotonic()
+            if is_due and not self._settle_offer(offer):
+                offer.spare.dismiss()
+
+    def _settle_offer(self, offer: Offer) -> bool:
+        """Whether the spare has taken the activation by now; if not, a starter is forked for it."""
+        self.offers.remove(offer)
+        if offer.spare.has_taken():
+            self._started(offer.request.ticket, offer.spare.pid)
+            for fd in offer.fds:
+                os.close(fd)
+            return True
+        self.log.warning("the spare starter %d did not take its job; forking another", offer.spare.pid)
+        self._fork_and_close(offer.request, offer.fds)
+        return False
 
     def _fork_spare(self) -> None:
         self.spare_due = False
@@ -189,10 +229,9 @@ class Spawner:
         call_itself("spare")
         self._rehearse()
         try:
-            request, fds = receive_blocking(channel, SPAWNER)
+            request, fds = take(channel)
         except ChannelClosed:
             return 0
-        channel.close()
         call_itself("starter")
         match request, fds:
             case StartStarter(activation=activation), [shadow, startd]:
@@ -224,7 +263,7 @@ class Spawner:
             os._exit(status)
 
     def _reap(self) -> None:
-        """Wait for every child that has ended: starters, and orphans of starters that died."""
+        """Wait for every child that has ended: starters, spares, and orphans of starters that died."""
         while True:
             try:
                 pid, wait_status = os.waitpid(-1, os.WNOHANG)
@@ -232,6 +271,8 @@ class Spawner:
                 return
             if pid == 0:
                 return
+            for offer in [offer for offer in self.offers if offer.spare.pid == pid]:
+                self._settle_offer(offer)  # it may have taken it before it died
             if pid in self.starters:
                 self.starters.discard(pid)
                 self._answer(StarterEnded(pid, wait_status))

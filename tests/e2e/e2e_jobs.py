@@ -172,9 +172,15 @@ class Jobs:
 
     def starters(self) -> list[int]:
         """Forked starters look like the spawner, and are its children; the spare, which has no job yet, says so."""
+        return [pid for pid in self._forked() if _name(pid) not in ("", "spare")]
+
+    def spares(self) -> list[int]:
+        """Starters that have no job yet; more than one only while some are on their way out."""
+        return [pid for pid in self._forked() if _name(pid) == "spare"]
+
+    def _forked(self) -> list[int]:
         spawner = self.spawner()
-        forked = [pid for pid in self.pids_of("--spawner-fd") if _parent(pid) == spawner]
-        return [pid for pid in forked if _name(pid) not in ("", "spare")]
+        return [pid for pid in self.pids_of("--spawner-fd") if _parent(pid) == spawner]
 
     def collector_port(self) -> int:
         """The pool's port, for a restarted one."""

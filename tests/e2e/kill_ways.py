@@ -6,6 +6,8 @@ is killed: a way that has to be gone again leads to the same end.
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +19,7 @@ from pilot.rpc import RpcRefused
 from pool import messages as m
 from starter.limits import SHADOW_MARGIN_S
 from tests.e2e.conftest import POOL_KNOBS
+from tests.e2e.halt_hook import OFFERED, TAKEN
 from tests.e2e.walks import JITTER, MARGIN_S, Walk
 
 DONE = "echo done"
@@ -39,6 +42,9 @@ MANY = "i=0; while [ $i -lt 30 ]; do sleep 600 & i=$((i + 1)); done; wait"
 
 DAEMONS = ("procd", "spawner", "starter", "startd", "pool")
 SWITCH = ("front", "root part")
+# A spare stands in for the starter until it has taken an activation.
+WAITING, STANDING = "waiting", "standing"
+WITH_SPARE = ("spare", *(daemon for daemon in DAEMONS if daemon != "starter"))
 WITH_JOB = (*DAEMONS, *SWITCH, "job")
 # procd ends with its startd.
 WITHOUT_STARTD = ("spawner", "starter", "pool")
@@ -49,10 +55,10 @@ WITHOUT_POOL_BUT_JOB = ("procd", "startd", *SWITCH, "job")
 
 @attrs.frozen
 class Way:
-    """To one rule. ``there``: who is killed there, one a case; ``ends``: what becomes of the job; ``finish``: what has
-    to be done for that afterwards; ``name``: beside the first way to a rule."""
+    """To one rule, or to a moment in a spare's life. ``there``: who is killed there, one a case; ``ends``: what becomes
+    of the job; ``finish``: what has to be done for that afterwards; ``name``: beside the first way to a rule."""
 
-    rule: int
+    rule: int | str
     lead: Callable[[Walk], None]
     there: tuple[str, ...]
     ends: str
@@ -291,7 +297,47 @@ def taken_up(walk: Walk) -> None:
     walk.to(42, walk.start_pool)
 
 
+def spare_waits(walk: Walk) -> None:
+    """One is forked for each activation, and no other if it is killed."""
+    if not walk.jobs.spares():
+        walk.submit(DONE)
+        walk.jobs.wait_for(walk.job, "completed")
+    walk.jobs.until("a spare", walk.jobs.spares)
+
+
+def spare_stands(walk: Walk) -> None:
+    """Somebody has stopped it."""
+    spare_waits(walk)
+    for pid in walk.jobs.spares():
+        os.kill(pid, signal.SIGSTOP)
+
+
+def spare_at(moment: str) -> Callable[[Walk], None]:
+    """One that stands still at this moment."""
+
+    def led(walk: Walk) -> None:
+        spare_waits(walk)
+        walk.to(moment, lambda: walk.submit(DONE))
+
+    return led
+
+
+def spare_stands_with_an_activation(walk: Walk) -> None:
+    """Nobody continues it."""
+    spare_at(OFFERED)(walk)
+    walk.halted = 0
+
+
+def then_a_job(walk: Walk) -> None:
+    walk.submit(DONE)
+
+
 WAYS = (
+    Way(WAITING, spare_waits, WITH_SPARE, "completed", then_a_job),
+    Way(STANDING, spare_stands, WITH_SPARE, "completed", then_a_job),
+    Way(OFFERED, spare_at(OFFERED), DAEMONS, "completed"),
+    Way(OFFERED, spare_stands_with_an_activation, WITH_SPARE, "completed", name="standing"),
+    Way(TAKEN, spare_at(TAKEN), DAEMONS, "completed"),
     Way(1, straight(DONE, 1), DAEMONS, "completed"),
     Way(2, straight(DONE, 2), DAEMONS, "completed"),
     Way(3, straight(DONE, 3), WITH_JOB, "completed"),

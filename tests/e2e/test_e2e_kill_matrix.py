@@ -53,6 +53,27 @@ def test_killed_at(walk: Walk, way: Way, victim: str) -> None:
     check_end(walk, way)
 
 
+def test_spares_that_are_killed_as_fast_as_they_come(walk: Walk) -> None:
+    """While several jobs start at once, and one after another."""
+    jobs, killed = walk.jobs, set[int]()
+    ids = jobs.submit_many("alice", ["echo done"] * 8)
+
+    def all_done() -> bool:
+        for pid in jobs.spares():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
+        return all(row["state"] == "completed" for job, row in jobs.rows().items() if job in ids)
+
+    jobs.until("the jobs to be done", all_done)
+    assert len(killed) > 1
+    for job in ids:
+        outcomes = [run["outcome"] for run in jobs.runs(job)]
+        assert (outcomes.count("completed"), outcomes[-1]) == (1, "completed")
+    jobs.until_nothing_is_left_of("alice")
+    jobs.until("slots for the next job", lambda: slots_are_usable(walk))
+
+
 def kill(walk: Walk, victim: str) -> None:
     """It is there, and then it is not. A daemon whose end somebody else would have to notice is waited for."""
     pids = walk.jobs.until(f"the {victim}", lambda: walk.victims(victim))
@@ -80,6 +101,9 @@ def check_end(walk: Walk, way: Way) -> None:
     if way.rule == 36:
         assert walk.times_at(33) == 1, "a checkpoint that was sent is what the job goes on from"
     jobs.until_nothing_is_left_of("alice")
+    jobs.until(
+        "no more than a spawner and its spare", lambda: len(jobs.pids_of("--spawner-fd")) <= 1 + len(jobs.spares())
+    )
     jobs.until("slots for the next job", lambda: slots_are_usable(walk))
 
 

@@ -68,14 +68,15 @@ class Walk:
 
     # --- the way -------------------------------------------------------------------------------------------------
 
-    def to(self, rule: int, act: Callable[[], object] | None = None) -> None:
-        """Do `act` while the starter stands still, and let it go on until it has passed `rule`."""
+    def to(self, rule: int | str, act: Callable[[], object] | None = None) -> None:
+        """Do `act` while the starter stands still, and let it go on until it has passed `rule`; or until a spare is at
+        this moment of `halt_hook`."""
         (self.hooks / str(rule)).touch()
         if act is not None:
             act()
         self.go()
         self.halted = self.jobs.until(f"rule {rule}", lambda: self._halted_at(rule))
-        assert self.times_at(rule)
+        assert isinstance(rule, str) or self.times_at(rule)
 
     def times_at(self, rule: int) -> int:
         """How often starters have passed this rule since the walk began."""
@@ -85,7 +86,7 @@ class Walk:
         """What one of the pilot's logs has got since the walk began."""
         return self.jobs.log(name)[self.log_began[name] :]
 
-    def _halted_at(self, rule: int) -> int | None:
+    def _halted_at(self, rule: int | str) -> int | None:
         for found in self.hooks.glob(f"{rule}.*"):
             pid = int(found.suffix[1:])
             if state_of(pid) == "T":
@@ -104,7 +105,7 @@ class Walk:
         """Everything is there again, and nothing of the job."""
         self.go()
         self.restart()
-        for path in self.hooks.glob("[0-9d]*"):
+        for path in self.hooks.glob("[0-9dot]*"):
             path.unlink()
         if self.job and self.jobs.rows()[self.job]["state"] not in ("completed", "removed"):
             with contextlib.suppress(rpc.RpcRefused):
@@ -225,10 +226,12 @@ class Walk:
             case "procd":
                 return self.jobs.pids_of("procd", "--lifeline-fd")
             case "spawner":
-                parent = _parent(self.halted)
+                parent = _parent(self.halted) if self.halted else self.jobs.spawner()
                 return [pid for pid in self.jobs.pids_of("--spawner-fd") if pid == parent]
             case "starter":
                 return [self.halted]
+            case "spare":
+                return self.jobs.spares()
             case "job":
                 return list(self.jobs.processes("alice"))
             case "front" | "sudo" | "root part":

@@ -7,13 +7,22 @@ from collections import Counter
 import pytest
 
 from starter.life import NUMBERED
-from tests.e2e.kill_ways import DAEMONS, SWITCH, WAYS
+from tests.e2e.halt_hook import OFFERED, TAKEN
+from tests.e2e.kill_ways import DAEMONS, STANDING, SWITCH, WAITING, WAYS, WITH_SPARE
 
 
 @pytest.mark.parametrize("rule", range(1, len(NUMBERED) + 1))
 def test_every_daemon_is_killed_at_every_rule(rule: int) -> None:
     there = {victim for way in WAYS if way.rule == rule for victim in way.there}
     assert set(DAEMONS) - there == set()
+
+
+@pytest.mark.parametrize(
+    ("moment", "there"),
+    [(WAITING, WITH_SPARE), (STANDING, WITH_SPARE), (OFFERED, (*DAEMONS, *WITH_SPARE)), (TAKEN, DAEMONS)],
+)
+def test_so_it_is_where_a_spare_has_no_rule_yet(moment: str, there: tuple[str, ...]) -> None:
+    assert {victim for way in WAYS if way.rule == moment for victim in way.there} == set(there)
 
 
 def test_where_the_switch_stands_the_job_is_killed_too() -> None:

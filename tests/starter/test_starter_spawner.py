@@ -26,7 +26,7 @@ from starter.messages import (
     StarterStarted,
     StartStarter,
 )
-from starter.spare import stands_still
+from starter.spare import Offer, Spare, stands_still, take
 from starter.spawner import EXIT_BUG, Spawner, ignore_terminal
 
 ACTIVATION = Activation(
@@ -64,6 +64,7 @@ def fork_spawner(log_file: Path, rehearse: Callable[[], None] = nothing) -> tupl
         ).serve()
         os._exit(0)
     theirs.close()
+    ours.settimeout(20)
     assert isinstance(receive_blocking(ours, SPAWNER)[0], SpawnerReady)
     return ours, pid
 
@@ -214,18 +215,14 @@ def test_without_its_spare_a_spawner_forks(spawner: socket.socket, tmp_path: Pat
     assert spare() not in (killed, pid)
 
 
-def test_a_spare_that_stands_still_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The activation is more than the socket takes: without a limit the spawner would wait for a reader."""
-    monkeypatch.setattr("starter.spare.GIVE_WITHIN_S", 0.05)
-    startd, spawner = fork_spawner(tmp_path / "StarterLog")
-    with startd:
-        stopped = spare()
-        os.kill(stopped, signal.SIGSTOP)
-        near, pid = start(startd, attrs.evolve(ACTIVATION, slot_ad="x" * 900_000))
-        assert pid != stopped
-        assert not runs(stopped)
-        end(startd, near, pid)
-    assert os.waitstatus_to_exitcode(os.waitpid(spawner, 0)[1]) == 0
+def test_an_activation_that_no_spare_reads_holds_nobody_up(spawner: socket.socket) -> None:
+    """It is more than the socket takes: the spawner would have to wait for a reader."""
+    stopped = spare()
+    os.kill(stopped, signal.SIGSTOP)
+    near, pid = start(spawner, attrs.evolve(ACTIVATION, slot_ad="x" * 900_000))
+    assert pid != stopped
+    until("its end", lambda: not runs(stopped))
+    end(spawner, near, pid)
 
 
 def test_a_spare_that_stands_still_gets_no_activation(spawner: socket.socket) -> None:
@@ -237,20 +234,159 @@ def test_a_spare_that_stands_still_gets_no_activation(spawner: socket.socket) ->
     with near:
         os.kill(pid, signal.SIGCONT)  # if it is that one, it ends with this test
         assert pid != stopped
-        assert not runs(stopped)
+        until("its end", lambda: not runs(stopped))
         end(spawner, near, pid)
 
 
+class Gate:
+    """Keeps the first spare in its rehearsal: from when it has been offered an activation until it is opened."""
+
+    def __init__(self, directory: Path) -> None:
+        self.taken, self.reached, self.open = (directory / name for name in ("taken", "reached", "open"))
+
+    def __call__(self) -> None:
+        if name_of(os.getpid()) != "spare" or self.taken.exists():
+            return
+        self.taken.touch()
+        until("its activation", lambda: bool(select.select([channel_of_spare()], [], [], 0)[0]))
+        self.reached.touch()
+        until("the gate", self.open.exists)
+
+    def offered(self) -> None:
+        until("a spare with an activation", self.reached.exists)
+
+
+def ask(spawner: socket.socket, ticket: int) -> socket.socket:
+    """Ask for a starter; the startd's end of its channel."""
+    near, far = socket.socketpair()
+    shadow, other = socket.socketpair()
+    with far, shadow, other:
+        send_blocking(spawner, SPAWNER, StartStarter(ticket, ACTIVATION), [shadow.fileno(), far.fileno()])
+    return near
+
+
+def check_runs(spawner: socket.socket, near: socket.socket, ticket: int) -> int:
+    """This one's starter is the next that the spawner tells of; its pid."""
+    started, _ = receive_blocking(spawner, SPAWNER)
+    assert isinstance(started, StarterStarted)
+    assert started.ticket == ticket
+    end(spawner, near, started.pid)
+    return started.pid
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_an_activation_that_its_spare_does_not_take_is_another_starters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """It lay in the socket already, which nobody reads any more."""
+    monkeypatch.setattr("starter.spare.TAKE_WITHIN_S", 60.0 if number == signal.SIGKILL else 0.1)
+    gate = Gate(tmp_path)
+    startd, spawner = fork_spawner(tmp_path / "StarterLog", gate)
+    with startd:
+        offered = spare()
+        near = ask(startd, 1)
+        gate.offered()
+        os.kill(offered, number)
+        assert check_runs(startd, near, 1) != offered
+        until("its end", lambda: not runs(offered))
+    assert os.waitstatus_to_exitcode(os.waitpid(spawner, 0)[1]) == 0
+
+
+def test_an_offer_keeps_nobody_waiting_and_its_starter_begins_once(tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    startd, spawner = fork_spawner(tmp_path / "StarterLog", gate)
+    with startd:
+        offered = spare()
+        near = ask(startd, 1)
+        gate.offered()
+        assert check_runs(startd, ask(startd, 2), 2) != offered
+        gate.open.touch()
+        assert check_runs(startd, near, 1) == offered
+        assert near.fileno() < 0
+    assert os.waitstatus_to_exitcode(os.waitpid(spawner, 0)[1]) == 0
+
+
+def test_a_spare_that_comes_too_late_begins_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that no signal ends, in state D, is not waited for: its activation is somebody else's."""
+    monkeypatch.setattr("starter.spare.TAKE_WITHIN_S", 0.1)
+    gate = Gate(tmp_path)
+
+    def rehearse() -> None:
+        os.kill = lambda *_: None  # type: ignore[assignment]
+        gate()
+
+    startd, spawner = fork_spawner(tmp_path / "StarterLog", rehearse)
+    with startd:
+        late = spare()
+        near = ask(startd, 1)
+        gate.offered()
+        other = check_runs(startd, near, 1)
+        assert other != late
+        assert runs(late)
+        gate.open.touch()
+        until("its end", lambda: not runs(late))
+    assert os.waitstatus_to_exitcode(os.waitpid(spawner, 0)[1]) == 0
+    assert (tmp_path / "StarterLog").read_text().count("a starter's line") == 1
+
+
+def test_a_starter_that_dies_in_the_moment_it_has_taken_its_job_is_told_of(tmp_path: Path) -> None:
+    """And none is forked for it: it may have begun."""
+    gate = Gate(tmp_path)
+    startd, spawner = fork_spawner(tmp_path / "StarterLog", gate)
+    with startd:
+        taking = spare()
+        near = ask(startd, 1)
+        gate.offered()
+        os.kill(spawner, signal.SIGSTOP)
+        gate.open.touch()
+        assert near.recv(1000)  # it has begun
+        os.kill(taking, signal.SIGKILL)
+        until("its end", lambda: not runs(taking))
+        os.kill(spawner, signal.SIGCONT)
+        started, _ = receive_blocking(startd, SPAWNER)
+        assert (started.ticket, started.pid) == (1, taking)
+        assert receive_blocking(startd, SPAWNER)[0] == StarterEnded(taking, signal.SIGKILL)
+        check_runs(startd, ask(startd, 2), 2)
+    near.close()
+    assert os.waitstatus_to_exitcode(os.waitpid(spawner, 0)[1]) == 0
+
+
+def test_a_spare_that_took_its_job_is_known_as_a_starter_before_its_end_is_told() -> None:
+    """The kernel may tell of both between two looks at the channels."""
+    startd, other = socket.socketpair()
+    near, far = socket.socketpair()
+    request = StartStarter(1, ACTIVATION)
+    pid = os.fork()
+    if pid == 0:
+        take(far)
+        os._exit(7)
+    spare = Spare(pid, near)
+    far.close()
+    assert spare.give(request, [])
+    until("its end", lambda: not runs(pid))
+    log = logs.get("starter")
+    spawner = Spawner(
+        startd=other, run_starter=starter, run_clean_up=lambda _: 0, warm_up=nothing, rehearse=nothing, log=log
+    )
+    spawner.offers.append(Offer(spare, request, []))
+    spawner._reap()
+    with startd, other:
+        assert receive_blocking(startd, SPAWNER)[0] == StarterStarted(1, pid, 0)
+        assert receive_blocking(startd, SPAWNER)[0] == StarterEnded(pid, 7 << 8)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
 @pytest.mark.parametrize("killed", [False, True])
-def test_no_spare_outlives_its_spawner(tmp_path: Path, killed: bool) -> None:
+def test_no_spare_outlives_its_spawner(tmp_path: Path, killed: bool, stopped: bool) -> None:
     startd, pid = fork_spawner(tmp_path / "StarterLog")
     with startd:
         near, busy = start(startd)  # which has been forked before the spare, and has nothing of its
         left = spare()
+        if stopped:
+            os.kill(left, signal.SIGSTOP)
         if killed:
             os.kill(pid, signal.SIGKILL)
         else:
-            os.kill(left, signal.SIGSTOP)
             end(startd, near, busy)
             startd.close()
         os.waitpid(pid, 0)
@@ -289,6 +425,7 @@ def test_a_host_without_descriptors_costs_the_spare_alone(tmp_path: Path) -> Non
 
     def starve() -> None:  # in the spawner, before it is ready for the first request
         socket.socketpair = none  # type: ignore[assignment]
+        Path.read_bytes = none  # type: ignore[method-assign]
 
     log = tmp_path / "StarterLog"
     startd, pid = fork_spawner(log, starve)
