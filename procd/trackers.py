@@ -83,14 +83,27 @@ class Trackers:
 
     def place(self, family: Family, *, new: bool, bounds: Bounds = NO_BOUNDS) -> None:
         """Put the root of a new family into a group of its own, held to `bounds`; find that of one that an
-        earlier procd had."""
-        if self._makes is None or family.parent is not None or family.name in self._groups:
+        earlier procd had. A launch that was tried again has another root, which comes into the same group."""
+        if self._makes is None or family.parent is not None:
             return
+        if family.name in self._groups:
+            return self._place_again(family, self._groups[family.name])
         try:
             self._groups[family.name] = self._makes.place(family.root, new=new, bounds=bounds)
             self._before[family.name] = family.account.totals.cpu if new else NO_CPU
         except GroupFailed as failed:
             self._log.warning("family %s: no cgroup (%s), following it by descent", family.name, failed)
+
+    def _place_again(self, family: Family, group: Group) -> None:
+        if family.root.pid in group.pids():
+            return
+        before = self._before.get(family.name, NO_CPU)
+        try:
+            group.add(family.root)
+            self._before[family.name] = before.plus(family.account.totals.cpu)
+        except GroupFailed as failed:
+            del self._groups[family.name]  # it does not hold the family any more
+            self._log.warning("family %s: not all in its cgroup (%s), following it by descent", family.name, failed)
 
     def group(self, family: Family) -> Group | None:
         """The group that holds exactly this family with its sub-families, if there is one."""

@@ -16,14 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from demo.accounts import Account
+from pilot import logs
 from procd.births import MOST_ENDED, Births
 from procd.client import ProcdClient
 from procd.events import MAX_LOT, Connector, Event, Overrun, connector_works, parse
+from procd.facts import Facts
 from procd.families import Families
 from procd.groups import Group
 from procd.lookout import Lookout
 from procd.proc import ProcReader, ticks_now
 from procd.process import Process, ProcessId
+from procd.trackers import Trackers
 from tests.procd import world
 from tests.procd.hosts import Delegated, delegated
 from tests.procd.test_procd_switch import Site, site  # noqa: F401  (the fixture)
@@ -338,6 +341,33 @@ async def test_a_restarted_procd_finds_its_cgroup_again(tmp_path: Path, place: D
             assert (await client.stop("job", deadline_s=10)).route == "cgroup"
             assert job.alive() == []
             client.close()
+
+
+@pytest.mark.needs_root
+def test_a_launch_that_is_tried_again_comes_into_the_familys_cgroup(place: Delegated) -> None:
+    """Else the group would be taken for the whole family, and its end for the family's."""
+    families, reader = Families(os.geteuid()), ProcReader()
+    trackers = Trackers(families, Facts(cgroup=str(place.path)), logs.get("test"), dedicated=None, isolates=False)
+    starter = ProcessId(os.getpid(), world.ticks(os.getpid()))
+    roots = [subprocess.Popen([world.PYTHON, "-IS", "-c", world.SLEEP]) for _ in range(2)]
+    try:
+        for attempt in roots:
+            root = ProcessId(attempt.pid, world.ticks(attempt.pid))
+            family = families.register("job", root, starter, Lookout(families, reader).survey(root, starter))
+            for _ in range(2):  # the same request may come twice
+                trackers.place(family, new=True)
+            group = trackers.group(family)
+            assert group is not None
+            assert group.pids() == [attempt.pid]
+            attempt.kill()
+            attempt.wait()
+        trackers.forget(family)
+        assert groups(place) == []
+    finally:
+        for attempt in roots:
+            attempt.kill()
+            attempt.wait()
+        reader.close()
 
 
 # --- the sweep of accounts ------------------------------------------------------------------------------------------
