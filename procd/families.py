@@ -1,5 +1,4 @@
-"""Who belongs to which family. Pure: it is shown processes and decides; it reads, signals and waits for
-nothing.
+"""Who belongs to which family. Pure: it is shown processes and decides; it reads, signals and waits for nothing.
 
 A family is a root process and its descendants. Membership is sticky: once seen, a process stays until it
 ends, whatever becomes of its parent. Orphans of the job are handed to a sub-reaper: the starter, or a part of
@@ -12,39 +11,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import attrs
 
-from procd.account import Account, Totals
-from procd.process import HIDDEN, Process, ProcessId
-
-# More links than any switch has (glexec, sudo, its monitor, the root part), and than a pilot nests.
-MAX_CHAIN = 64
-
-Seen = Mapping[int, Process]
-
-
-class FamilyRefused(Exception):
-    """A request that can't be granted; nothing has changed. `code` as in procd.messages."""
-
-    def __init__(self, code: str, text: str) -> None:
-        super().__init__(text)
-        self.code = code
-        self.text = text
-
-
-@attrs.frozen
-class Surroundings:
-    """What is around a root at registration and can't be found out later; `survey` finds it.
-
-    chain: between starter and root, nearest to the root first. exempt: the children that they had
-    before. ancestors: processes of the pilot's account above the starter, nearest first. hidden: the host does not
-    show us the family's processes.
-    """
-
-    uid: int
-    chain: tuple[ProcessId, ...] = ()
-    exempt: tuple[ProcessId, ...] = ()
-    ancestors: tuple[ProcessId, ...] = ()
-    totals: Totals = attrs.field(factory=Totals)
-    hidden: bool = False
+from procd.account import Account
+from procd.process import Process, ProcessId
+from procd.surroundings import FamilyRefused, Seen, Surroundings, ancestors, is_there, survey
 
 
 @attrs.define(eq=False)
@@ -78,8 +47,7 @@ class Families:
     """All families of one pilot.
 
     Args:
-        pilot_uid: whose processes the starters are. A job at this uid can't be told from the starter's own
-        new
+        pilot_uid: whose processes the starters are. A job at this uid can't be told from the starter's own new
             children, which then count as its.
         never: processes that belong to nobody, as procd itself.
         alike: whether two processes were started by the same command line, or it can't be told.
@@ -321,7 +289,7 @@ class Families:
         for process in seen.values():
             if process.uid not in uids or not process.running or process.id in ours:
                 continue
-            if any(above.id in ours for above in _ancestors(process, seen)):
+            if any(above.id in ours for above in ancestors(process, seen)):
                 continue  # a call of the switch, on its way
             for family in tops:
                 if family.around.uid == process.uid and process.id.start_ticks >= family.root.start_ticks:
@@ -352,14 +320,14 @@ class Families:
         self.discover(seen, told)
         leaving = set(gone)
         for family in self.within(top):
-            mine = {key: seen[key.pid] for key in family.members if _is_there(key, seen)}
+            mine = {key: seen[key.pid] for key in family.members if is_there(key, seen)}
             left = [key for key in family.members if key in leaving]
             family.members.update(mine)
             for key in left:
                 del family.members[key]
                 del self._member_of[key]
         for family in self.within(top):
-            present = [process for key, process in self.members(family).items() if _is_there(key, seen)]
+            present = [process for key, process in self.members(family).items() if is_there(key, seen)]
             family.account.update(present, leaving, doubtful=doubtful, witness=self._witness(family, seen))
 
     def _witness(self, family: Family, seen: Seen) -> Process | None:
@@ -367,22 +335,17 @@ class Families:
         if family.parent is not None:
             return None
         if family.around.hidden:  # all that is ever seen of the family is what its starter was credited with
-            return seen[family.starter.pid] if _is_there(family.starter, seen) else None
+            return seen[family.starter.pid] if is_there(family.starter, seen) else None
         chain = family.around.chain
         identity = chain[0] if chain else family.starter
         root_counts = family.root in family.members or family.account.holds(family.root)
         if not chain and not root_counts:
             return None  # the starter goes on to wait for other calls of the switch
-        return seen[identity.pid] if _is_there(identity, seen) else None
-
-
-def _is_there(identity: ProcessId, seen: Seen) -> bool:
-    process = seen.get(identity.pid)
-    return process is not None and process.id == identity
+        return seen[identity.pid] if is_there(identity, seen) else None
 
 
 def _is_running(identity: ProcessId, seen: Seen) -> bool:
-    return _is_there(identity, seen) and seen[identity.pid].running
+    return is_there(identity, seen) and seen[identity.pid].running
 
 
 def _climb(
@@ -405,50 +368,3 @@ def _climb(
     result = answers[at.id.pid]
     answers.update(dict.fromkeys(line, result))
     return result
-
-
-def survey(root: ProcessId, starter: ProcessId, seen: Seen, pilot_uid: int) -> Surroundings:
-    """What is around a root that has not run yet.
-
-    Raises:
-        FamilyRefused: "no-such-process" when root or starter are not there, or the one is not below the
-        other.
-    """
-    for identity, what in ((root, "root"), (starter, "starter")):
-        if not _is_there(identity, seen) or not seen[identity.pid].running:
-            raise FamilyRefused("no-such-process", f"the {what}, process {identity.pid}, is not there")
-    chain = []
-    for process in _ancestors(seen[root.pid], seen):
-        if process.id == starter:
-            break
-        chain.append(process.id)
-    else:
-        raise FamilyRefused("no-such-process", f"process {root.pid} is no descendant of {starter.pid}")
-    above = _ancestors(seen[starter.pid], seen)
-    reapers = {starter.pid, *(identity.pid for identity in chain)}
-    exempt = (each.id for each in seen.values() if each.parent in reapers and each.id != root)
-    return Surroundings(
-        uid=seen[root.pid].uid,
-        chain=tuple(chain),
-        exempt=tuple(exempt),
-        ancestors=tuple(_while_uid(above, pilot_uid)),
-        hidden=seen[root.pid].state == HIDDEN,
-    )
-
-
-def _ancestors(process: Process, seen: Seen) -> Iterator[Process]:
-    """Its parent, that one's parent, ..., as far as they are shown; pid 1 adopts strangers and is left
-    out."""
-    for _ in range(MAX_CHAIN):
-        parent = seen.get(process.parent)
-        if parent is None or parent.id.pid == 1 or parent.id.start_ticks > process.id.start_ticks:
-            return
-        yield parent
-        process = parent
-
-
-def _while_uid(processes: Iterable[Process], uid: int) -> Iterator[ProcessId]:
-    for process in processes:
-        if process.uid != uid:
-            return
-        yield process.id

@@ -12,9 +12,10 @@ from typing import TypeVar
 import trio
 
 from pilot.threads import in_thread
-from procd.families import MAX_CHAIN, Families, Family
+from procd.families import Families, Family
 from procd.proc import ProcReader, raise_if_ours, ticks_now
 from procd.process import HIDDEN, Process, ProcessId
+from procd.surroundings import MAX_CHAIN
 
 # A walk that finds somebody ended is repeated, so that parents are read after their children's end is known.
 # In a family where processes end all the time this never settles; the rest is left to the next walk.
@@ -143,7 +144,7 @@ class Lookout:
         return walk.seen
 
     def vouch(self, root: ProcessId, starter: ProcessId, uid: int) -> None:
-        """Take a starter's word for a root that this host does not show us, while it lives."""
+        """Take a starter's word for a root that this host does not show us, while it lives; `let_go` gives it back."""
         if self._sees_jobs or root in self._hidden or self._reader.read(root.pid) is not None:
             return
         try:
@@ -151,11 +152,11 @@ class Lookout:
         except OSError as error:
             raise_if_ours(error)  # else there is none; registration says so
 
-    def forget(self, family: Family) -> None:
-        """Give back what is held for a family."""
-        hidden = self._hidden.pop(family.root, None)
-        if hidden is not None:
-            os.close(hidden.pidfd)
+    def let_go(self) -> None:
+        """Give back what is held for processes that are the root of no family (any more)."""
+        roots = {family.root for family in self._families}
+        for root in self._hidden.keys() - roots:
+            os.close(self._hidden.pop(root).pidfd)
 
     def _add_hidden(self, seen: dict[int, Process]) -> None:
         for root, hidden in self._hidden.items():

@@ -1,5 +1,4 @@
-"""procd's service: takes requests, keeps watch over starters and roots, and stops what nobody steers any
-more.
+"""procd's service: takes requests, keeps watch over starters and roots, and stops what nobody steers any more.
 
 The rules are elsewhere: membership in `procd.families`, routes in `procd.signaller`. This ties them to the
 socket, to pidfds and to the clock.
@@ -21,9 +20,8 @@ import trio
 from pilot import logs
 from pilot.farsignal import Farewell
 from pilot.rpc import Channel, Error, Peer, RpcFault, serve
-from procd.account import Cpu, Totals
 from procd.events import listen
-from procd.families import Families, Family, FamilyRefused, Surroundings
+from procd.families import Families, Family
 from procd.groups import Bounds
 from procd.lookout import Lookout, beside
 from procd.messages import (
@@ -36,7 +34,6 @@ from procd.messages import (
     GetUsage,
     Identity,
     List,
-    Memory,
     Register,
     Registered,
     Resume,
@@ -48,11 +45,13 @@ from procd.messages import (
     Usage,
 )
 from procd.messages import Families as FamilyList
-from procd.proc import TICKS_PER_S, raise_if_ours
+from procd.proc import raise_if_ours
 from procd.process import ProcessId
 from procd.routes import Control, RouteFailed
 from procd.signaller import Ending, Signaller
+from procd.surroundings import FamilyRefused
 from procd.trackers import Trackers
+from procd.translation import identities, memory_of, process_id, surroundings, usage_of
 
 # HTCondor's starter asks every 15 s; peaks between two looks are not seen, and a look costs about half a
 # millisecond.
@@ -203,24 +202,15 @@ class Service:
     async def _register(self, request: Register, fds: list[int]) -> Registered:
         if self._closing:
             raise FamilyRefused("going-away", "procd is about to end")
-        root, starter = _process_id(request.root), _process_id(request.starter)
         control = _control(fds)
         try:
-            around = None if request.memory is None else _surroundings(request.memory)
-            if request.uid is not None:
-                self._lookout.vouch(root, starter, request.uid)
-            seen = self._lookout.survey(root, starter)
-            family = self._families.register(request.family, root, starter, seen, around)
-            self._trackers.place(
-                family, new=request.memory is None, bounds=Bounds(request.memory_limit_kb, request.tasks_limit)
-            )
-            if not self._can_be_proved(family, control):
-                self._forget(family)
-                raise FamilyRefused("hidden", "this host hides the job's processes, and gives no other way to end them")
-        except FamilyRefused:
+            family = self._take_in(request, control)
+        except BaseException:  # raised again at once
             if control is not None:
                 control.close()
             raise
+        finally:
+            self._lookout.let_go()
         self._signaller.add(family, control=control, credential=request.credential, audit_id=request.audit_id)
         if request.memory is not None:
             self._trackers.carry(family, request.memory.usage)
@@ -228,12 +218,27 @@ class Service:
         self._watch(family)
         self._log.info(
             "family %s: root %d (uid %d), starter %d, %s",
-            family.name, root.pid, family.around.uid, starter.pid,
+            family.name, family.root.pid, family.around.uid, family.starter.pid,
             "registered" if request.memory is None else "registered again",
         )  # fmt: skip
         if self._trackers.sweeps:
             await beside(partial(self._trackers.know_account, family.around.uid))
-        return Registered(_memory(family))
+        return Registered(memory_of(family))
+
+    def _take_in(self, request: Register, control: Control | None) -> Family:
+        """The family of a request, in a cgroup of its own where there can be one; FamilyRefused."""
+        root, starter = process_id(request.root), process_id(request.starter)
+        if request.uid is not None:
+            self._lookout.vouch(root, starter, request.uid)
+        around = None if request.memory is None else surroundings(request.memory)
+        family = self._families.register(request.family, root, starter, self._lookout.survey(root, starter), around)
+        self._trackers.place(
+            family, new=request.memory is None, bounds=Bounds(request.memory_limit_kb, request.tasks_limit)
+        )
+        if not self._can_be_proved(family, control):
+            self._forget(family)
+            raise FamilyRefused("hidden", "this host hides the job's processes, and gives no other way to end them")
+        return family
 
     def _can_be_proved(self, family: Family, control: Control | None) -> bool:
         """Whether it can be told that nobody of a family is left. Lists of children name the hidden, scans do not."""
@@ -250,7 +255,7 @@ class Service:
 
     def _usage_of(self, family: Family) -> Usage:
         """As of the last look."""
-        return self._trackers.complete(family, _usage(family.account.totals))
+        return self._trackers.complete(family, usage_of(family.account.totals))
 
     async def _signal(self, request: Signal) -> Done:
         family = self._families.get(request.family)
@@ -301,7 +306,7 @@ class Service:
             credential=credential,
             audit_id=audit_id,
             control=self._signaller.control(family) is not None,
-            members=_identities(tuple(self._families.members(family))[:MAX_LISTED]),
+            members=identities(tuple(self._families.members(family))[:MAX_LISTED]),
             usage=self._usage_of(family),
         )
 
@@ -355,7 +360,7 @@ class Service:
             scope.cancel()
         self._families.unregister(family)
         self._trackers.forget(family)
-        self._lookout.forget(family)
+        self._lookout.let_go()
         self._log.info("family %s: unregistered", family.name)
 
     # --- watching -------------------------------------------------------------------------------------------
@@ -426,17 +431,6 @@ _HANDLERS: dict[type, Callable[[Service, Any], Awaitable[Any]]] = {
 }
 
 
-# --- between messages and families --------------------------------------------------------------------------
-
-
-def _process_id(identity: Identity) -> ProcessId:
-    return ProcessId(identity.pid, identity.start_ticks)
-
-
-def _identities(ids: tuple[ProcessId, ...]) -> tuple[Identity, ...]:
-    return tuple(Identity(*each) for each in ids)
-
-
 def _control(fds: list[int]) -> Control | None:
     """The control socket that came with a request, as a descriptor of our own."""
     if not fds:
@@ -447,50 +441,3 @@ def _control(fds: list[int]) -> Control | None:
     except OSError:
         os.close(fd)
         raise FamilyRefused("no-socket", "the control descriptor is no socket") from None
-
-
-def _usage(totals: Totals) -> Usage:
-    return Usage(
-        user_s=totals.cpu.user / TICKS_PER_S,
-        system_s=totals.cpu.system / TICKS_PER_S,
-        rss_kb=totals.rss_kb,
-        rss_peak_kb=totals.rss_peak_kb,
-        image_kb=totals.image_peak_kb,
-        processes=totals.processes,
-        processes_seen=totals.seen,
-        dead_user_s=totals.dead.user / TICKS_PER_S,
-        dead_system_s=totals.dead.system / TICKS_PER_S,
-    )
-
-
-def _totals(usage: Usage) -> Totals:
-    return Totals(
-        cpu=Cpu(round(usage.user_s * TICKS_PER_S), round(usage.system_s * TICKS_PER_S)),
-        dead=Cpu(round(usage.dead_user_s * TICKS_PER_S), round(usage.dead_system_s * TICKS_PER_S)),
-        rss_peak_kb=usage.rss_peak_kb,
-        image_peak_kb=usage.image_kb,
-        seen=usage.processes_seen,
-    )
-
-
-def _memory(family: Family) -> Memory:
-    around = family.around
-    return Memory(
-        uid=around.uid,
-        chain=_identities(around.chain),
-        exempt=_identities(around.exempt),
-        ancestors=_identities(around.ancestors),
-        hidden=around.hidden,
-        usage=_usage(family.account.totals),
-    )
-
-
-def _surroundings(memory: Memory) -> Surroundings:
-    return Surroundings(
-        uid=memory.uid,
-        chain=tuple(map(_process_id, memory.chain)),
-        exempt=tuple(map(_process_id, memory.exempt)),
-        ancestors=tuple(map(_process_id, memory.ancestors)),
-        totals=_totals(memory.usage),
-        hidden=memory.hidden,
-    )

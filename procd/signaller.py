@@ -11,11 +11,12 @@ import attrs
 import trio
 
 from pilot.farsignal import Farewell
-from procd.families import Families, Family, FamilyRefused
+from procd.families import Families, Family
 from procd.groups import Group, GroupFailed
 from procd.lookout import Lookout
 from procd.process import ProcessId
 from procd.routes import Control, Order, OwnRight, RouteFailed, SwitchCalls
+from procd.surroundings import FamilyRefused
 
 # Within this a root part has killed what can be killed (1,000 processes take 0.3 s); then another route is
 # tried.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,7 +24,10 @@ from demo.accounts import Account
 from pilot.rpc import ChannelClosed
 from procd.client import ProcdClient
 from procd.facts import Facts
-from procd.messages import Usage
+from procd.families import Families
+from procd.lookout import Lookout
+from procd.messages import Identity, Register, Usage
+from procd.proc import ProcReader
 from procd.server import Service
 from tests.procd import world
 
@@ -202,3 +207,28 @@ def test_a_hidden_family_without_any_proof_of_its_end_is_refused() -> None:
     assert can_be_proved(hidden=True, children_files=True)
     assert can_be_proved(hidden=True, children_files=False, group=object())
     assert can_be_proved(hidden=True, children_files=False, control=object())
+
+
+async def test_a_registration_that_fails_keeps_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither that of a root which /proc hides, nor the control socket that came with the request."""
+    families, reader = Families(os.geteuid()), ProcReader()
+    lookout = Lookout(families, reader, sees_jobs=False)
+    service = Service(*cast(Any, (families, lookout, None, None, None)), check_every_s=1)
+    monkeypatch.setattr(reader, "read", lambda pid: None)
+    near, far = socket.socketpair()
+    with near, far:
+        me = Identity(os.getpid(), 1)
+        request = Register("job", root=me, starter=Identity(1, 1), credential=None, audit_id="", uid=0)
+        before = len(os.listdir("/proc/self/fd"))
+        answer = await service._answer(request, [near.fileno()])
+        assert answer.code == "no-such-process"
+        assert len(os.listdir("/proc/self/fd")) == before
+
+        def no_descriptor(*_: object) -> None:
+            raise OSError(errno.EMFILE, "")
+
+        monkeypatch.setattr(lookout, "survey", no_descriptor)
+        with pytest.raises(OSError, match="24"):
+            await service._answer(request, [near.fileno()])
+        assert len(os.listdir("/proc/self/fd")) == before
+    reader.close()

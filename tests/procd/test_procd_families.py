@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from procd.account import Account, Cpu, Totals
-from procd.families import Families, Family, FamilyRefused, Surroundings
+from procd.families import Families, Family
 from procd.process import Process, ProcessId
+from procd.surroundings import FamilyRefused, Surroundings
 
 PILOT, ALICE = 500, 1001
 INIT, STARTD, SPAWNER, STARTER, FRONT, ROOTPART, ROOT = 1, 2, 3, 4, 5, 6, 10
