@@ -133,7 +133,10 @@ def _fail(text: str, status: int) -> NoReturn:
 @_json
 @click.pass_obj
 def tree(asking: _Asking, as_json: bool = False) -> None:
-    """Families and their sub-families, with what they use, as of the last look at each."""
+    """Show families, their sub-families and what they use.
+
+    As of the last look at each: `snapshot` takes one first.
+    """
     _show(asking, asking.ask(lambda client: client.families()), as_json)
 
 
@@ -156,7 +159,10 @@ def snapshot(asking: _Asking, as_json: bool) -> None:
 @_json
 @click.pass_obj
 def dump(asking: _Asking, as_json: bool) -> None:
-    """All that procd knows: how it works on this host, the families, their processes as pid.start-tick."""
+    """Show all that procd knows.
+
+    That is how it works on this host, the families, and their processes as pid.start-tick.
+    """
 
     async def everything(client: ProcdClient) -> tuple[Description, tuple[FamilyState, ...]]:
         return await client.describe(), await client.families()
@@ -175,7 +181,7 @@ def dump(asking: _Asking, as_json: bool) -> None:
 @_json
 @click.pass_obj
 def usage(asking: _Asking, family: str, as_json: bool) -> None:
-    """What a family uses and has used, from a look taken now."""
+    """Show what a family uses and has used, as of now."""
     found: Usage = asking.ask(lambda client: client.usage(family))
     if as_json or asking.as_json:
         _print_json(attrs.asdict(found))

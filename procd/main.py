@@ -15,8 +15,8 @@ from pilot import logs
 from pilot.configuration import load
 from pilot.ledger import Ledger
 from pilot.settings import Settings, SettingsError
-from pilot.switch import make_switch
-from procd.ctl import Group, ctl
+from pilot.switch import Switch, make_switch
+from procd.ctl import DONE, FAILED, WRONG_USAGE, Group, ctl
 from procd.facts import sees_jobs
 from procd.families import Families
 from procd.lookout import Lookout
@@ -29,12 +29,17 @@ from procd.server import Service
 from procd.signaller import Signaller
 from procd.trackers import FAMILY_VARIABLE, Trackers
 
-EXIT_REQUEST_FAILED, EXIT_USAGE = 1, 100
 # Each job takes up to five: two processes that are watched, two connections, a control socket.
 MOST_DESCRIPTORS = 65_536
 
 
-@click.group(name="sailplane-procd", cls=Group, invoke_without_command=True)
+@click.group(
+    name="sailplane-procd",
+    cls=Group,
+    invoke_without_command=True,
+    epilog="The startd starts it. Examples: sailplane-procd --socket run/procd --log - serves in the foreground;"
+    " sailplane-procd ctl --socket run/procd tree shows what it tracks.",
+)
 @click.option("--socket", "path", type=click.Path(path_type=Path), help="Where to serve; 0600, own account only.")
 @click.option("--lifeline-fd", type=int, help="End of file on this descriptor stops all families, then procd.")
 @click.option("--config", type=click.Path(path_type=Path), help="Configuration file in HTCondor's language.")
@@ -51,8 +56,7 @@ def main(
 ) -> None:
     """Track the processes of jobs, and signal them.
 
-    Ready when the socket answers. SIGTERM, SIGINT and the lifeline's end stop all families, then procd. Exit
-    status:
+    Ready when the socket answers. SIGTERM, SIGINT and the lifeline's end stop all families, then procd. Exit status:
     0 all families were empty, 1 something survived, 100 wrong usage or settings.
     """
     if context.invoked_subcommand is not None:
@@ -66,9 +70,9 @@ def main(
         _want_descriptors()
     except (click.UsageError, SettingsError, ValueError) as wrong:
         click.echo(f"sailplane-procd: {wrong}", err=True)
-        sys.exit(EXIT_USAGE)
+        sys.exit(WRONG_USAGE)
     _ignore_signals(startds=lifeline_fd is not None)
-    sys.exit(0 if trio.run(daemon.run, logger) else EXIT_REQUEST_FAILED)
+    sys.exit(DONE if trio.run(daemon.run, logger) else FAILED)
 
 
 def _ignore_signals(*, startds: bool) -> None:
@@ -106,17 +110,9 @@ class Daemon:
         for fd in (lifeline_fd, ready_fd):
             if fd is not None:
                 os.set_inheritable(fd, False)
+        self._check_every_s = settings.sailplane_full_scan_interval
         switch = make_switch(settings)
-        planner = Planner(spread_of(settings))
-        self._calls: SwitchCalls | None = None
-        if switch.isolates:
-            self._calls = SwitchCalls(
-                switch,
-                settings,
-                planner,
-                answer_s=settings.sailplane_switch_deadline,
-                ledger=Ledger.of(settings.sailplane_run_dir),
-            )
+        self._calls = _calls_of(switch, settings)
         self._always = ExitStack()
         reader = ProcReader()
         self._always.callback(reader.close)
@@ -124,14 +120,7 @@ class Daemon:
         self._families = Families(
             os.geteuid(), [own], alike=reader.alike, cookie=lambda pid: reader.cookie(pid, FAMILY_VARIABLE)
         )
-        self._trackers = Trackers(
-            self._families,
-            look_around(reader, cgroup=settings.sailplane_cgroup),
-            logs.get("procd"),
-            dedicated=settings.sailplane_dedicated_accounts,
-            isolates=switch.isolates,
-            owns=switch.name in ("none", "userns"),
-        )
+        self._trackers = _trackers_of(self._families, reader, switch, settings)
         self._lookout = Lookout(
             self._families,
             reader,
@@ -148,7 +137,6 @@ class Daemon:
             owns_sub_uids=switch.name == "userns",
             group=self._trackers.group,
         )
-        self._check_every_s = settings.sailplane_full_scan_interval
 
     async def run(self, log: logs.Contextual) -> bool:
         """Serve until the lifeline's end, or SIGINT or (without one) SIGTERM, then stop all families; True when all are
@@ -194,6 +182,30 @@ class Daemon:
             nursery.start_soon(signalled)
             nursery.start_soon(lifeline)
         return reasons[0]
+
+
+def _calls_of(switch: Switch, settings: Settings) -> SwitchCalls | None:
+    """None where jobs run at our own account: no switch leads to them."""
+    if not switch.isolates:
+        return None
+    return SwitchCalls(
+        switch,
+        settings,
+        Planner(spread_of(settings)),
+        answer_s=settings.sailplane_switch_deadline,
+        ledger=Ledger.of(settings.sailplane_run_dir),
+    )
+
+
+def _trackers_of(families: Families, reader: ProcReader, switch: Switch, settings: Settings) -> Trackers:
+    return Trackers(
+        families,
+        look_around(reader, cgroup=settings.sailplane_cgroup),
+        logs.get("procd"),
+        dedicated=settings.sailplane_dedicated_accounts,
+        isolates=switch.isolates,
+        owns=switch.name in ("none", "userns"),
+    )
 
 
 def spread_of(settings: Settings) -> Spread:
