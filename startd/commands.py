@@ -38,7 +38,7 @@ from startd.proxykeys import ProxyKeys
 from startd.resources import DoesNotFit, Resources, Rounding, requested
 from startd.roommaking import RoomMaking
 from startd.slotads import DAEMON, SLOT
-from starter.messages import Activation
+from starter.messages import Activation, LastWordHeard
 
 # JobLeaseDuration where the job has none (wire reference 3.4: 2400 s by the submit side, else 6 alive intervals).
 DEFAULT_ALIVE_INTERVAL_S = 300
@@ -333,11 +333,12 @@ class Commands:
             self.claims.handle(held, Deactivated(how, worklife_over=not keep))
 
     async def job_done(self, request: Request) -> None:
-        """413: the starter has had its last word; wait until it is reaped."""
+        """413: the starter has had its last word, and is told so; wait until it is reaped."""
         held = await self._claim_of(request)
         if held is None:
             await request.stream.put(_start_ad(False))
             return
+        self.claims.tell(held, LastWordHeard())
         with trio.move_on_after(JOB_DONE_WITHIN_S) as scope:
             await held.wait_without_starter()
         keep = held.life.state is not State.GONE and self.claims.takes_another(held)

@@ -355,6 +355,9 @@ class Job:
                 if isinstance(message, Measured):
                     self._work.measured = message.values
                     continue
+                if isinstance(message, messages.LastWordHeard):
+                    self._work.last_word_heard.set()
+                    continue
                 if isinstance(message, messages.GoingOn):
                     self._going_on.heard(message)
                     continue

@@ -53,7 +53,11 @@ async def _fill_once(work: Work) -> Filled:
                 begun=lambda: _open_launch(work),
                 plugins=lambda proxy: plugins_of(work, proxy=proxy),
             )
-            await fetch_input(work.route, sink, _input_limits(work))
+            try:
+                await fetch_input(work.route, sink, _input_limits(work))
+            except TransferFailed:
+                await tell_results(work, "Input", sink.judged)
+                raise
             await tell_results(work, "Input", sink.judged)
             work.catalogue = await inward.finish()
             work.proxy_in_sandbox, work.proxy_copied = sink.proxy_stored, sink.proxy_copied

@@ -153,6 +153,11 @@ class RenewalAnnounced:
 
 
 @attrs.frozen
+class LastWordHeard:
+    """startd -> starter: the shadow has had this starter's last word, and waits for its end (413)."""
+
+
+@attrs.frozen
 class Measured:
     """startd -> starter: what programs beside the jobs measured of custom resources for this job, as attributes of its
     ad (STARTD_CRON_<NAME>_METRICS)."""
@@ -234,6 +239,6 @@ class Ended:
 
 SPAWNER = Protocol(StartStarter, CleanUp, SpawnerReady, StarterStarted, StarterFailed, StarterEnded)
 STARTER = Protocol(
-    Deactivate, HoldJob, SuspendJob, ContinueJob, PassedCommand, RenewalAnnounced, Measured, Progress, JobUpdate,
-    SlotBroken, LeftBehind, LeftElsewhere, AskGoingOn, GoingOn, Ended,
+    Deactivate, HoldJob, SuspendJob, ContinueJob, PassedCommand, RenewalAnnounced, LastWordHeard, Measured, Progress,
+    JobUpdate, SlotBroken, LeftBehind, LeftElsewhere, AskGoingOn, GoingOn, Ended,
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Awaitable, Callable
 
 import trio
 from classad2 import ClassAd
@@ -15,7 +16,8 @@ from starter.shadow import ShadowRefused
 from starter.verdict import Hold, Killed, Requeue, Verdict, job_exit_reason
 from starter.work import Work
 
-# After an error event the shadow closes; we wait this long so that the event is surely read.
+# After an error event the shadow closes, or says to the startd that it waits for our end (24.7 and later); we wait this
+# long so that the event is surely read.
 SHADOW_CLOSES_WITHIN_S = 10.0
 
 
@@ -31,7 +33,7 @@ async def report(work: Work, verdict: Verdict, ended: JobEnded | None, story: st
         if isinstance(verdict, Hold | Requeue):
             await work.shadow.log_event(updates.error_event(verdict, work.host, now(), story))
             with trio.move_on_after(SHADOW_CLOSES_WITHIN_S):
-                await work.shadow.wait_gone()
+                await _heard(work)
         else:
             update = _final(work, verdict, ended)
             if work.chirp is not None:
@@ -43,6 +45,18 @@ async def report(work: Work, verdict: Verdict, ended: JobEnded | None, story: st
     except (PeerFault, ShadowRefused) as fault:
         return ShadowLost(str(fault))
     return Reported()
+
+
+async def _heard(work: Work) -> None:
+    """Until the shadow has had the last word: one that waits for us would be waited for in turn."""
+    async with trio.open_nursery() as nursery:
+
+        async def first(wait: Callable[[], Awaitable[None]]) -> None:
+            await wait()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(first, work.shadow.wait_gone)
+        nursery.start_soon(first, work.last_word_heard.wait)
 
 
 async def _tell_usage(work: Work, verdict: Verdict, ended: JobEnded | None) -> None:

@@ -139,7 +139,8 @@ class InputSink:
         self.wishes.append(Wish(name, url))
 
     async def finish(self) -> Mapping[str, int | str]:
-        """Fetch what comes from URLs: plugins in the sandbox, at the job's account."""
+        """Fetch what comes from URLs: plugins in the sandbox, at the job's account. All are asked, as in stock, also
+        when one has failed: what each says is for the job's owner."""
         stats: dict[str, int | str] = {}
         if not self.wishes or self.plugins is None:
             return stats
@@ -151,9 +152,10 @@ class InputSink:
             self.progress.allow(order.limit_s)
             judged = judge(order, await self.inward.run_plugin(order), self.plugins(self.proxy_stored).host)
             self.judged.append(judged)
-            if judged.failure is not None:
-                raise StoreFailed(judged.failure.hold_code, judged.failure.hold_subcode, judged.failure.reason)
             stats |= judged.stats
+        failure = next((judged.failure for judged in self.judged if judged.failure is not None), None)
+        if failure is not None:
+            raise StoreFailed(failure.hold_code, failure.hold_subcode, failure.reason)
         self.progress.made()
         return stats
 

@@ -111,6 +111,8 @@ class Work:
     keys: Keys = attrs.field(factory=Keys, repr=False)
     # files of the sandbox that are open here, by name
     kept: dict[str, int] = attrs.field(factory=dict)
+    # the shadow has had our last word, and waits for our end
+    last_word_heard: trio.Event = attrs.field(factory=trio.Event)
     # what the startd's programs measured of custom resources for this job, by attribute
     measured: Mapping[str, float] = attrs.field(factory=dict)
     registered: bool = False

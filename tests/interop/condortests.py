@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
@@ -73,14 +74,19 @@ class Result:
 
 def environment(here: Path, prefix: Path, owner: accounts.Account, ours: bool) -> dict[str, str]:
     configuration = CONFIGURATION.format(prefix=prefix, here=here, account=owner.name)
+    path = f"{prefix}/bin:{prefix}/sbin:{ROOT}/.venv/bin:/usr/bin:/bin"
+    if ours:  # HTCondor's has its plugins inherit it; those of the tests want the modules of our interpreter
+        configuration += f"STARTER_JOB_ENVIRONMENT = PATH={path}\n"
     (here / "condor_config").write_text(configuration)
     said = {
-        "PATH": f"{prefix}/bin:{prefix}/sbin:{ROOT}/.venv/bin:/usr/bin:/bin",
+        "PATH": path,
         "HOME": str(here),
         "USER": owner.name,
         "LANG": "C.UTF-8",
         "TMPDIR": str(here),
         "CONDOR_CONFIG": str(here / "condor_config"),
+        # Where HTCondor's bindings are: some tests hand it to their jobs.
+        "PYTHONPATH": sysconfig.get_path("purelib"),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     if ours:

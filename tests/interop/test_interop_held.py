@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
+
 import pytest
 
 from demo.grid import Certified
-from tests.interop.stockjobs import Job, StockJobs
-from tests.userlog import HELD
+from tests.interop.stockjobs import Event, Job, StockJobs
+from tests.userlog import HELD, PROBLEM
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(170)]
 
@@ -66,6 +68,21 @@ def test_held_with_code_and_words(
 def _by_us(text: str) -> bool:
     """Not the hold that the job was submitted with."""
     return "submitted on hold" not in text.lower() and "Code 15" not in text
+
+
+def test_no_one_waits_for_the_other_once_the_reason_is_told(stock: StockJobs) -> None:
+    """The shadow waits for the starter's end, ten seconds at most, and the starter for the shadow's word."""
+    job = stock.one("bob", "echo did not", transfer_output_files="never-made")
+    entries = {
+        event.number: datetime.datetime.fromisoformat(event.text.split(")")[1].strip()[:19])
+        for event in stock.until(lambda: _with(stock.events(job), HELD), "held")
+    }
+    assert (entries[HELD] - entries[PROBLEM]).total_seconds() < 8
+    stock.act("rm", job)
+
+
+def _with(events: list[Event], number: int) -> list[Event] | None:
+    return events if any(event.number == number for event in events) else None
 
 
 def test_nothing_is_left_of_jobs_on_hold(stock: StockJobs, held: dict[str, Job]) -> None:

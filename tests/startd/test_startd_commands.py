@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import trio
@@ -15,8 +17,11 @@ from cedar.client import Negotiate, Resume, connect
 from cedar.codec import Item
 from cedar.commands import ClaimReply, Command
 from cedar.errors import PeerFault, Refused
+from pilot.rpc import Channel
 from startd.claim import State
+from startd.claimevents import Activate, StarterGone, StarterRuns
 from startd.slottypes import SlotType
+from starter.messages import LastWordHeard
 from tests.startd.startdport import JOB, TOTAL, guessed, port, state
 
 ON_A_CLAIM = (
@@ -63,6 +68,24 @@ async def test_a_used_id_claims_no_second_slot() -> None:
         assert reader is not None
         assert reader.int() == 0
         assert state(here) == before
+
+
+async def test_a_starter_that_its_shadow_waits_for_hears_so() -> None:
+    """It would wait for the shadow's end otherwise, and each for the other."""
+    async with port() as here:
+        held = await here.claim()
+        for event in (Activate(1), StarterRuns(7)):
+            held.life.handle(event, now_s=0.0)
+
+        async def send(message: object) -> None:
+            assert message == LastWordHeard()
+            here.claims.handle(held, StarterGone(0, broken=False))
+
+        held.starter = cast(Channel, SimpleNamespace(send=send))
+        with trio.fail_after(5):
+            answer = await here.say(Command.DEACTIVATE_CLAIM_JOB_DONE, held.claim_id, held.claim_id.text)
+        assert answer is not None
+        assert "StillCleaning" not in answer.ad()
 
 
 @pytest.mark.parametrize("command", [*ON_A_CLAIM, Command.ACTIVATE_CLAIM])

@@ -12,6 +12,7 @@ import attrs
 import pytest
 import trio
 from classad2 import ClassAd
+from trio.testing import MockClock
 
 from cedar.commands import HoldCode
 from cedar.filetransfer import Ack, StoreFailed
@@ -20,9 +21,11 @@ from pilot.settings import Settings
 from starter import jobinput, joboutput, startdwords, stopping, updates
 from starter.credential import Keys
 from starter.description import OWN_NAMES, describe
-from starter.events import JobEnded, StagedIn, StepFailed
+from starter.events import JobEnded, Reported, StagedIn, StepFailed
 from starter.failures import transfer_verdict
 from starter.fileplan import MB
+from starter.plugins import Judged, Order, Plugins
+from starter.reporting import report
 from starter.sandbox import Inward
 from starter.transfer import InputSink, Progress, TransferFailed
 from starter.verdict import Exited, Hold, Killed, Requeue, Verdict
@@ -195,3 +198,85 @@ async def test_input_may_not_take_a_name_of_the_starters(name: str) -> None:
 async def test_a_proxy_that_is_none_fills_no_memory() -> None:
     with pytest.raises(StoreFailed):
         await sink().file("px.pem", 0o600, MAX_PEM_BYTES + 1, once(b"x"))
+
+
+async def test_every_plugin_is_asked_and_the_first_that_failed_is_the_reason() -> None:
+    """The job's owner sees what each said of its URLs."""
+    asked: list[str] = []
+
+    async def run_plugin(order: Order) -> Any:
+        asked.append(order.program)
+        result = f'[ TransferSuccess = {"true" if "good" in order.program else "false"}; TransferError = "no" ]'
+        return {"status": 0, "result": result}
+
+    own = Plugins({"a": "/bad", "b": "/good", "c": "/badder"}, "/sandbox", {}, 1.0, "node")
+    busy = attrs.evolve(sink(), inward=cast(Inward, SimpleNamespace(run_plugin=run_plugin)), plugins=lambda _proxy: own)
+    for scheme in "abc":
+        await busy.url(f"{scheme}.txt", f"{scheme}://h/{scheme}.txt")
+    with pytest.raises(StoreFailed, match=r"bad on node could not fetch a://h/a\.txt"):
+        await busy.finish()
+    assert asked == ["/bad", "/good", "/badder"]
+    assert [judged.failure is None for judged in busy.judged] == [False, True, False]
+
+
+async def test_what_plugins_said_is_told_also_of_input_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[ClassAd] = []
+    ack = Ack(ok=False, hold_code=12, hold_subcode=256, reason="no")
+
+    @asynccontextmanager
+    async def staged(*_: Any, **__: Any) -> AsyncIterator[Any]:
+        yield SimpleNamespace(account=None)
+
+    async def fetch_input(_route: Any, made: InputSink, _limits: Any) -> None:
+        made.judged.append(Judged(ack, {}, (ClassAd({"TransferUrl": "a://h/a"}),), {"a": "no"}))
+        raise TransferFailed(ack, "the execute side")
+
+    async def register_job_info(update: ClassAd) -> None:
+        told.append(update)
+
+    async def nothing(*_: Any) -> None: ...
+
+    monkeypatch.setattr(jobinput, "stage_in", staged)
+    monkeypatch.setattr(jobinput, "fetch_input", fetch_input)
+    monkeypatch.setattr(jobinput, "_furnish", nothing)
+    monkeypatch.setattr(jobinput, "_input_limits", lambda _work: None)
+    prepared = trio.Event()
+    prepared.set()
+    busy = work(
+        context=lambda: None,
+        place=None,
+        settings=SimpleNamespace(sailplane_switch_deadline=1, starter_file_xfer_stall_timeout=1),
+        ahead=None,
+        prepared=prepared,
+        called_off=None,
+        description=describe(ClassAd({"ClusterId": 1, "ProcId": 0, "Cmd": "x"})),
+        keys=Keys(),
+        route=None,
+        shadow=SimpleNamespace(register_job_info=register_job_info),
+    )
+    filled = await jobinput._fill_once(busy)
+    assert filled.event == StepFailed(Hold(12, 256, "no"), sandbox=True)
+    assert [[dict(ad) for ad in update["InputPluginResultList"]] for update in told] == [[{"TransferUrl": "a://h/a"}]]
+
+
+@pytest.mark.parametrize("verdict", [Hold(13, 2, "x"), Requeue(13, "x")])
+@pytest.mark.parametrize("who", ["the shadow closes", "the startd says so"])
+async def test_the_last_word_is_waited_for_until_it_was_heard_and_no_longer(
+    verdict: Verdict, who: str, autojump_clock: MockClock
+) -> None:
+    """Shadows of 24.7 and later keep the connection until the starter has ended."""
+    gone, heard = trio.Event(), trio.Event()
+
+    async def log_event(_event: ClassAd) -> None:
+        async def later() -> None:
+            await trio.sleep(0.1)
+            (gone if who == "the shadow closes" else heard).set()
+
+        nursery.start_soon(later)
+
+    busy = work(shadow=SimpleNamespace(log_event=log_event, wait_gone=gone.wait), last_word_heard=heard, host="h")
+    busy.stands_still = busy.usage = None  # type: ignore[assignment]
+    began_s = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        assert await report(busy, verdict, None) == Reported()
+    assert trio.current_time() - began_s == pytest.approx(0.1)
