@@ -135,6 +135,8 @@ async def write(target: Path, chunks: AsyncIterator[bytes]) -> int:
                 while view:
                     view = view[os.write(fd, view) :]
                 done += len(chunk)
+            if done <= CHUNK_BYTES:  # on its way to the disk while others still arrive; a long one is by itself
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(fd)
     except OSError as error:

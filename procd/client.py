@@ -8,6 +8,7 @@ one connection.
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Literal, Self, TypeVar
 
 import attrs
@@ -208,6 +209,12 @@ class ProcdClient:
     async def families(self) -> tuple[FamilyState, ...]:
         """Everything that procd tracks."""
         return (await self._ask(None, List(), Families)).families
+
+    async def be_ready(self) -> None:
+        """Connect ahead of a call that somebody will wait for. A procd that is away is the matter of that call."""
+        if self._keeping and self._idle is None:
+            with suppress(ChannelClosed):
+                self._spare(await connect(self._path, PROCD))
 
     async def describe(self) -> Description:
         """How procd works on this host, and what the host does not give."""

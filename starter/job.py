@@ -77,6 +77,8 @@ from starter.work import Work
 
 # Events come from a handful of tasks that wait for one another; a startd that floods its own starter has to wait too.
 MAX_WAITING_EVENTS = 64
+# What is to be done beside the first call waits until that is under way.
+CALL_BEGINS_WITHIN_S = 0.001
 # The proxy's end is wall clock; a look this often bounds what a clock that jumps can do.
 PROXY_LOOK_EVERY_S = 30.0
 # So that the jobs of one proxy do not all end in the same second.
@@ -185,12 +187,12 @@ class Job:
         self._start_watching(event)
         if self._life.number:  # rule 0 changes nothing
             self._log.info("job: %s -> %s (rule %d)", before.value, self._life.state.value, self._life.number)
-        if self._life.state is not before:
-            await self._state_changed()
         for command in commands:
             if isinstance(command, Exit):
                 return command.status
             await self._carry_out(command)
+        if self._life.state is not before:  # nobody waits for it, but for the step that has begun
+            await self._state_changed()
         return None
 
     async def _state_changed(self) -> None:
@@ -275,7 +277,8 @@ class Job:
         await self._post(event)
 
     async def _prepare(self) -> None:
-        """Beside the first call of the switch."""
+        """Beside the first call of the switch, which goes before it."""
+        await trio.sleep(CALL_BEGINS_WITHIN_S)
         try:
             await asking.prepare(self._work)
         except (PeerFault, ShadowRefused) as fault:
@@ -300,7 +303,7 @@ class Job:
                 return lambda: joboutput.send_checkpoint(work, self._going_on.ask)
             case Step.STAGE_OUT:
                 assert verdict is not None
-                return lambda: joboutput.send_sandbox(work, verdict)
+                return lambda: joboutput.send_sandbox(work, verdict, self._life.ended)
             case Step.CLEAN:
                 return lambda: joboutput.clean(work)
             case Step.REPORT:

@@ -36,13 +36,17 @@ async def fill_sandbox(work: Work) -> Event:
 
 async def _fill_once(work: Work) -> Filled:
     try:
-        async with stage_in(work.context(), work.place, deadline_s=work.settings.sailplane_switch_deadline) as inward:
+        async with stage_in(
+            work.context(),
+            work.place,
+            deadline_s=work.settings.sailplane_switch_deadline,
+            authorised=partial(_open_launch_early, work),
+        ) as inward:
             work.account = inward.account
             await work.prepared.wait()
             if work.called_off is not None:
                 return Filled(StepFailed(work.called_off, sandbox=True))
-            if work.ahead is not None and work.ahead.input_comes_at_once():
-                _open_launch(work)
+            _open_launch_early(work)
             await _furnish(work, inward)
             sink = InputSink(
                 inward,
@@ -103,6 +107,14 @@ async def _furnish_chirp(work: Work, inward: Inward) -> None:
         await work.chirp.aclose()
     work.chirp = ChirpServer(work.shadow, wishes, delayed, work.job_ad, logs.get("chirp", slot=work.host))
     await furnish.lay(inward, CHIRP_CONFIG_NAME, await work.chirp.open(), furnish.PRIVATE)
+
+
+def _open_launch_early(work: Work) -> None:
+    """Where the shadow lets the job start, and input surely does not wait."""
+    if not work.prepared.is_set() or work.called_off is not None:
+        return
+    if work.ahead is not None and work.ahead.input_comes_at_once():
+        _open_launch(work)
 
 
 def _open_launch(work: Work) -> None:

@@ -16,10 +16,10 @@ from cedar.errors import PeerFault, Refused
 from cedar.filetransfer import Ack
 from starter import ahead, checkpoint, leftovers, updates
 from starter.checkpoint import checkpoint_names
-from starter.events import Cleaned, Event, StagedOut, StepFailed
+from starter.events import Cleaned, Event, JobEnded, StagedOut, StepFailed
 from starter.failures import switch_verdict, transfer_verdict
 from starter.fileplan import MB
-from starter.reporting import now
+from starter.reporting import now, tell_usage_ahead
 from starter.sandbox import Changed, Left, Limits, Listed, Outward, StageFailed, Wanted, remove_place, stage_out
 from starter.streams import END_WITHIN_S
 from starter.transfer import Progress, TransferFailed, UrlOutput, left_out, missing_output, send_output, wanted_names
@@ -44,8 +44,9 @@ def open_output(work: Work) -> None:
         work.ahead.open(work.context(once=True), ahead.STAGE_OUT, deadline_s=work.settings.sailplane_switch_deadline)
 
 
-async def send_sandbox(work: Work, verdict: Verdict) -> Event:
-    """Third call of the switch: output to the shadow, then the sandbox is removed.
+async def send_sandbox(work: Work, verdict: Verdict, ended: JobEnded | None = None) -> Event:
+    """Third call of the switch: output to the shadow, then the sandbox is removed, and the shadow told meanwhile what
+    the job has used.
 
     Of a job that did not end by itself listed output may be missing, and the submit side keeps what there is for the
     next start, unless it asked for it as the job's last.
@@ -74,7 +75,10 @@ async def send_sandbox(work: Work, verdict: Verdict) -> Event:
             failed = await _offer_output(work, outward, uploads, complete=complete, final=is_final(verdict))
             if note := left_out(outward.manifest, work.host):
                 await work.shadow.log_event(updates.note_event(note, work.host, now()))
-            emptied = await _emptied(work, outward)
+            async with trio.open_nursery() as nursery:
+                if failed is None:
+                    nursery.start_soon(tell_usage_ahead, work, verdict, ended)
+                emptied = await _emptied(work, outward)
     except StageFailed as fault:
         return StepFailed(_output_verdict(work, fault), sandbox=True)
     left = _remove_place(work) if emptied else (await clean(work)).left

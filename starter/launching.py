@@ -51,10 +51,12 @@ async def start_job(work: Work) -> Event:
     except StreamBroken as broken:
         return StepFailed(broken.hold, sandbox=True)
     try:
+        spec = launch_spec(work, ends)
+        await work.procd.be_ready()
         result = await launch(
             work.context(),
             work.place,
-            launch_spec(work, ends),
+            spec,
             register=registering(work),
             deadlines=Deadlines(),
             take=lambda: ahead.taken(work.ahead, ahead.LAUNCH),

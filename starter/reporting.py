@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import trio
 from classad2 import ClassAd
@@ -13,7 +14,7 @@ from starter import updates
 from starter.chirp import as_ad
 from starter.events import Event, JobEnded, Reported, ShadowLost
 from starter.shadow import ShadowRefused
-from starter.verdict import Hold, Killed, Requeue, Verdict, job_exit_reason
+from starter.verdict import Exited, Hold, Killed, Requeue, Verdict, job_exit_reason
 from starter.work import Work
 
 # After an error event the shadow closes, or says to the startd that it waits for our end (24.7 and later); we wait this
@@ -59,13 +60,24 @@ async def _heard(work: Work) -> None:
         nursery.start_soon(first, work.last_word_heard.wait)
 
 
+async def tell_usage_ahead(work: Work, verdict: Verdict, ended: JobEnded | None) -> None:
+    """The last update of a job that has ended, before what else has to be done for ``report``; what does not get
+    through is that one's matter."""
+    if ended is None or not isinstance(verdict, Exited) or work.stands_still:
+        return
+    takes = work.shadow.takes
+    with suppress(PeerFault, ShadowRefused):
+        await work.shadow.update_job_info(_final(work, verdict, ended))
+        work.usage_told = takes
+
+
 async def _tell_usage(work: Work, verdict: Verdict, ended: JobEnded | None) -> None:
     """The last update of a job that has ended: also of one that is held, whose owner wants to know what it used."""
     if work.stands_still and work.usage is not None:
         # A shadow does not understand the end of a job that it knows as suspended (wire reference 4.4).
         address = work.activation.startd_address
         await work.shadow.register_job_info(updates.running(work.usage, suspended=False, address=address))
-    if ended is not None and not isinstance(verdict, Killed):
+    if ended is not None and not isinstance(verdict, Killed) and work.usage_told != work.shadow.takes:
         await work.shadow.register_job_info(_final(work, verdict, ended))
 
 

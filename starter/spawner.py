@@ -46,8 +46,8 @@ from starter.spare import Offer, Spare, call_itself, take
 RunStarter = Callable[[Activation, socket.socket, socket.socket], int]
 RunCleanUp = Callable[[Path], int]
 # Another spare is forked so long after a request: by then the activation waits for its first call of the switch, which
-# takes as long again.
-SPARE_AFTER_S = 0.03
+# takes as long again, and both halves of the site's decision have begun, which need a core each for a moment.
+SPARE_AFTER_S = 0.04
 # Our own bug, by the exit codes of the design.
 EXIT_BUG = 101
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -49,19 +49,22 @@ PLUGIN_FRAME_BYTES = 512 * 1024
 
 
 @asynccontextmanager
-async def stage_in(context: Context, place: Place, *, deadline_s: float) -> AsyncIterator[Inward]:
+async def stage_in(
+    context: Context, place: Place, *, deadline_s: float, authorised: Callable[[], None] = lambda: None
+) -> AsyncIterator[Inward]:
     """Make the sandbox at the job's account; inside the block it can be filled.
 
     Entered once the far side is authorised, has made the directory and the window is closed again; each of
     these within `deadline_s` seconds (an attempt of the call counts alone). Leaving without `finish()`, also
     by an exception or when cancelled, makes the far side empty the sandbox; the block then waits for that,
-    2 * CLEAR_GRACE_S at most.
+    2 * CLEAR_GRACE_S at most. `authorised` is called as soon as the site has said yes.
 
     Raises StageFailed; `outcome` tells what the switch said when the far side never spoke.
     """
     far = await open_call(context, "stage-in", deadline_s=deadline_s)
     inward = None
     try:
+        authorised()
         account = Account(far.hello.uid, far.hello.gid, far.hello.name)
         with deadline("make the sandbox", deadline_s):
             made = await _make_directory(far, place)

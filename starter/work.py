@@ -123,6 +123,8 @@ class Work:
     started_at_s: float | None = None
     duration_s: float | None = None
     usage: Usage | None = None
+    # which shadow (``Shadow.takes``) has had the last update already
+    usage_told: int | None = None
     # what was found outside the sandbox at the end; wall clock of the beginning
     elsewhere: Elsewhere = attrs.field(factory=Elsewhere)
     since_ns: int = attrs.field(factory=time.time_ns)

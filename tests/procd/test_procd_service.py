@@ -171,9 +171,14 @@ async def test_calls_one_after_another_have_one_connection_where_it_is_kept(tmp_
             await world.register(client, job)
             await world.until(lambda: connections() == 1, "the listener alone")
             async with trio.open_nursery() as nursery:
+                await client.be_ready()
+                assert connections() == 1, "one that nobody would close"
                 await nursery.start(client.keep)
-                await client.usage("job")
+                for _ in range(2):
+                    await client.be_ready()
                 await world.until(lambda: connections() == 3, "one that tells of procd's end, and one for calls")
+                await client.usage("job")
+                assert connections() == 3
                 for _ in range(3):
                     await client.usage("job")
                     assert connections() == 3

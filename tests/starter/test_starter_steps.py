@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, cast
@@ -66,15 +66,16 @@ def test_input_is_never_more_than_the_slots_disk(knob_mb: int, own_mb: int | Non
 
 
 @pytest.mark.parametrize(
-    ("input_mb", "waited", "story"),
+    ("input_mb", "waited", "ready", "story"),
     [
-        (1, False, ["stage-in", "launch", "input"]),
-        (1, True, ["stage-in", "input", "launch"]),
-        (2, False, ["stage-in", "input"]),
+        (1, False, True, ["stage-in", "launch", "sandbox", "input"]),
+        (1, False, False, ["stage-in", "sandbox", "launch", "input"]),
+        (1, True, True, ["stage-in", "sandbox", "input", "launch"]),
+        (2, False, True, ["stage-in", "sandbox", "input"]),
     ],
 )
 async def test_the_launchs_call_is_opened_before_a_short_input_unless_input_waited(
-    input_mb: int, waited: bool, story: list[str], monkeypatch: pytest.MonkeyPatch
+    input_mb: int, waited: bool, ready: bool, story: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And never before the first call has passed."""
     told: list[str] = []
@@ -93,8 +94,11 @@ async def test_the_launchs_call_is_opened_before_a_short_input_unless_input_wait
         async def finish(self) -> None: ...
 
     @asynccontextmanager
-    async def stage_in(*_: object, **__: object) -> AsyncIterator[Inward]:
+    async def stage_in(*_: object, authorised: Callable[[], None], **__: object) -> AsyncIterator[Inward]:
         told.append("stage-in")
+        authorised()
+        told.append("sandbox")
+        prepared.set()
         yield Inward()
 
     async def fetch_input(_route: object, sink: InputSink, _limits: object) -> None:
@@ -107,7 +111,8 @@ async def test_the_launchs_call_is_opened_before_a_short_input_unless_input_wait
         monkeypatch.setattr(jobinput, name, fake)
     ad = ClassAd({"ClusterId": 1, "ProcId": 0, "Cmd": "x", "TransferInputSizeMB": input_mb})
     prepared = trio.Event()
-    prepared.set()
+    if ready:
+        prepared.set()
     busy = work(
         settings=attrs.evolve(Settings(), enable_chirp=False), description=describe(ad), job_ad=ad, ahead=Calls(),
         context=lambda **_: None, place=None, prepared=prepared, called_off=None, ads={}, keys=Keys(), route=None,
