@@ -393,8 +393,6 @@ class Job:
         again = ended.verdict is None and is_checkpoint(self._work.description, ended.wait_status)
         await self._post(CheckpointReached(ended) if again else ended)
         self._work.ended.set()
-        if again:
-            return
         with suppress(PeerFault):  # a lost shadow is reported by the task that reads
             await self._work.shadow.note_job_ended()
 

@@ -8,12 +8,14 @@ import errno
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 import trio
 from classad2 import ClassAd, ExprTree
 
 from cedar.classads import evaluate
 from cedar.commands import HoldCode
+from cedar.errors import PeerFault
 from pilot.calls import Running
 from starter import ahead, devices, keptfiles, updates
 from starter.checkpoint import is_checkpoint
@@ -74,9 +76,17 @@ async def start_job(work: Work) -> Event:
     work.slot_log.started(work.shadow.peer, work.description.job_id, result.pid)
     keptfiles.close(work.kept)  # of the leg before
     work.kept = keptfiles.trusted(result.files, uid=result.account.uid, device=work.place.device)
+    await _tell_begun(work)
+    return Started()
+
+
+async def _tell_begun(work: Work) -> None:
+    """Each leg: the shadow reckons its time from it. A later one is not worth waiting for a shadow that is away."""
     if work.legs == 0:
         await work.shadow.begin_execution()
-    return Started()
+        return
+    with suppress(PeerFault):
+        await work.shadow.begin_execution(wait=False)
 
 
 async def _open_streams(work: Work) -> tuple[list[Stream], dict[str, int]]:

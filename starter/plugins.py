@@ -22,6 +22,7 @@ from cedar.errors import PeerFault
 from cedar.filetransfer import Ack
 from pilot.farside import text_of
 from starter.fileplan import FilePlan, scheme_of, shown
+from starter.pluginwords import words_of
 
 # An ad for each of so many URLs; what a plugin may write about them is limited at the far side.
 MAX_URLS = 1000
@@ -183,6 +184,7 @@ class _Result:
     path: str = ""
     bytes: int = 0
     protocol: str = ""
+    words: ClassAd = attrs.field(factory=ClassAd)
 
 
 def _read(ad: ClassAd) -> _Result:
@@ -198,6 +200,7 @@ def _read(ad: ClassAd) -> _Result:
         get_str(ad, "TransferFileName", ""),
         min(max(0, told), MAX_TOLD_BYTES),
         get_str(ad, "TransferProtocol", ""),
+        words_of(ad),
     )
 
 
@@ -264,6 +267,7 @@ def _invocation(order: Order, said: Mapping[str, Any]) -> ClassAd:
 
 def _result_ad(order: Order, wish: Wish, result: _Result) -> ClassAd:
     ad = ClassAd()
+    ad.update(result.words)
     ad["TransferType"] = "upload" if order.upload else "download"
     ad["TransferProtocol"] = scheme_of(wish.url)
     ad["TransferUrl"] = shown(wish.url)

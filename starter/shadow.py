@@ -198,8 +198,8 @@ class Shadow:
         """
         await self._call(Syscall.REGISTER_JOB_INFO, update, wait=False)
 
-    async def begin_execution(self) -> None:
-        await self._call(Syscall.BEGIN_EXECUTION)
+    async def begin_execution(self, *, wait: bool = True) -> None:
+        await self._call(Syscall.BEGIN_EXECUTION, wait=wait)
 
     async def note_job_ended(self) -> None:
         """event_notification (304): the job has ended now; stock reckons the times of execution and of tidying up from

@@ -17,12 +17,14 @@ import trio.testing
 from cedar.commands import Syscall
 from cedar.errors import PeerFault
 from pilot.calls import Running
+from pilot.outcomes import Exited as SwitchExited
 from pilot.outcomes import Outcome, Signalled
 from pilot.rpc import Channel, ChannelClosed, RpcRefused
 from procd.messages import Usage
 from starter import asking, jobinput, joboutput, launching, stopping
 from starter.events import (
     EXIT_LOST_SHADOW,
+    CheckpointReached,
     Cleaned,
     DeactivateAsked,
     Disconnected,
@@ -135,6 +137,32 @@ async def test_a_launch_given_up_while_the_shadow_is_told_has_a_job_whose_end_is
     monkeypatch.setattr(launching, "start_job", start_job)
     with trio.fail_after(60):
         await give_up(job, told)
+
+
+@pytest.mark.parametrize(("status", "what"), [(17, CheckpointReached), (0, JobEnded)])
+async def test_the_shadow_hears_of_the_end_of_each_leg(status: int, what: type) -> None:
+    """It reckons from that how long the job ran, and how long tidying up takes."""
+    told: list[None] = []
+
+    async def wait() -> Outcome:
+        return SwitchExited(status)
+
+    async def verdict(_outcome: Outcome) -> None: ...
+
+    async def note_job_ended() -> None:
+        told.append(None)
+
+    work = SimpleNamespace(
+        launched=SimpleNamespace(pid=1, wait=wait, after=None), started_at_s=None, guests=Guests(), ended=trio.Event(),
+        slot_log=SimpleNamespace(exited=lambda pid, status: None), kept={},
+        shadow=SimpleNamespace(note_job_ended=note_job_ended),
+        description=SimpleNamespace(checkpoint_status=17 << 8, post=None), credential=None, settings=None, host="h",
+    )  # fmt: skip
+    job = Job(cast(Work, work), cast(Channel, None), LOG)
+    job._police = cast(Any, SimpleNamespace(verdict=verdict))
+    await job._watch_job()
+    assert isinstance(await job._told.receive(), what)
+    assert told == [None]
 
 
 async def give_up(job: Job, told: trio.Event) -> None:

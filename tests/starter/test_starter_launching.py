@@ -13,6 +13,7 @@ import trio
 from classad2 import ClassAd
 
 from cedar.commands import HoldCode
+from cedar.errors import PeerFault
 from starter import launching, updates
 from starter.description import Around, Deferral
 from starter.launch import After, ExecFailed
@@ -155,3 +156,17 @@ def test_how_the_command_after_the_job_ended_is_told(status: int | None, said: d
     ad = ClassAd()
     updates.put_command_after(ad, status)
     assert dict(ad.items()) == said
+
+
+@pytest.mark.parametrize(("legs", "waits"), [(0, True), (1, False), (2, False)])
+async def test_the_shadow_hears_of_each_leg_and_is_waited_for_in_the_first(legs: int, waits: bool) -> None:
+    told: list[bool] = []
+
+    async def begin_execution(*, wait: bool = True) -> None:
+        told.append(wait)
+        if not wait:
+            raise PeerFault("closed", "it is away")
+
+    shadow = SimpleNamespace(begin_execution=begin_execution)
+    await launching._tell_begun(cast(Work, SimpleNamespace(legs=legs, shadow=shadow)))
+    assert told == [waits]

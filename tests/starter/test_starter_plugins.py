@@ -139,6 +139,35 @@ def test_a_plugin_that_tells_absurd_numbers_is_judged_all_the_same(told: str) ->
     assert len([str(ad) for ad in judged.ads]) == 3
 
 
+def test_what_a_plugin_says_of_its_tries_goes_on_to_the_jobs_history() -> None:
+    tries = """{ [ ErrorType = "Parameter"; ErrorCode = 19; PluginLaunched = false; FailedName = 7; Own = "x";
+        DeveloperData = [ Seconds = 0.07; Note = "line\\n"; ClaimId = "s"; Deep = [ a = 1 ]; E = 1 + 1 ] ], 5, [ ] }"""
+    said = NO.replace(" ]", f"; TransferFileBytes = 3; TransferEndTime = 1 + 1; Own = 5; TransferErrorData = {tries} ]")
+    judged = judge(order(X), good(said, status=256), "node")
+    result = judged.ads[1]
+    assert (result["TransferFileBytes"], result["TransferError"]) == (3, "no such file")
+    assert {"Own", "TransferEndTime"}.isdisjoint(result)
+    first, second = result["TransferErrorData"]
+    assert dict(first["DeveloperData"]) == {"Note": "line?", "Seconds": 0.07}
+    assert {name: first[name] for name in first if name != "DeveloperData"} == {
+        "ErrorType": "Parameter", "ErrorCode": 19, "PluginLaunched": False,
+    }  # fmt: skip
+    assert dict(second) == {}
+
+
+def test_a_plugin_may_not_say_too_much() -> None:
+    one = (
+        '[ ErrorString = "'
+        + "x" * 3000
+        + '"; DeveloperData = [ '
+        + "; ".join(f"A{i} = {i}" for i in range(50))
+        + " ] ]"
+    )
+    said = NO.replace(" ]", f"; TransferErrorData = {{ {', '.join([one] * 12)} }} ]")
+    tries = judge(order(X), good(said, status=256), "node").ads[1]["TransferErrorData"]
+    assert [(len(each["ErrorString"]), len(each["DeveloperData"])) for each in tries] == [(512, 16)] * 8
+
+
 def test_names_may_have_any_byte() -> None:
     r"""The library ends the process over what is no text."""
     name, program = b'out \xff\xfe "\\\n'.decode("utf-8", "surrogateescape"), "/s/p\udc80"
