@@ -182,10 +182,7 @@ class Startd:
                     sessions.add(session)
             with trio.open_signal_receiver(*SIGNALS) as signals:
                 await self._start_parts(nursery, [*listeners, *self._brokers])
-                self._attend_master(nursery, self._slots.address)
-                self._address_file.write(self._slots.address)
-                ready()
-                self.log.info("ready at %s as %s", self._slots.address, self.settings.startd_name)
+                nursery.start_soon(self._appear, nursery, ready)
                 await self._end.until_ended(signals)
             nursery.cancel_scope.cancel()
 
@@ -356,9 +353,16 @@ class Startd:
         nursery.start_soon(self._switch_watch.run)
         nursery.start_soon(self._cron.run)
         await nursery.start(self._server.serve, listeners)
+
+    async def _appear(self, nursery: trio.Nursery, ready: Callable[[], None]) -> None:
+        """From here on others know of us. A pilot may be ended before."""
         await self._find_brokers(nursery)
         for advertiser in self._advertisers:
             nursery.start_soon(advertiser.run)
+        self._attend_master(nursery, self._slots.address)
+        self._address_file.write(self._slots.address)
+        ready()
+        self.log.info("ready at %s as %s", self._slots.address, self.settings.startd_name)
 
     async def _find_brokers(self, nursery: trio.Nursery) -> None:
         """Before anybody learns our address: with one broker that knows us we can be reached. A pool that is away does

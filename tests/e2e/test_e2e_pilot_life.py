@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import time
 from collections.abc import Iterator
 
@@ -10,6 +11,7 @@ import pytest
 
 from demo.daemons import Daemon
 from startd.pilotend import ONE_TERM_S
+from startd.startd import BROKERS_WITHIN_S
 from tests.e2e.conftest import STARTD_KNOBS, running_site
 from tests.e2e.e2e_jobs import Jobs
 
@@ -27,12 +29,12 @@ def site() -> Iterator[Jobs]:
         yield made
 
 
-def pilot(jobs: Jobs, **knobs: object) -> Daemon:
+def pilot(jobs: Jobs, *, wait: bool = True, **knobs: object) -> Daemon:
     """A startd in place of the one before; whoever waits for a job is not told of its end, which is the test's."""
     if jobs.site.startd is not None:
         jobs.site.startd.stop(signal.SIGQUIT, deadline_s=WITHIN_S)
         jobs.site.startd = None
-    return jobs.site.start_startd(**STARTD_KNOBS | knobs)
+    return jobs.site.start_startd(wait=wait, **STARTD_KNOBS | knobs)
 
 
 def ends(jobs: Jobs, startd: Daemon) -> int:
@@ -54,6 +56,19 @@ def test_a_pilot_without_claims_ends(site: Jobs) -> None:
 @pytest.mark.slow
 def test_an_expression_about_the_slot_ends_a_pilot(site: Jobs) -> None:
     assert ends(site, pilot(site, DAEMON_SHUTDOWN='State == "Unclaimed" && Cpus == 4')) == END_OF_LIFE
+
+
+def test_a_pilot_that_waits_for_a_silent_broker_ends_at_once(site: Jobs) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as broker:
+        broker.settimeout(WITHIN_S)
+        place = f"127.0.0.1:{broker.getsockname()[1]}"
+        startd = pilot(site, wait=False, CCB_ADDRESS=place)
+        connection, _ = broker.accept()
+        with connection:
+            begun_s = time.monotonic()
+            startd.signal(signal.SIGTERM)
+            assert ends(site, startd) == 0
+            assert time.monotonic() - begun_s < BROKERS_WITHIN_S - 5
 
 
 def change(jobs: Jobs, startd: Daemon, **knobs: object) -> None:
@@ -121,14 +136,15 @@ def test_a_second_sigterm_ends_a_pilot_fast_but_not_the_same_one_again(site: Job
     startd = pilot(site, MAXJOBRETIREMENTTIME=600)
     job = site.submit("alice", "sleep 600")
     site.wait_for(job, "running")
+    said = len(site.log("StartLog"))  # others have ended here before
     for _ in range(3):
         startd.signal(signal.SIGTERM)
-        site.until("the end to begin", lambda: "SIGTERM: shutting down gracefully" in site.log("StartLog"))
+        site.until("the end to begin", lambda: "SIGTERM: shutting down gracefully" in site.log("StartLog")[said:])
     time.sleep(ONE_TERM_S)
-    assert "SIGTERM: shutting down fast" not in site.log("StartLog")
+    assert "SIGTERM: shutting down fast" not in site.log("StartLog")[said:]
     startd.signal(signal.SIGTERM)
     assert ends(site, startd) == 0
-    assert "SIGTERM: shutting down fast" in site.log("StartLog")
+    assert "SIGTERM: shutting down fast" in site.log("StartLog")[said:]
     site.wait_for(job, "idle")
     site.remove("alice", job)
 
