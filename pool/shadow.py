@@ -27,6 +27,7 @@ from pool.jobpolicy import Durations, grace_s
 from pool.model import JobState, Outcome
 from pool.remoteio import NoToken, RemoteIO
 from pool.renewal import Push
+from pool.silence import Silence
 from pool.transfers import PROXY_LIFETIME_S, UNUSABLE_PROXY, Transfer, proxy_signer
 
 EACCES, ENOSYS = 13, 38
@@ -191,10 +192,9 @@ class Shadow:
 
     async def _watch_lease(self) -> None:
         """No word from startd or starter for a lease: the job is not there any more (T23's last resort)."""
-        end = self._claim.heard_s + self._lease_s
-        while end > trio.current_time():
-            await trio.sleep_until(end)
-            end = self._claim.heard_s + self._lease_s
+        silence = Silence(self._lease_s, self._claim.heard_s)
+        while not silence.over(self._claim.heard_s, trio.current_time()):
+            await trio.sleep(silence.look_in_s)
         self.tell(s.SocketLost(f"no word from the execution point for {self._lease_s:g} s"))
 
     async def _watch_durations(self) -> None:
