@@ -34,6 +34,8 @@ PROXY_LIFETIME_S = 86400
 UNUSABLE_PROXY = "CREDENTIAL"
 CANNOT_STORE = 12  # on the wire: the action that failed (4.5)
 EPERM, EIO, ENOSPC = 1, 5, 28
+# How long what has arrived may take to be entered; as OUTPUT_ENTRY_S of the shadow.
+ENTRY_S = 20.0
 
 
 # Given the directory, the names there and the next number: (name, size, number) of what comes beside the output.
@@ -85,6 +87,7 @@ class Transfer:
     input_again: bool = False
     outputs: list[OutputFile] | None = None
     _busy: dict[int, trio.Event] = field(factory=dict)
+    _entering: bool = False
 
     async def items(self) -> AsyncIterator[Item]:
         """The proxy first, directories before their files, the executable last of them; then URLs, for the node."""
@@ -137,13 +140,17 @@ class Transfer:
         own, peer = await filetransfer.receive_files(
             request.stream, sink, limits=self.limits, on_header=lambda final, size: stated.append(final)
         )
-        if own.ok and peer.ok and stated == [True]:
-            if self.beside is not None:
-                await self._add_beside(self.beside, directory, sink.files)
-            self.outputs = sink.files
-            self.on_output()
-        elif own.ok and peer.ok and stated == [False]:
-            await self._keep(directory, tuple(sink.files))
+        self._entering = own.ok and peer.ok
+        try:
+            if self._entering and stated == [True]:
+                if self.beside is not None:
+                    await self._add_beside(self.beside, directory, sink.files)
+                self.outputs = sink.files
+                self.on_output()
+            elif self._entering and stated == [False]:
+                await self._keep(directory, tuple(sink.files))
+        finally:
+            self._entering = False
 
     async def _add_beside(self, beside: Beside, directory: Path, files: list[OutputFile]) -> None:
         more = beside(directory, {file.name for file in files}, len(files))
@@ -162,7 +169,12 @@ class Transfer:
             await trio.to_thread.run_sync(self.spool.remove_kept, self.cluster, before.directory)
 
     async def serve(self, request: Request) -> None:
-        """One connection; a second one of the same direction at the same time is refused."""
+        """One connection; a second one of the same direction at the same time is refused. One that comes when the
+        execution point has our acknowledgement of the first waits until that is entered: a checkpoint may be the next
+        after a moment."""
+        if self._entering and request.command == Command.FILETRANS_DOWNLOAD:
+            with trio.move_on_after(ENTRY_S):
+                await self.received()
         if request.command in self._busy:
             await filetransfer.refuse_transfer(request.stream)
             return
