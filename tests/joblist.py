@@ -183,7 +183,8 @@ def follow(jobs: Iterable[Handed], until: Until) -> None:
         for entry in list(left):
             job, acts = entry
             known = job.events()
-            while acts and (acts[0].after in known or (job.place / str(acts[0].after)).exists()):
+            # A job's file may be there before the submit side knows that the job runs: it would refuse to suspend it.
+            while acts and EXECUTING in known and (acts[0].after in known or (job.place / str(acts[0].after)).exists()):
                 job.act(acts.pop(0).verb)
             if not acts and known and known[-1] in ENDS:
                 left.remove(entry)
@@ -234,6 +235,9 @@ KINDS: tuple[Kind, ...] = (
     # The first, so that it is not late already.
     Kind("is deferred", "test $(date +%s) -ge {later} && echo waited",
          {"deferral_time": "{later}", "deferral_window": "300", "deferral_prep_time": "300"}, out="waited\n"),
+    # Longer than the way to its start, in which a schedd holds it, too; early, so that the others do not wait for it.
+    Kind("takes too long", "sleep 60", {"allowed_job_duration": "20"}, hold=(46, 0),
+         words="allowed_job_duration", events=_HELD),
     # -- ends ---------------------------------------------------------------------------------------------------------
     Kind("prints", "echo out; echo err >&2", out="out\n", err="err\n"),
     Kind("exits with a code", "exit 37", exit=37),
@@ -348,9 +352,6 @@ KINDS: tuple[Kind, ...] = (
     # -- limits -------------------------------------------------------------------------------------------------------
     Kind("runs for too long", "sleep 60", {"allowed_execute_duration": "1"}, hold=(47, 0),
          words="allowed_execute_duration", events=_HELD),
-    # Longer than the way to its start, in which a schedd holds it, too.
-    Kind("takes too long", "sleep 60", {"allowed_job_duration": "8"}, hold=(46, 0),
-         words="allowed_job_duration", events=_HELD),
     Kind("takes too much memory", 'exec /usr/bin/python3 -c "b = bytearray(300 << 20); import time; time.sleep(300)"',
          hold=(34, 102), words="request_memory", events=_HELD),
     # -- what is done to it -------------------------------------------------------------------------------------------

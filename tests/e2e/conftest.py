@@ -11,8 +11,10 @@ from demo.site import Site
 from tests.e2e.e2e_jobs import Jobs
 from tests.joblist import COMMANDS_ALLOWED
 
-# Leases and pauses short enough that a test sees their end.
-POOL_KNOBS = {"SAILPLANE_POOL_LEASE": 8}
+# A lease whose end a test sees. Where no end is wanted the pool's own is left: a busy disk keeps a daemon standing still
+# for longer than this.
+SHORT_LEASE = {"SAILPLANE_POOL_LEASE": 8}
+# Pauses short enough that a test sees their end.
 STARTD_KNOBS = {
     "NUM_CPUS": 4,
     "MEMORY": 4096,
@@ -31,10 +33,10 @@ STARTD_KNOBS = {
 
 
 @contextlib.contextmanager
-def running_site(*, linger: bool) -> Iterator[Jobs]:
+def running_site(*, linger: bool, **pool_knobs: object) -> Iterator[Jobs]:
     """A site with both daemons up; its end must leave nothing behind."""
     with Site.open("test", linger=linger) as site:
-        site.start_pool(**POOL_KNOBS)
+        site.start_pool(**pool_knobs)
         site.start_startd(**STARTD_KNOBS)
         yield Jobs(site)
         site.stop()

@@ -11,7 +11,7 @@ import attrs
 
 from demo import layout
 from demo.site import Site
-from tests.e2e.conftest import POOL_KNOBS, STARTD_KNOBS
+from tests.e2e.conftest import STARTD_KNOBS
 from tests.e2e.e2e_jobs import Jobs
 
 SCRIPT = Path(__file__).parents[2] / "conf" / "glidein.sh"
@@ -21,7 +21,7 @@ SCRIPT = Path(__file__).parents[2] / "conf" / "glidein.sh"
 def pool_for_glideins() -> Iterator[Jobs]:
     """A pool without an execution point; its end must leave nothing behind."""
     with Site.open("test", linger=True) as site:
-        site.start_pool(**POOL_KNOBS)
+        site.start_pool()
         token = site.layout.pilot / "tokens.d" / "startd.token"
         token.write_bytes(site.layout.startd_token.read_bytes())
         own(site, token, 0o600)

@@ -18,7 +18,7 @@ from demo.grid import make_proxy
 from pilot.rpc import RpcRefused
 from pool import messages as m
 from starter.limits import SHADOW_MARGIN_S
-from tests.e2e.conftest import POOL_KNOBS
+from tests.e2e.conftest import SHORT_LEASE
 from tests.e2e.halt_hook import OFFERED, TAKEN
 from tests.e2e.walks import JITTER, MARGIN_S, Walk
 
@@ -34,7 +34,7 @@ SLOW_LAUNCH = {"+PreCmd": '"/bin/sleep"', "+PreArguments": '"600"'}
 # What a proxy's life has to be at the least for a job to get as far as it should.
 WAY_S = 6.0
 ENDING_S = MARGIN_S * JITTER + WAY_S
-LEASE_S = float(POOL_KNOBS["SAILPLANE_POOL_LEASE"])
+LEASE_S = float(SHORT_LEASE["SAILPLANE_POOL_LEASE"])
 # A time that a job allows itself, and when the starter sees to it if the shadow does not (PERIODIC_EXPR_INTERVAL is 0).
 SHORT_S = 1
 LATE_S = SHORT_S + SHADOW_MARGIN_S

@@ -11,7 +11,7 @@ import pytest
 from demo.grid import make_proxy, write_private
 from demo.site import Site
 from pilot.standing import PAIRS
-from tests.e2e.conftest import POOL_KNOBS, STARTD_KNOBS
+from tests.e2e.conftest import STARTD_KNOBS
 from tests.e2e.e2e_jobs import Jobs
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.timeout(300)]
@@ -70,7 +70,7 @@ def test_a_user_whom_the_site_does_not_map_is_held_with_28_and_not_matched_here_
 
 def test_a_wrong_token_keeps_a_startd_out_and_says_so() -> None:
     with Site.open("test") as site:
-        site.start_pool(**POOL_KNOBS)
+        site.start_pool()
         token = site.layout.startd_token
         words = token.read_text()
         header, payload, signature = words.strip().split(".")
@@ -87,14 +87,14 @@ def test_a_wrong_token_keeps_a_startd_out_and_says_so() -> None:
 def test_a_pool_that_is_away_at_start_is_waited_for() -> None:
     with Site.open("test") as site:
         jobs = Jobs(site)
-        pool = site.start_pool(**POOL_KNOBS)
+        pool = site.start_pool()
         port = jobs.collector_port()
         pool.stop(15, deadline_s=10.0)
         site.pool = None
         site.start_startd(**STARTD_KNOBS)
         log = site.layout.pilot / "log" / "StartLog"
         site.wait_until(lambda: "retrying" in log.read_text(), what="the startd to find nobody")
-        site.start_pool(**POOL_KNOBS, SAILPLANE_POOL_PORT=port)
+        site.start_pool(SAILPLANE_POOL_PORT=port)
         assert jobs.done(jobs.submit("alice", "exit 0"))["exit_code"] == 0
         site.stop()
         assert site.left == []
@@ -141,7 +141,7 @@ def _start(site: Site, config: Path, environment: dict[str, str]) -> subprocess.
 def test_a_proxy_that_is_not_the_ads_and_one_that_expired_in_the_queue_are_held() -> None:
     """What the pool delegates is held against the job by the execution side, before anything of the job's moves."""
     with Site.open("test") as site:
-        site.start_pool(**POOL_KNOBS)
+        site.start_pool()
         jobs = Jobs(site)
         foreign, stale = jobs.submit("alice", "exit 0"), jobs.submit("alice", "exit 0")
         bob, alice = site.grid.user("Bob Baker"), site.grid.user("Alice Adams")

@@ -18,7 +18,7 @@ import pytest
 from cedar.sinful import Sinful
 from demo.daemons import switched
 from demo.site import Site
-from tests.e2e.conftest import POOL_KNOBS, STARTD_KNOBS
+from tests.e2e.conftest import STARTD_KNOBS
 from tests.e2e.e2e_jobs import Jobs
 
 PAGE_BYTES = 4096
@@ -124,7 +124,7 @@ def test_a_startd_without_descriptors_lives_and_goes_on_when_there_are_some(fres
 def pool_alone() -> Iterator[Jobs]:
     """A site whose execution point has not been started yet."""
     with Site.open("test", linger=True) as site:
-        site.start_pool(**POOL_KNOBS)
+        site.start_pool()
         yield Jobs(site)
         site.stop()
         assert site.left == []

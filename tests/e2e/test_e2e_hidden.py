@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from demo.site import Site
-from tests.e2e.conftest import POOL_KNOBS, STARTD_KNOBS
+from tests.e2e.conftest import STARTD_KNOBS
 from tests.e2e.e2e_jobs import Jobs
 from tests.procd.hosts import hiding_proc
 
@@ -23,7 +23,7 @@ i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done
 @pytest.fixture(scope="module", params=[pytest.param(True, marks=pytest.mark.slow), False], ids=["linger", "exec"])
 def jobs(request: pytest.FixtureRequest) -> Iterator[Jobs]:
     with Site.open("test", linger=request.param) as site:
-        site.start_pool(**POOL_KNOBS)
+        site.start_pool()
         with hiding_proc():
             site.start_startd(**STARTD_KNOBS)
         made = Jobs(site)

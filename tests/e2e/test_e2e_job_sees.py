@@ -13,7 +13,7 @@ import attrs
 import pytest
 
 from demo.site import Site
-from tests.e2e.conftest import POOL_KNOBS, STARTD_KNOBS
+from tests.e2e.conftest import STARTD_KNOBS
 from tests.e2e.e2e_jobs import Jobs
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.timeout(300)]
@@ -42,7 +42,7 @@ def jobs() -> Iterator[Jobs]:
     with Site.open("test") as site:
         tokens = site.layout.root / "tokens"
         tokens.mkdir(mode=0o711)
-        site.start_pool(**POOL_KNOBS, SEC_CREDENTIAL_DIRECTORY_OAUTH=tokens)
+        site.start_pool(SEC_CREDENTIAL_DIRECTORY_OAUTH=tokens)
         plain = site.runtime
         site.runtime = attrs.evolve(plain, environment={**plain.environment, **TRAPS})
         knobs = {"SEC_CREDENTIAL_REFRESH": 1, "JOB_RENICE_INCREMENT": "3 + 2", "STARTER_JOB_ENVIRONMENT": SITES}
@@ -276,7 +276,7 @@ def test_a_wrapper_of_the_site_starts_containers_at_the_jobs_account() -> None:
         for name, text in (("wrapper", WRAPPER), ("apptainer", APPTAINER)):
             (node / name).write_text(text.replace("{apptainer}", str(node / "apptainer")))
             (node / name).chmod(0o755)
-        site.start_pool(**POOL_KNOBS)
+        site.start_pool()
         site.start_startd(**STARTD_KNOBS, USER_JOB_WRAPPER=node / "wrapper", ASSIGN_CPU_AFFINITY="True")
         jobs = Jobs(site)
         uid = str(site.accounts["alice"].uid)

@@ -22,7 +22,7 @@ from cedar import classads
 from demo.site import Site
 from pool.ads import value_of
 from tests import joblist, userlog
-from tests.e2e.conftest import POOL_KNOBS, STARTD_KNOBS
+from tests.e2e.conftest import STARTD_KNOBS
 from tests.e2e.e2e_jobs import Jobs
 from tests.fileserver import FileServer, serving
 from tests.joblist import KINDS, Kind, Seen
@@ -202,7 +202,7 @@ def run() -> Iterator[Run]:
     with Site.open("test", linger=True) as site, serving() as server:
         tokens = site.layout.root / "tokens"
         tokens.mkdir(mode=0o711)
-        site.start_pool(**POOL_KNOBS, SEC_CREDENTIAL_DIRECTORY_OAUTH=tokens)
+        site.start_pool(SEC_CREDENTIAL_DIRECTORY_OAUTH=tokens)
         site.start_startd(**STARTD_KNOBS | KNOBS)
         give_token(site, tokens)
         server.kept["/data.bin"] = joblist.DATA

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import POOL_KNOBS, STARTD_KNOBS, running_site
+from tests.e2e.conftest import SHORT_LEASE, STARTD_KNOBS, running_site
 from tests.e2e.e2e_jobs import Jobs
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.timeout(300)]
@@ -32,6 +32,13 @@ QUICK = [PHASES[0], *(pytest.param(phase, marks=pytest.mark.slow) for phase in P
 def site() -> Iterator[Jobs]:
     """One site for the whole matrix: each case restarts what it killed."""
     with running_site(linger=True) as made:
+        yield made
+
+
+@pytest.fixture
+def briefly() -> Iterator[Jobs]:
+    """A site that does not wait for a pool for long."""
+    with running_site(linger=True, **SHORT_LEASE) as made:
         yield made
 
 
@@ -126,16 +133,16 @@ def test_a_killed_startd_leaves_nothing_and_its_job_runs_again(site: Jobs, phase
 
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", PHASES)
-def test_a_killed_pools_job_is_ended_and_runs_again_after_its_restart(site: Jobs, phase: str) -> None:
-    job = caught(site, phase)
-    pool = site.site.pool
+def test_a_killed_pools_job_is_ended_and_runs_again_after_its_restart(briefly: Jobs, phase: str) -> None:
+    job = caught(briefly, phase)
+    pool = briefly.site.pool
     assert pool is not None
-    site.site.pool = None
-    site.kill(pool.pid)
+    briefly.site.pool = None
+    briefly.kill(pool.pid)
     pool.wait(10.0)
-    site.until_nothing_is_left_of("alice")
-    site.site.start_pool(**POOL_KNOBS, SAILPLANE_POOL_PORT=site.collector_port())
-    check_done(site, job, again=True)
+    briefly.until_nothing_is_left_of("alice")
+    briefly.site.start_pool(**SHORT_LEASE, SAILPLANE_POOL_PORT=briefly.collector_port())
+    check_done(briefly, job, again=True)
 
 
 @pytest.mark.parametrize("phase", QUICK)
@@ -146,7 +153,7 @@ def test_a_job_outlives_a_killed_pool_that_comes_back_within_the_lease(site: Job
     site.site.pool = None
     site.kill(pool.pid)
     pool.wait(10.0)
-    site.site.start_pool(**POOL_KNOBS, SAILPLANE_POOL_PORT=site.collector_port())
+    site.site.start_pool(SAILPLANE_POOL_PORT=site.collector_port())
     check_done(site, job, again=False)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from demo.site import Site
-from tests.e2e.conftest import POOL_KNOBS, STARTD_KNOBS
+from tests.e2e.conftest import STARTD_KNOBS
 from tests.e2e.e2e_jobs import Jobs
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.timeout(300)]
@@ -18,7 +18,7 @@ KNOBS = {"SAILPLANE_LIMITS_INTERVAL": 0.5, "SAILPLANE_DISK_INTERVAL": 0.5, "SAIL
 @pytest.fixture(scope="module")
 def strict() -> Iterator[Jobs]:
     with Site.open("test", linger=True) as site:
-        site.start_pool(**POOL_KNOBS)
+        site.start_pool()
         site.start_startd(**STARTD_KNOBS | KNOBS)
         yield Jobs(site)
         site.stop()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from demo.site import Site
-from tests.e2e.conftest import POOL_KNOBS, STARTD_KNOBS
+from tests.e2e.conftest import STARTD_KNOBS
 from tests.e2e.e2e_jobs import Jobs
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.timeout(300)]
@@ -29,7 +29,7 @@ POLICY = {
 @pytest.fixture(scope="module")
 def choosy() -> Iterator[Jobs]:
     with Site.open("test", linger=True) as site:
-        site.start_pool(**POOL_KNOBS)
+        site.start_pool()
         site.start_startd(**STARTD_KNOBS | POLICY)
         yield Jobs(site)
         site.stop()

@@ -13,7 +13,7 @@ from demo.site import Site, SiteError, User
 from pilot import audit
 from starter.places import make_place
 from starter.private import PROXY, make_private_dir, write_note
-from tests.e2e.conftest import POOL_KNOBS, STARTD_KNOBS
+from tests.e2e.conftest import STARTD_KNOBS
 from tests.e2e.e2e_jobs import Jobs
 from tests.e2e.test_e2e_main_job import query_startd
 
@@ -25,7 +25,7 @@ MARGIN_S = 6
 @pytest.fixture(scope="module")
 def jobs() -> Iterator[Jobs]:
     with Site.open("test", linger=True) as site:
-        site.start_pool(**POOL_KNOBS)
+        site.start_pool()
         fresh = site.layout.pilot / "fresh.pem"
         site.start_startd(**{**STARTD_KNOBS, "SAILPLANE_PROXY_MARGIN": MARGIN_S, "SAILPLANE_PILOT_PROXY_SOURCE": fresh})
         yield Jobs(site)

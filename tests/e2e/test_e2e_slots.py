@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from demo.site import Site
-from tests.e2e.conftest import POOL_KNOBS, STARTD_KNOBS
+from tests.e2e.conftest import STARTD_KNOBS
 from tests.e2e.e2e_jobs import Jobs
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.timeout(300)]
@@ -31,7 +31,7 @@ def jobs() -> Iterator[Jobs]:
         program = site.layout.root / "discover-gpus"
         program.write_text(DISCOVERY)
         program.chmod(0o755)
-        site.start_pool(**POOL_KNOBS)
+        site.start_pool()
         site.start_startd(
             **STARTD_KNOBS | {
                 "NUM_SLOTS_TYPE_1": 1, "SLOT_TYPE_1": "cpus=1, memory=25%, disk=25%, gpus=0, licenses=0",

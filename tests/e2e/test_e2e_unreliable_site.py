@@ -13,7 +13,7 @@ import pytest
 from demo.grid import make_proxy, write_private
 from demo.site import Site
 from pilot.standing import PAIRS
-from tests.e2e.conftest import POOL_KNOBS, STARTD_KNOBS
+from tests.e2e.conftest import STARTD_KNOBS
 from tests.e2e.e2e_jobs import Jobs
 from tests.jobwrapper.farsides import script
 
@@ -48,7 +48,7 @@ def unreliable_site(seed: int, **knobs: object) -> Iterator[tuple[Jobs, Path]]:
             exec {site.installed.front} "$@"
             """,
         )
-        site.start_pool(**POOL_KNOBS)
+        site.start_pool()
         site.start_startd(**{**STARTD_KNOBS, "GLEXEC": front, "GLEXEC_RETRIES": 3, **knobs})
         yield Jobs(site), fates
         site.stop()

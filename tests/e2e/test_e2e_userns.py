@@ -10,7 +10,7 @@ import pytest
 
 from demo.site import Site
 from pilot.leases import parse_ranges
-from tests.e2e.conftest import POOL_KNOBS, STARTD_KNOBS
+from tests.e2e.conftest import STARTD_KNOBS
 from tests.e2e.e2e_jobs import Jobs
 
 pytestmark = [
@@ -23,7 +23,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def jobs() -> Iterator[Jobs]:
     with Site.open("test", linger=True) as site:
-        site.start_pool(**POOL_KNOBS)
+        site.start_pool()
         site.start_startd(**STARTD_KNOBS, SAILPLANE_SWITCH="userns")
         yield Jobs(site)
         site.stop()

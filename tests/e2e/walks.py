@@ -30,7 +30,7 @@ from pilot import rpc
 from pool import cli_fetch, cli_submit, submit_language
 from pool import messages as m
 from tests.e2e import halt_hook
-from tests.e2e.conftest import POOL_KNOBS, STARTD_KNOBS
+from tests.e2e.conftest import SHORT_LEASE, STARTD_KNOBS
 from tests.e2e.e2e_jobs import DEFAULTS, PATIENCE_S, Jobs, _parent
 from tests.jobwrapper.farsides import script as write_script
 
@@ -203,7 +203,7 @@ class Walk:
         pool.close()
 
     def start_pool(self, **knobs: object) -> None:
-        self.site.start_pool(**POOL_KNOBS | knobs, SAILPLANE_POOL_PORT=self.jobs.collector_port())
+        self.site.start_pool(**SHORT_LEASE | knobs, SAILPLANE_POOL_PORT=self.jobs.collector_port())
 
     def restart(self) -> None:
         """What the way or the case has killed, and nobody else starts again. A startd's end takes all of its own
@@ -327,7 +327,7 @@ def walked_site() -> Iterator[tuple[Jobs, Path]]:
         front = f'[ ! -e {hooks}/down ] || exit 203\nexec {site.installed.front} "$@"\n'
         write_script(hooks / "glexec", front)
         os.chown(hooks, site.accounts["pilot"].uid, site.accounts["pilot"].gid)
-        site.start_pool(**POOL_KNOBS)
+        site.start_pool(**SHORT_LEASE)
         start_startd(site)
         yield Jobs(site), hooks
         site.stop()
