@@ -169,13 +169,14 @@ def wait_until(
     deaths = select.poll()
     for daemon in watched:
         deaths.register(daemon.pidfd, select.POLLIN)
-    end = time.monotonic() + deadline_s
+    end, late = time.monotonic() + deadline_s, False
     while (value := condition()) is None:
         dead = [daemon for daemon in watched if daemon.died() is not None]
         if dead:
             raise SiteError(f"waiting for {what}: {_deaths(dead)}\n{_tails(watched)}")
-        if time.monotonic() > end:
+        if late:
             raise SiteError(f"waiting for {what}: not within {deadline_s:g} s\n{_tails(watched)}")
+        late = time.monotonic() > end  # then one more look: it may be this process that stood still
         deaths.poll(look_s * 1000)
     return value
 

@@ -40,11 +40,11 @@ from pilot import audit
 __all__ = ["Site", "SiteError", "User"]
 
 # A start takes about a second on an idle machine; tests run on busy ones.
-START_S = 30.0
+START_S = 60.0
 # Graceful ends wait for jobs; a site that is closed has none that matter.
-STOP_S = 20.0
+STOP_S = 40.0
 # One command of a user, Python's start included, on a busy machine.
-COMMAND_S = 60.0
+COMMAND_S = 120.0
 _PEOPLE = {"alice": "Alice Adams", "bob": "Bob Baker"}
 
 
@@ -183,7 +183,7 @@ class Site:
         condition: Callable[[], daemons.T | None],
         *,
         what: str,
-        deadline_s: float = 30.0,
+        deadline_s: float = 60.0,
         also: Daemon | None = None,
         look_s: float = daemons.LOOK_S,
     ) -> daemons.T:
@@ -254,7 +254,7 @@ class Site:
 
     @interrupts.ignored()
     def stop(self) -> None:
-        """Stop startd, then pool; note in `left` what is still there. Takes at most 40 s."""
+        """Stop startd, then pool; note in `left` what is still there. Takes at most 80 s."""
         for daemon, number in ((self.startd, signal.SIGQUIT), (self.pool, signal.SIGTERM)):
             if daemon is not None and daemon.pidfd >= 0 and daemon.stop(number, deadline_s=STOP_S) is None:
                 self.left.append(f"{daemon.name} did not end within {STOP_S:g} s of signal {number:d}")

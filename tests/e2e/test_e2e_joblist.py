@@ -111,7 +111,7 @@ class Run:
         """What `sailplane VERB` answers for each."""
         python = str(self.site.runtime.python)
         argv = [python, "-c", COMMANDS, str(self.site.layout.pool_socket), verb, *words]
-        done = self.site.run_as(self.jobs.user("alice"), argv)
+        done = self.site.run_as(self.jobs.user("alice"), argv, deadline_s=DEADLINE_S)
         answers, text = [], done.stdout.strip()
         while text:
             answer, end = json.JSONDecoder().raw_decode(text)
