@@ -5,12 +5,14 @@ ever, and never returns from a macro that refers to itself. A short-lived proces
 answer that the caller can put into words. This file is run as a program and imports nothing
 of ours; it decides nothing about the values.
 
-Standard input: JSON {"path": [...], "names": [...], "families": [prefix, ...], "subsystem": text}; output: JSON
-{"values": {name: text}, "present": [...], "attributes": {name: text}, "family": {name: text}, "spelled": {name: name}}.
+Standard input: JSON {"path": [...], "names": [...], "families": [prefix, ...], "subsystem": text, "cpu_s": number};
+output: JSON {"values": {name: text}, "present": [...], "attributes": {name: text}, "family": {name: text},
+"spelled": {name: name}}.
 The environment has CONDOR_CONFIG and `_CONDOR_*`.
 """
 
 import json
+import resource
 import sys
 from typing import Any
 
@@ -30,9 +32,17 @@ def read(param: Any, names: list[str]) -> dict[str, str]:
     return {name: text(name) for name in names}
 
 
+def limit_cpu(seconds: int) -> None:
+    """SIGXCPU ends this process after so much CPU time, without a core; a batch system's limit may be lower."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds if hard == resource.RLIM_INFINITY else min(seconds, hard), hard))
+
+
 def main() -> None:
     """One answer to one request, then the end."""
     request = json.load(sys.stdin)
+    limit_cpu(request["cpu_s"])
     sys.path[:] = request["path"]
     import htcondor2
 

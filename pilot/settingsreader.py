@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -17,8 +18,11 @@ import attrs
 from pilot.knobs import Knob, SettingsError
 from pilot.paramreader import ALIAS, LOCAL_ALIAS
 
-# Reading takes 50 ms. A macro that refers to itself never ends, and must not hang a daemon.
-READ_DEADLINE_S = 10.0
+# Reading takes 50 ms. A macro that refers to itself never ends, and must not hang a daemon: it computes all the time,
+# so that its CPU time tells it from a machine that is busy, or whose disk is.
+READ_CPU_S = 10
+# What an administrator's `include command` waits for does not compute.
+READ_DEADLINE_S = 120.0
 # The path becomes part of an `include :` line, where these characters mean nothing but themselves.
 _SAFE_PATH = re.compile(r"/[\w./@%+:,=~-]*[\w./@%+:,=~-]")
 # STARTD.NUM_CPUS goes before NUM_CPUS.
@@ -91,7 +95,8 @@ def read(
         raise SettingsError("configuration file", str(config), "a file that this account can read")
     names = [row.name for row in rows]
     subsystem = "" if master is None else SUBSYSTEM
-    request = json.dumps({"path": sys.path, "names": names, "families": list(families), "subsystem": subsystem})
+    asked = {"path": sys.path, "names": names, "families": list(families), "subsystem": subsystem, "cpu_s": READ_CPU_S}
+    request = json.dumps(asked)
     handle = os.memfd_create("sailplane-config")
     try:
         os.write(handle, _preamble(rows, glidein, config, master).encode())
@@ -107,9 +112,12 @@ def read(
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise SettingsError("configuration file", str(config), "one without macros that refer to themselves") from None
+        allowed = f"one that is read within {READ_DEADLINE_S:g} s"
+        raise SettingsError("configuration file", str(config), allowed) from None
     finally:
         os.close(handle)
+    if done.returncode == -signal.SIGXCPU:
+        raise SettingsError("configuration file", str(config), "one without macros that refer to themselves")
     return _answer(config, done)
 
 

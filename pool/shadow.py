@@ -192,9 +192,10 @@ class Shadow:
 
     async def _watch_lease(self) -> None:
         """No word from startd or starter for a lease: the job is not there any more (T23's last resort)."""
-        silence = Silence(self._lease_s, self._claim.heard_s)
-        while not silence.over(self._claim.heard_s, trio.current_time()):
-            await trio.sleep(silence.look_in_s)
+        silence, over = Silence(self._lease_s, self._claim.heard_s), False
+        while not over:
+            await trio.sleep_until(silence.next_look_s)
+            over = silence.over(self._claim.heard_s, trio.current_time())
         self.tell(s.SocketLost(f"no word from the execution point for {self._lease_s:g} s"))
 
     async def _watch_durations(self) -> None:

@@ -1,7 +1,7 @@
 """How long nothing was heard of an execution point, in time in which this process could hear. Pure.
 
-A pool that stands still itself (its disk keeps a commit waiting, somebody has stopped it) reads nothing meanwhile: signs
-of life lie in its sockets when it goes on, and must be read before a lease is called over.
+A pool that stands still itself (its disk keeps a commit waiting, somebody has stopped it) reads nothing meanwhile:
+signs of life lie in its sockets when it goes on, and must be read before a lease is called over.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ LOOKS = 8
 
 @define
 class Silence:
-    """``heard_s`` and ``now_s``: monotonic, of one clock. Looked at again after ``look_in_s`` seconds."""
+    """``heard_s`` and ``now_s``: monotonic, of one clock. Looked at again at ``next_look_s``."""
 
     lease_s: float
     _heard_s: float
@@ -25,8 +25,8 @@ class Silence:
         self._looked_s = self._heard_s
 
     @property
-    def look_in_s(self) -> float:
-        return max(0.0, min(self._longest_s, self.lease_s - self._silent_s))
+    def next_look_s(self) -> float:
+        return self._looked_s + min(self._longest_s, self.lease_s - self._silent_s)
 
     @property
     def _longest_s(self) -> float:

@@ -11,8 +11,8 @@ from demo.site import Site
 from tests.e2e.e2e_jobs import Jobs
 from tests.joblist import COMMANDS_ALLOWED
 
-# A lease whose end a test sees. Where no end is wanted the pool's own is left: a busy disk keeps a daemon standing still
-# for longer than this.
+# A lease whose end a test sees. Where no end is wanted the pool's own is left: a busy disk keeps a daemon standing
+# still for longer than this.
 SHORT_LEASE = {"SAILPLANE_POOL_LEASE": 8}
 # Pauses short enough that a test sees their end.
 STARTD_KNOBS = {

@@ -144,9 +144,17 @@ def test_numbers_out_of_range(text: str) -> None:
 
 
 def test_a_macro_that_refers_to_itself_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pilot.settingsreader.READ_DEADLINE_S", 0.5)
+    monkeypatch.setattr("pilot.settingsreader.READ_CPU_S", 1)
     with pytest.raises(SettingsError, match="refer to themselves"):
         load(config(tmp_path, "NUM_CPUS = $(A)\nA = $(B)\nB = $(A)\n"), {})
+
+
+def test_a_configuration_that_is_not_read_in_time_is_not_called_one_with_such_macros(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pilot.settingsreader.READ_DEADLINE_S", 0.001)
+    with pytest.raises(SettingsError, match="is read within"):
+        load(config(tmp_path, "NUM_CPUS = 1\n"), {})
 
 
 def test_settings_whose_names_the_administrator_makes_up_are_read_by_family(tmp_path: Path) -> None:
