@@ -73,6 +73,7 @@ def done(verb: str, left: int) -> bytes:
     return b'{"done": "%s", "left": %d}' % (verb.encode(), left)
 
 
-def ended(status: int, left: int) -> bytes:
-    """The last word: the payload's full wait status, core flag included."""
-    return b'{"ended": %d, "left": %d}' % (status, left)
+def ended(status: int, left: int, user_ms: int, system_ms: int) -> bytes:
+    """The last word: the payload's full wait status, core flag included, and the CPU time of it and of all that it
+    started, as far as somebody has waited for it."""
+    return b'{"ended": %d, "left": %d, "user_ms": %d, "system_ms": %d}' % (status, left, user_ms, system_ms)

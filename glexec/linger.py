@@ -119,9 +119,10 @@ class Supervisor:
             if self.front.fd < 0 and self.near is None and self.front.is_gone():
                 self.end_family("front gone")
         left = family.kill(os.getpid(), self.reap, _KILL_DEADLINE_S)
-        self._tell(control.ended(self.status, left))
+        user_s, system_s, max_rss_kb = self._used()
+        self._tell(control.ended(self.status, left, round(user_s * 1000), round(system_s * 1000)))
         try:
-            self._record(self.status, left)
+            self._record(self.status, left, user_s, system_s, max_rss_kb)
         except codes.Failure:
             return self.status  # the disk is full: the caller still gets its payload's status
         return self.status
@@ -215,8 +216,12 @@ class Supervisor:
             except OSError:
                 return  # nobody holds the near end any more; its end of file is handled where it is read
 
-    def _record(self, status: int, left: int) -> None:
+    def _used(self) -> "tuple[float, float, int]":
+        """CPU seconds (user, system) and peak memory of all that was waited for; this process's own are not in it."""
         used, before = resource.getrusage(resource.RUSAGE_CHILDREN), self.used
+        return used.ru_utime - before.ru_utime, used.ru_stime - before.ru_stime, used.ru_maxrss
+
+    def _record(self, status: int, left: int, user_s: float, system_s: float, max_rss_kb: int) -> None:
         is_signal = os.WIFSIGNALED(status)
         self.log.write(
             "end",
@@ -226,9 +231,9 @@ class Supervisor:
             core=bool(is_signal and os.WCOREDUMP(status)),
             why=self.why,
             left=left,
-            user_s=used.ru_utime - before.ru_utime,
-            system_s=used.ru_stime - before.ru_stime,
-            max_rss_kb=used.ru_maxrss,
+            user_s=user_s,
+            system_s=system_s,
+            max_rss_kb=max_rss_kb,
         )
 
 

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import trio
 from attrs import frozen
@@ -47,6 +48,13 @@ class Call:
     control: bool = False
     place: Path | None = None
     uid: int | None = None
+
+
+class Cpu(NamedTuple):
+    """CPU time in seconds."""
+
+    user_s: float
+    system_s: float
 
 
 class CannotCall(Exception):
@@ -87,7 +95,8 @@ class Running:
 
     `authorised` is set by the one who heard the far side speak. `control` is this side's end of the control
     socket, or None. `unheard` is the same after nobody has spoken on it in time: kept open, because our own
-    root part, if it is only late, takes its end of file for the order to end everything.
+    root part, if it is only late, takes its end of file for the order to end everything. `cpu` is known once it has
+    ended: of the switch's own process, and of everybody below that was waited for.
     """
 
     def __init__(
@@ -102,6 +111,7 @@ class Running:
         self.control = control
         self.unheard: socket.socket | None = None
         self.authorised = False
+        self.cpu: Cpu | None = None
         _children.add(pid)
         self._pidfd = os.pidfd_open(pid)
         self._errors = errors
@@ -166,9 +176,9 @@ class Running:
         """Wait for it if it has ended."""
         if self._status is not None:
             return
-        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        pid, status, used = os.wait4(self.pid, os.WNOHANG)
         if pid:
-            self._status = status
+            self._status, self.cpu = status, Cpu(used.ru_utime, used.ru_stime)
             _children.discard(pid)
             self._drain()
 

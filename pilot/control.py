@@ -9,9 +9,13 @@ from __future__ import annotations
 import errno
 import json
 import socket
+from collections.abc import Mapping
+from typing import Any
 
 import trio
 from attrs import field, frozen
+
+from pilot.calls import Cpu
 
 
 @frozen
@@ -24,10 +28,12 @@ class Linger:
 
 @frozen
 class Ended:
-    """The payload ended: its full wait status, and how many of its family were left."""
+    """The payload ended: its full wait status, and how many of its family were left. ``cpu``: what it and all that it
+    started have used, as far as somebody has waited for it; None where the root part does not say."""
 
     wait_status: int = field(converter=int)
     left: int = 0
+    cpu: Cpu | None = None
 
 
 def parse_control(datagram: bytes) -> Linger | Ended | None:
@@ -37,10 +43,16 @@ def parse_control(datagram: bytes) -> Linger | Ended | None:
         if message.get("linger") is True:
             return Linger(int(message["pid"]), int(message["root_pid"]))
         if "ended" in message:
-            return Ended(int(message["ended"]), int(message.get("left", 0)))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return Ended(int(message["ended"]), int(message.get("left", 0)), _cpu(message))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         return None
     return None
+
+
+def _cpu(message: Mapping[str, Any]) -> Cpu | None:
+    if "user_ms" not in message:
+        return None
+    return Cpu(int(message["user_ms"]) / 1000, int(message["system_ms"]) / 1000)
 
 
 async def read_linger(control: socket.socket) -> Linger | None:

@@ -18,13 +18,14 @@ from typing import Any, TypeGuard
 import trio
 from attrs import field, frozen
 
-from pilot.calls import Running
+from pilot.calls import Cpu, Running
 from pilot.control import Ended, read_ended, read_linger
 from pilot.farside import CallFailed, FarSide, open_call, parse_object, start_ticks, text_of
 from pilot.outcomes import Broken, Exited, Outcome, Signalled
 from pilot.switch import Retries, draw, make_retries
 from starter.entries import Account, Context, check_owner
 from starter.places import Place
+from starter.waited import less, of_switch
 
 GOING, WAITING = b"g", b"w"
 REASON_BYTES = 4096
@@ -110,10 +111,18 @@ class After:
 class Launched:
     """A running job. `pid` is its first process, `running` the switch's own (the same without a lingering
     switch). `files`: descriptors of the files that were asked for, where the far side gave one; the caller's to
-    close. `after` is known once the job has ended, if a command followed it."""
+    close. `after` is known once the job has ended, if a command followed it. `before` is what the switch had used
+    before the job began."""
 
     def __init__(
-        self, *, pid: int, ticks: int, account: Account, running: Running, files: Mapping[str, int] | None = None
+        self,
+        *,
+        pid: int,
+        ticks: int,
+        account: Account,
+        running: Running,
+        files: Mapping[str, int] | None = None,
+        before: Cpu | None = None,
     ) -> None:
         self.pid = pid
         self.start_ticks = ticks
@@ -124,7 +133,17 @@ class Launched:
         self._line: FarSide | None = None
         self._ended: Ended | None = None
         self._listening = False
+        self._lingers = running.control is not None
         self._closed_there = False
+        self._before = before
+
+    @property
+    def cpu(self) -> Cpu | None:
+        """What the kernel has counted for the job and all of it that was waited for, once it has ended: by the word of
+        a switch that lingers, else by what the call has used beyond the switch. None where neither is known."""
+        if self._ended is not None:
+            return self._ended.cpu
+        return None if self._lingers else less(self.running.cpu, self._before)
 
     @property
     def control(self) -> socket.socket | None:
@@ -287,6 +306,7 @@ async def _hand_over(
         ticks = start_ticks(hello.pid, hello.ticks)
     except CallFailed:
         return Broken("the wrapper died after its hello")
+    before = of_switch(hello.pid, far.running.pid)
     await _within(limits.register_s, "register the family", register, hello.pid, ticks, far.running)
     report, report_far = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
@@ -306,7 +326,7 @@ async def _hand_over(
         return judged
     account = Account(hello.uid, hello.gid, hello.name)
     files = take_files(far, spec.files)
-    return Launched(pid=hello.pid, ticks=ticks, account=account, running=far.running, files=files)
+    return Launched(pid=hello.pid, ticks=ticks, account=account, running=far.running, files=files, before=before)
 
 
 def take_files(far: FarSide, asked: tuple[tuple[str, str], ...]) -> dict[str, int]:

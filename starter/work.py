@@ -33,6 +33,7 @@ from starter.streams import Stream
 from starter.tokens import Tokens
 from starter.transfer import Route
 from starter.verdict import Requeue
+from starter.waited import at_least
 
 # procd stayed away, or said no.
 PROCD_FAULTS = (RpcRefused, RpcFault, ChannelClosed)
@@ -221,7 +222,8 @@ class Work:
         self.ended = trio.Event()
 
     def used(self, usage: Usage) -> Usage:
-        """What all legs have used, from what procd says of this one."""
+        """What all legs have used, from what procd says of this one, and the kernel once it has ended."""
+        usage = usage if self.launched is None else at_least(usage, self.launched.cpu)
         return usage if self.spent is None else together(self.spent, usage)
 
     @property

@@ -55,6 +55,7 @@ class Call:
     def __init__(self, process: subprocess.Popen[bytes], near: socket.socket) -> None:
         self.process = process
         self.near = near
+        self.used_s: dict[str, float] = {}
         near.settimeout(PATIENCE_S)
 
     def ask(self, **request: object) -> dict[str, object]:
@@ -62,8 +63,12 @@ class Call:
         return self.hear()
 
     def hear(self) -> dict[str, object]:
+        """The next word; what the last one says of CPU is kept apart."""
         data = self.near.recv(1000)
-        return json.loads(data) if data else {}
+        heard = json.loads(data) if data else {}
+        if "ended" in heard:
+            self.used_s = {name: heard.pop(f"{name}_ms") / 1000 for name in ("user", "system")}
+        return heard
 
 
 @contextmanager
@@ -125,6 +130,27 @@ def test_hello_and_the_last_word(site, fd):
         assert call.process.wait() == 9
         assert call.process.stdout.read().split() == [b"0", b"1", b"2", b"3"]
         assert site.last("start")["pid"] == hello["pid"]
+
+
+BURN = "import time\nwhile time.process_time() < 0.3: pass\n"
+CHILD = f"import os\nif os.fork() == 0:\n    exec({BURN!r})\n    os._exit(0)\nos.wait()\n"
+# Gone from its parents, and over before the payload.
+DAEMON = (
+    f"import os\nheld, told = os.pipe()\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n"
+    f"        exec({BURN!r})\n        os._exit(0)\n    os._exit(0)\nos.wait()\nos.close(told)\nos.read(held, 1)\n"
+)
+
+
+@pytest.mark.parametrize("program", [BURN, CHILD, DAEMON], ids=["itself", "a child", "a daemon"])
+def test_the_last_word_has_what_was_used_to_the_end(site, program):
+    """Not what the decision and this supervisor have cost."""
+    with steered(site, *python(program)) as call:
+        call.hear()
+        assert call.hear() == {"ended": 0, "left": 0}
+        assert 0.3 <= sum(call.used_s.values()) < 0.6
+        assert call.process.wait() == 0
+        logged = site.last("end")
+        assert abs(logged["user_s"] + logged["system_s"] - sum(call.used_s.values())) < 0.01
 
 
 def test_the_last_word_has_the_whole_status(site):

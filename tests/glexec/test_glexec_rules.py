@@ -275,7 +275,7 @@ def test_anything_else_is_malformed(data):
 def test_replies_are_json():
     assert json.loads(control.hello(1, 2)) == {"linger": True, "pid": 1, "root_pid": 2}
     assert json.loads(control.done("kill-all", 3)) == {"done": "kill-all", "left": 3}
-    assert json.loads(control.ended(139, 0)) == {"ended": 139, "left": 0}
+    assert json.loads(control.ended(139, 0, 7, 8)) == {"ended": 139, "left": 0, "user_ms": 7, "system_ms": 8}
 
 
 # The log

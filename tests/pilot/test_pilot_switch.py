@@ -14,7 +14,7 @@ import pytest
 import trio
 from attrs import evolve
 
-from pilot.calls import Call, own_children
+from pilot.calls import Call, Cpu, own_children
 from pilot.control import Ended, Linger, parse_control, read_ended, read_linger
 from pilot.farside import Asking, CallFailed, open_call, without_hello
 from pilot.inquiry import Patience
@@ -165,6 +165,9 @@ def test_without_a_credential_the_pilot_asks_for_itself() -> None:
         (b'{"linger": true, "pid": 7, "root_pid": 6}', Linger(7, 6)),
         (b'{"ended": 256, "left": 0}', Ended(256, 0)),
         (b'{"ended": 256}', Ended(256, 0)),
+        (b'{"ended": 0, "left": 1, "user_ms": 1250, "system_ms": 0}', Ended(0, 1, Cpu(1.25, 0.0))),
+        (b'{"ended": 0, "user_ms": 1}', None),
+        (b'{"ended": 0, "user_ms": 1%s, "system_ms": 0}' % (b"0" * 400), None),
         (b'{"linger": true}', None),
         (b'{"linger": true, "pid": "x", "root_pid": 6}', None),
         (b'{"ended": null}', None),

@@ -331,6 +331,8 @@ async def _tree(home: Path, how: str) -> tuple[Outcome, list[bytes]]:
         ended, _ = read_ended(control)
         assert ended is not None
         assert (ended.wait_status, ended.left) == (9, 0)
+        assert ended.cpu is not None
+        assert 0.0 < sum(ended.cpu) < 5.0
     running.close()
     os.close(read)
     return outcome, [told]

@@ -136,7 +136,8 @@ async def test_a_family_behind_glexec_is_stopped(site: Site, linger: bool) -> No
 
 @pytest.mark.parametrize("linger", [True, False], ids=["linger", "become"])
 async def test_cpu_behind_glexec_is_true(site: Site, linger: bool) -> None:
-    """A root part that lingers ends right after its job: what nobody has looked at before both are gone is lost."""
+    """procd's own: a root part that lingers ends right after its job, and tells the starter alone what that has used
+    since the last snapshot (tests/e2e/test_e2e_usage.py)."""
     uid = site.alice.uid
     go = site.base / f"go-{secrets.token_hex(4)}"
     hold = f"while not os.path.exists({str(go)!r}): time.sleep(0.01)\nos._exit(0)\n"

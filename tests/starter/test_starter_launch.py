@@ -8,12 +8,14 @@ import resource
 import signal
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 
-from pilot.calls import Running, own_children
+from pilot.calls import Cpu, Running, own_children
 from pilot.farside import CallFailed, start_ticks
 from pilot.outcomes import Broken, Exited, Signalled
+from procd.messages import Usage
 from starter.launch import Deadlines, ExecFailed, Launched, launch
 from starter.sandbox import (
     Changed,
@@ -26,6 +28,7 @@ from starter.sandbox import (
     stage_in,
     stage_out,
 )
+from starter.waited import at_least, less, of_switch
 from tests.jobwrapper.farsides import (
     LIMITS,
     Settings,
@@ -373,3 +376,49 @@ async def test_another_account_than_at_stage_in(place: Place, monkeypatch) -> No
         await run(place, "./tool")
     assert caught.value.code == "account"
     assert own_children() == frozenset()
+
+
+# -- what it has used ------------------------------------------------------------------------------------------------
+
+BURN = "import time\nwhile time.process_time() < 0.3: pass\n"
+BURN_BELOW = f"import os\nif os.fork() == 0:\n    exec({BURN!r})\n    os._exit(0)\nos.wait()\n"
+
+
+@pytest.mark.parametrize("program", [BURN, BURN_BELOW], ids=["itself", "a child"])
+async def test_cpu_is_known_to_the_end_where_nobody_stands_between(place: Place, program: str) -> None:
+    launched = await run(place, "/usr/bin/python3", "-ISc", program)
+    assert isinstance(launched, Launched)
+    assert launched.cpu is None
+    with trio.fail_after(20):
+        assert await launched.wait() == Exited(0)
+    launched.running.close()
+    assert launched.cpu is not None
+    assert 0.3 <= sum(launched.cpu) < 0.6
+
+
+async def test_a_switch_is_no_part_of_its_jobs_cpu(place: Place, tmp_path: Path) -> None:
+    """It has used as much before the job began, and its process is what we wait for."""
+    burn = "import time\nwhile time.process_time() < 0.5: pass"
+    switch = scripted_glexec(tmp_path / "glexec", f"/usr/bin/python3 -ISc '{burn}'\n\"$@\"\nexit $?")
+    launched = await run(
+        place, "/usr/bin/python3", "-ISc", BURN, context=attrs.evolve(wrapper_context(), switch=switch)
+    )
+    assert isinstance(launched, Launched)
+    with trio.fail_after(20):
+        assert await launched.wait() == Exited(0)
+    launched.running.close()
+    assert launched.cpu is not None
+    assert 0.25 <= sum(launched.cpu) < 0.5
+
+
+def test_what_procd_saw_and_what_the_kernel_counted_are_not_added() -> None:
+    seen = Usage(user_s=2.0, system_s=0.1, processes_seen=3)
+    assert at_least(seen, Cpu(1.0, 0.3)) == attrs.evolve(seen, system_s=0.3)
+    assert at_least(seen, None) == seen
+
+
+def test_a_chain_that_is_not_shown_gives_no_number() -> None:
+    assert of_switch(os.getpid(), os.getpid()) == Cpu(0.0, 0.0)
+    assert of_switch(os.getpid(), 1 << 22) is None
+    assert of_switch(1 << 22, os.getpid()) is None
+    assert less(None, Cpu(0.0, 0.0)) is less(Cpu(0.0, 0.0), None) is None
