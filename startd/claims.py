@@ -398,9 +398,9 @@ class Claims:
         and only where nothing is left (``_leaves``)."""
         held.heard_s = trio.current_time()
         match message:
-            case to_starter.Progress(uid=uid):
+            case to_starter.AccountKnown(uid=uid):
                 held.job_account_uid = uid
-                if uid is not None and held.starter_pid is not None:
+                if held.starter_pid is not None:
                     self.account_seen(held.starter_pid, uid)
             case to_starter.JobUpdate(ad=ad):
                 held.note_usage(usage_of(ClassAd(ad)))

@@ -54,11 +54,11 @@ from starter.goingon import GoingOn
 from starter.launching import verdict_around
 from starter.life import Life, State
 from starter.messages import (
+    AccountKnown,
     LeftBehind,
     LeftElsewhere,
     Measured,
     PassedCommand,
-    Progress,
     RenewalAnnounced,
     SlotBroken,
 )
@@ -108,6 +108,8 @@ class Job:
         self._step_over = trio.Event()
         self._step_over.set()
         self._outcome: Event | None = None
+        # which account the startd knows
+        self._told_uid: int | None = None
         # a SIGTERM has come, and nothing has followed from it yet
         self._told_to_end = False
 
@@ -191,14 +193,16 @@ class Job:
             if isinstance(command, Exit):
                 return command.status
             await self._carry_out(command)
-        if self._life.state is not before:  # nobody waits for it, but for the step that has begun
+        if self._life.state is not before:
             await self._state_changed()
         return None
 
     async def _state_changed(self) -> None:
         self._renewals.state_changed()
         account = self._work.account
-        await self._say(Progress(self._life.state.value, account.uid if account else None))
+        if account is not None and account.uid != self._told_uid:
+            self._told_uid = account.uid
+            await self._say(AccountKnown(account.uid))
 
     def _start_watching(self, event: Event) -> None:
         if isinstance(event, CredentialStored):

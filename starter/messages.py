@@ -166,11 +166,10 @@ class Measured:
 
 
 @attrs.frozen
-class Progress:
-    """starter -> startd: the job's state as in ``starter.life.State``, for the slot ad; ``uid`` once it is known."""
+class AccountKnown:
+    """starter -> startd: the job's account, for the slot's ad and the janitor; once, and if it becomes another."""
 
-    state: str
-    uid: int | None = None
+    uid: int
 
 
 @attrs.frozen
@@ -239,6 +238,6 @@ class Ended:
 
 SPAWNER = Protocol(StartStarter, CleanUp, SpawnerReady, StarterStarted, StarterFailed, StarterEnded)
 STARTER = Protocol(
-    Deactivate, HoldJob, SuspendJob, ContinueJob, PassedCommand, RenewalAnnounced, LastWordHeard, Measured, Progress,
-    JobUpdate, SlotBroken, LeftBehind, LeftElsewhere, AskGoingOn, GoingOn, Ended,
+    Deactivate, HoldJob, SuspendJob, ContinueJob, PassedCommand, RenewalAnnounced, LastWordHeard, Measured,
+    AccountKnown, JobUpdate, SlotBroken, LeftBehind, LeftElsewhere, AskGoingOn, GoingOn, Ended,
 )  # fmt: skip

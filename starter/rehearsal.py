@@ -31,8 +31,7 @@ from pilot.switch import make_switch
 from procd.client import ProcdClient
 from starter import asking
 from starter.credential import Keys, ProxyUnusable, fetch_proxy
-from starter.life import State
-from starter.messages import STARTER, Activation, Progress
+from starter.messages import STARTER, AccountKnown, Activation
 from starter.places import Place
 from starter.shadow import Shadow
 from starter.work import Work
@@ -81,7 +80,7 @@ async def _rehearse(settings: Settings) -> None:
             nursery.start_soon(_stand_in, its)
             nursery.start_soon(shadow.listen)
             await asking.ask(work)
-            await channel.send(Progress(State.CREDENTIAL.value))
+            await channel.send(AccountKnown(0))
             with suppress(ProxyUnusable):  # no authority has signed it
                 await fetch_proxy(shadow, work.description, work.trust, work.keys)
             await asking.prepare(work)

@@ -22,7 +22,7 @@ from startd.claim import State
 from startd.claimevents import Deactivated
 from startd.claims import Claims
 from startd.held import Held
-from starter.messages import STARTER, Activation, Ended, SlotBroken
+from starter.messages import STARTER, AccountKnown, Activation, Ended, SlotBroken
 from tests.startd.startdport import LOG, Port, port
 from tests.startd.test_startd_pilotend import end_of, until_ended
 
@@ -164,6 +164,18 @@ async def test_a_pilot_ends_when_the_last_of_them_has(
         assert not ended.is_set()
         on.claims.starter_ended(4711, 0)
         await ended.wait()
+
+
+async def test_a_jobs_account_is_known_when_its_starter_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+    async with node(monkeypatch) as on:
+        on.claims.account_seen = lambda pid, uid: seen.append((pid, uid))
+        starter = await on.begin(1, 4711, "1.0")
+        assert on.held.job_account_uid is None
+        await on.say(starter, AccountKnown(1055))
+        assert (on.held.job_account_uid, seen) == (1055, [(4711, 1055)])
+        await on.say(starter, DONE)
+        assert on.held.job_account_uid is None
 
 
 async def test_what_its_end_was_like_is_logged(

@@ -45,6 +45,8 @@ from starter.job import MAX_WAITING_EVENTS, TERMINATED, Job
 from starter.launch import Launched
 from starter.life import Life, State
 from starter.limits import Bounds
+from starter.messages import AccountKnown
+from starter.sandbox import Account
 from starter.shadow import ShadowRefused
 from starter.verdict import Exited, Killed
 from starter.work import Guests, Work
@@ -429,6 +431,24 @@ async def test_a_shadow_that_will_not_know_us_ends_the_first_call(
             await job._post(job._outcome)
             assert await job._live() == EXIT_LOST_SHADOW
     assert ended == ["the call", "the sandbox"]
+
+
+async def test_the_startd_is_told_the_account_once_and_nothing_else_of_a_job_that_goes_well() -> None:
+    """Each word wakes it, and has it make an ad, at the moments when the job's calls want the processor."""
+    told: list[object] = []
+
+    async def send(message: object) -> None:
+        told.append(message)
+
+    work = cast(Work, SimpleNamespace(ahead=None, account=None, launched=None))
+    job = Job(work, cast(Channel, SimpleNamespace(send=send)), LOG)
+    job._renewals = cast(Any, SimpleNamespace(state_changed=lambda: None))
+    await job._state_changed()
+    assert told == []
+    for uid in (1055, 1055, 1056):
+        work.account = Account(uid, 100, "alice")
+        await job._state_changed()
+    assert told == [AccountKnown(1055), AccountKnown(1056)]
 
 
 # --- SIGTERM -----------------------------------------------------------------------------------------------------
