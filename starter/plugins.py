@@ -161,7 +161,7 @@ def judge(order: Order, answer: Any, host: str) -> Judged:
     said = answer if isinstance(answer, dict) else {}
     found = [_read(ad) for ad in read_ads(str(said.get("result", "")))]
     trouble, number = _trouble(said)
-    if not found and (number == 0 or number > 0xFF):  # it ended by itself, and left no word about any URL
+    if not found and (number == 0 or (number > 0xFF and not order.brought)):  # ended, without a word about any URL
         number = HoldSubcode.PLUGIN_NO_RESULT
     silent = _Result(False, trouble or "the plugin did not say what became of it")
     results = {wish.name: _of(wish, found) or silent for wish in order.wishes}

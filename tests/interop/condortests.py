@@ -31,6 +31,8 @@ from tests.interop.stockpool import VARIABLE
 
 SOURCE = "SAILPLANE_HTCONDOR_SOURCE"
 ROOT = Path(__file__).resolve().parents[2]
+# Where HTCondor's bindings are: some tests hand it to their jobs and plugins.
+MODULES = sysconfig.get_path("purelib")
 # Tests that wait for something which never comes give up by themselves after some minutes.
 WITHIN_S = 900.0
 # Short, since Unix sockets lie below.
@@ -76,7 +78,7 @@ def environment(here: Path, prefix: Path, owner: accounts.Account, ours: bool) -
     configuration = CONFIGURATION.format(prefix=prefix, here=here, account=owner.name)
     path = f"{prefix}/bin:{prefix}/sbin:{ROOT}/.venv/bin:/usr/bin:/bin"
     if ours:  # HTCondor's has its plugins inherit it; those of the tests want the modules of our interpreter
-        configuration += f"STARTER_JOB_ENVIRONMENT = PATH={path}\n"
+        configuration += f"STARTER_JOB_ENVIRONMENT = PATH={path};PYTHONPATH={MODULES}\n"
     (here / "condor_config").write_text(configuration)
     said = {
         "PATH": path,
@@ -85,8 +87,7 @@ def environment(here: Path, prefix: Path, owner: accounts.Account, ours: bool) -
         "LANG": "C.UTF-8",
         "TMPDIR": str(here),
         "CONDOR_CONFIG": str(here / "condor_config"),
-        # Where HTCondor's bindings are: some tests hand it to their jobs.
-        "PYTHONPATH": sysconfig.get_path("purelib"),
+        "PYTHONPATH": MODULES,
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     if ours:

@@ -74,7 +74,8 @@ def test_a_url_that_nobody_can_move_is_refused_without_its_secrets() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "subcode"), [({"failed": {"text": "no"}}, errno.ENOEXEC), (good(), errno.EPROTO), (good(NO), 0)]
+    ("answer", "subcode"),
+    [({"failed": {"text": "no"}}, errno.ENOEXEC), (good(), errno.EPROTO), (good(status=256), 256), (good(NO), 0)],
 )
 def test_a_plugin_that_the_job_brings_along_holds_it_where_the_nodes_sends_it_elsewhere(
     answer: Any, subcode: int
