@@ -51,6 +51,11 @@ def main() -> int:
             act(wanted)
         step = "files"
         _hand_files(line, wanted)
+        if wanted.get("manifest"):
+            from jobwrapper import manifest
+
+            known = {to_bytes(name): to_bytes(value) for name, value in wanted["environment"].items()}
+            manifest.write(to_bytes(wanted["manifest"]), b"environment", [manifest.environment(known)])
         if wanted.get("pre") or wanted.get("post"):
             from jobwrapper import around
 

@@ -1,8 +1,8 @@
 """stage-in: make the sandbox, say ready, unpack what follows on the same socket, report what lies there.
 
 The stream is the pilot's own (GNU tar: files and directories), names already checked there. An entry of kind X is
-an order to run a file transfer plugin, which is answered at once. If the stream ends before its end mark the pilot
-has given up: then everything unpacked is removed again.
+an order: to run a file transfer plugin, which is answered at once, or to note what lies there by now. If the stream
+ends before its end mark the pilot has given up: then everything unpacked is removed again.
 """
 
 import os
@@ -156,7 +156,7 @@ class Unpacker:
             name, long_name = long_name or header[:100].split(b"\0", 1)[0], b""
             mode = number(header[100:108])
             if kind == b"X":
-                self._plugin(size)
+                self._order(size)
             elif kind == b"5":
                 self._directory(name, mode)
             else:
@@ -169,12 +169,18 @@ class Unpacker:
         self.source.skip(-size % BLOCK)
         return text.rstrip(b"\0")
 
-    def _plugin(self, size: int) -> None:
+    def _order(self, size: int) -> None:
         order = loads(self._text(size).decode("ascii"))
-        if self.failure is None:
-            from jobwrapper import plugins
+        if self.failure is not None:
+            return
+        if "manifest" in order:
+            from jobwrapper import manifest
 
-            self.source.line.send(plugins.run(self.source.line, order))
+            manifest.record(to_bytes(order["manifest"]), b"in")
+            return
+        from jobwrapper import plugins
+
+        self.source.line.send(plugins.run(self.source.line, order))
 
     def _directory(self, name: bytes, mode: int) -> None:
         if self.failure is None:

@@ -84,6 +84,10 @@ def _serve(line: Line) -> int:
     except OSError as error:
         line.send({"failed": trouble("enter", error)})
         return 1
+    if wanted.get("manifest"):
+        from jobwrapper import manifest
+
+        manifest.record(to_bytes(wanted["manifest"]), b"out")
     if wanted.get("ask"):
         _upload(line, wanted)
     while True:
@@ -159,6 +163,9 @@ def select(wanted: "dict") -> Selection:  # type: ignore[type-arg]
             _listed(selection, to_bytes(name), bool(wanted.get("preserve")))
     else:
         _changed(selection, {to_bytes(row[0]): row for row in wanted["changed"]})
+    manifest = to_bytes(wanted.get("manifest", ""))
+    if manifest and os.path.isdir(manifest) and not os.path.islink(manifest):
+        _listed(selection, manifest, False)
     for name in [name for name, item in selection.items.items() if item.source in wanted.get("except", ())]:
         del selection.items[name]
     return selection

@@ -114,6 +114,8 @@ class Description:
     checkpoint_status: int | None = None
     checkpoint_names: tuple[str, ...] | None = None
     files: FilePlan = attrs.field(factory=FilePlan)
+    # a directory of the sandbox for lists of what is there and of the environment; "" where none are wanted
+    manifest_dir: str = ""
     # standard streams that are no files of the sandbox: where they go at the submit side, by "stdout" and "stderr"
     streamed: Mapping[str, str] = attrs.field(factory=dict)
     # where the job wants other signals than kill_sig; 0: it does not
@@ -180,12 +182,23 @@ def _describe(ad: ClassAd, commands: bool) -> Description:
         checkpoint_status=checkpoint,
         checkpoint_names=_names(ad, "TransferCheckpoint"),
         files=plan_files(ad),
+        manifest_dir=_manifest_dir(ad, posixpath.basename(proxy)),
         streamed=streamed,
         remove_kill_signal=_signal_number(ad, "RemoveKillSig", 0),
         hold_kill_signal=_signal_number(ad, "HoldKillSig", 0),
         job_limit_s=_duration(ad, "AllowedJobDuration"),
         execute_limit_s=_duration(ad, "AllowedExecuteDuration"),
     )
+
+
+def _manifest_dir(ad: ClassAd, proxy: str) -> str:
+    """``manifest``, ``manifest_dir``."""
+    name = get_str(ad, "ManifestDir", "")
+    if not name and get_bool(ad, "ManifestDesired", False):
+        name = f"{get_int(ad, 'ClusterId')}_{get_int(ad, 'ProcId')}_manifest"
+    if "/" in name or name in (*OWN_NAMES, ".", "..", proxy or "."):
+        raise ValueError(f"manifest_dir is {name[:200]!a}: a plain name is wanted, of no file that is there already")
+    return name
 
 
 def _duration(ad: ClassAd, name: str) -> float | None:

@@ -58,6 +58,8 @@ class Listed:
 
     names: tuple[str, ...]
     preserve: bool = False
+    manifest: str = ""
+    """A directory of the sandbox that gets a list of what is there, and comes too."""
 
 
 @frozen
@@ -65,6 +67,7 @@ class Changed:
     """Plain files of the top directory that are new or changed since the catalogue."""
 
     catalogue: Catalogue
+    manifest: str = ""
 
 
 Wanted = Listed | Changed

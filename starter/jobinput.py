@@ -63,6 +63,8 @@ async def _fill_once(work: Work) -> Filled:
                 await tell_results(work, "Input", sink.judged)
                 raise
             await tell_results(work, "Input", sink.judged)
+            if work.description.manifest_dir:
+                await inward.note_what_is_there(work.description.manifest_dir)
             work.catalogue = await inward.finish()
             work.proxy_in_sandbox, work.proxy_copied = sink.proxy_stored, sink.proxy_copied
         return Filled(StagedIn())

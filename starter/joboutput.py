@@ -63,7 +63,7 @@ async def send_sandbox(work: Work, verdict: Verdict, ended: JobEnded | None = No
         async with stage_out(
             work.context(started=True),
             work.place,
-            _wanted(work, wanted_names(work.description, failed=_failed(work, verdict))),
+            _wanted(work, wanted_names(work.description, failed=_failed(work, verdict)), work.description.manifest_dir),
             limits=_output_limits(work),
             uploads=uploads,
             deadline_s=work.settings.sailplane_switch_deadline,
@@ -120,11 +120,11 @@ def _max_output_bytes(work: Work) -> int | None:
     return knob if asked is None else asked
 
 
-def _wanted(work: Work, names: tuple[str, ...] | None) -> Wanted:
+def _wanted(work: Work, names: tuple[str, ...] | None, manifest: str = "") -> Wanted:
     if names is not None:
-        return Listed(names, preserve=work.description.files.preserve_paths)
+        return Listed(names, preserve=work.description.files.preserve_paths, manifest=manifest)
     assert work.catalogue is not None
-    return Changed(work.catalogue)
+    return Changed(work.catalogue, manifest)
 
 
 async def _offer_output(

@@ -70,7 +70,8 @@ class LaunchSpec:
     is. `cpus`: the cores that it may use, none for all. `files`: files of the sandbox whose descriptors the
     caller gets, as (name, "read" or "write"). `connection`: a descriptor of the caller's that becomes standard
     input and output instead of files. `append`: output goes behind what is there.
-    `streamed`: descriptors of the caller's that are "stdout" or "stderr" instead of files.
+    `streamed`: descriptors of the caller's that are "stdout" or "stderr" instead of files. `manifest`: a directory of
+    the sandbox into which the environment is written.
     """
 
     argv: tuple[str, ...]
@@ -89,6 +90,7 @@ class LaunchSpec:
     connection: int | None = None
     append: bool = False
     streamed: Mapping[str, int] = field(factory=dict)
+    manifest: str = ""
 
 
 @frozen
@@ -411,6 +413,7 @@ async def _send_job(far: FarSide, spec: LaunchSpec, report: int) -> None:
             "connection": spec.connection is not None,
             "append": spec.append,
             "streamed": list(spec.streamed),
+            "manifest": spec.manifest,
         }
     )
     await far.send_descriptor(report)

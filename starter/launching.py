@@ -157,6 +157,7 @@ def launch_spec(work: Work, streamed: Mapping[str, int]) -> LaunchSpec:
         post=_command(work, job.post, around, unless=job.checkpoint_status),
         append=job.checkpoint_status is not None,
         streamed=streamed,
+        manifest=job.manifest_dir,
     )
 
 

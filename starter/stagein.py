@@ -151,6 +151,10 @@ class Inward:
         await self._raise_if_refused()
         return answer.get("plugin")
 
+    async def note_what_is_there(self, directory: str) -> None:
+        """Have a list of what has come so far written into a directory of the sandbox (``jobwrapper.manifest``)."""
+        await self._add(tar_order(json.dumps({"manifest": directory}).encode("ascii")))
+
     async def finish(self) -> Catalogue:
         """No more to come: wait until all of it is stored, and return what lies in the top directory."""
         await self._add(END)

@@ -114,10 +114,11 @@ async def stage_out(
 
 
 def _request(place: Place, wanted: Wanted) -> dict[str, Any]:
+    common = {"path": str(place.path), "manifest": wanted.manifest}
     if isinstance(wanted, Listed):
-        return {"path": str(place.path), "listed": list(wanted.names), "preserve": wanted.preserve}
+        return common | {"listed": list(wanted.names), "preserve": wanted.preserve}
     rows = [[e.name, e.kind, e.mode, e.size, e.mtime_ns] for e in wanted.catalogue.entries]
-    return {"path": str(place.path), "changed": rows}
+    return common | {"changed": rows}
 
 
 class Uploads(Protocol):
