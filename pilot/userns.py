@@ -174,8 +174,10 @@ class Helper:
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended; waits for it then."""
+        """Whether it has ended; waits for it then, and gives back its descriptors."""
         self._running.reap()
+        if self._running.ended:
+            self._running.close()
         return self._running.ended
 
     def close(self) -> None:
@@ -194,6 +196,8 @@ class UsernsSwitch:
     _kept: dict[Path, int] = field(factory=dict, init=False, repr=False)
     _helpers: dict[Path | int, Helper] = field(factory=dict, init=False, repr=False)
     _leaving: list[Helper] = field(factory=list, init=False, repr=False)
+    # Calls of one sandbox that come at once have one helper: a second one would take it away from the first.
+    _turns: dict[Path | int, trio.Lock] = field(factory=dict, init=False, repr=False)
 
     name = "userns"
     isolates = True
@@ -209,24 +213,31 @@ class UsernsSwitch:
         with ExitStack() as always, ExitStack() as on_failure:
             fds, errors, near = call_descriptors(call, always, on_failure)
             style = "host" if call.uid is not None else "own+control" if call.control else "own"
-            helper = self._helpers.get(key) if key is not None else None
-            pid = await helper.ask(style, call, fds, _ANSWER_S) if helper is not None else None
-            if pid is None:
-                helper = await self._begin(call)
-                if key is None:
-                    self._leaving.append(helper)
-                    on_failure.callback(helper.close)
-                else:
-                    self._leave(key)
-                    self._helpers[key] = helper
-                pid = await helper.ask(style, call, fds, _ANSWER_S)
+            pid = await (self._ask_once(style, call, fds) if key is None else self._ask(key, style, call, fds))
             if pid is None:
                 raise CannotCall(Unavailable("the helper in the user namespace ended at once"))
             running = Running(pid, errors=errors, control=near, classify=classify_userns)
             on_failure.pop_all()
-        if key is None and helper is not None:
-            helper.close()
         return running
+
+    async def _ask(self, key: Path | int, style: str, call: Call, fds: list[int]) -> int | None:
+        """The sandbox's helper, or a new one where that has ended."""
+        async with self._turns.setdefault(key, trio.Lock()):
+            helper = self._helpers.get(key)
+            pid = await helper.ask(style, call, fds, _ANSWER_S) if helper is not None else None
+            if pid is None:
+                self._leave(key)
+                helper = self._helpers[key] = await self._begin(call)
+                pid = await helper.ask(style, call, fds, _ANSWER_S)
+            return pid
+
+    async def _ask_once(self, style: str, call: Call, fds: list[int]) -> int | None:
+        helper = await self._begin(call)
+        self._leaving.append(helper)
+        try:
+            return await helper.ask(style, call, fds, _ANSWER_S)
+        finally:
+            helper.close()
 
     async def _begin(self, call: Call) -> Helper:
         words = obstacle(self.host)
@@ -244,6 +255,10 @@ class UsernsSwitch:
         for path in [path for path in self._kept if not os.path.lexists(path)]:
             os.close(self._kept.pop(path))
             self._leave(path)
+        for key in [key for key, helper in self._helpers.items() if not self._turns[key].locked() and helper.ended]:
+            self._leave(key)
+        for key in [key for key, turn in self._turns.items() if key not in self._helpers and not turn.locked()]:
+            del self._turns[key]
         self._leaving[:] = [helper for helper in self._leaving if not helper.ended]
 
     def _leave(self, key: Path | int) -> None:

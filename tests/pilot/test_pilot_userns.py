@@ -479,6 +479,59 @@ async def _idle(home: Path) -> tuple[set[str], int, bool]:
     return uids, len(helpers), not waiting.cancelled_caught
 
 
+async def _at_once(home: Path) -> tuple[list[tuple[Outcome, str, str]], list[str]]:
+    """Two first calls of one sandbox: how they ended, and what children are left."""
+    job = Words(home)
+    ended: list[tuple[Outcome, str, str]] = []
+
+    async def run() -> None:
+        ended.append(await job.run("id -u"))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(run)
+    return ended, _commands_of_children()
+
+
+@pytest.mark.needs_root
+@needs_userns
+def test_first_calls_at_once_have_one_helper(accounts: Mapping[str, Account], home: Path) -> None:
+    ended, children = as_account(accounts["pilot"], _at_once, home)
+    assert [(outcome, errors) for outcome, _, errors in ended] == [(Exited(0), "")] * 4
+    assert len({account for _, account, _ in ended}) == 1
+    assert children == ["usernsstart.py"]
+
+
+async def _many_helpers(home: Path) -> tuple[int, int, int]:
+    """Descriptors before and after many helpers that have ended, those for another's account among them."""
+    job = Words(home)
+    job.switch = UsernsSwitch(home / "leases", idle_s=0.01)
+    running, read = await job.start("/bin/sh", "-c", "id -u; read x")
+    uid = int(await line_of(read))
+    counts, helpers = [], set()
+    for _ in range(12):
+        for account in (None, uid):
+            assert (await job.run("true", uid=account))[0] == Exited(0)
+            helpers.update(pid for pid in _children_of_ours() if pid != running.pid)
+        counts.append(len(os.listdir("/proc/self/fd")))
+        with trio.fail_after(20):
+            while not all(_is_zombie(pid) for pid in _children_of_ours() if pid != running.pid):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+    running.kill()
+    await running.wait()
+    running.close()
+    os.close(read)
+    return len(helpers), counts[2], counts[-1]
+
+
+@pytest.mark.needs_root
+@needs_userns
+def test_helpers_that_have_ended_keep_no_descriptor(accounts: Mapping[str, Account], home: Path) -> None:
+    helpers, before, after = as_account(accounts["pilot"], _many_helpers, home)
+    assert helpers > 10
+    assert after <= before
+
+
 def _is_zombie(pid: int) -> bool:
     return b") Z " in Path(f"/proc/{pid}/stat").read_bytes()
 
