@@ -75,6 +75,7 @@ class Settings(SecuritySettings):
     max_startd_log: int = knob("10 M", size(), "The size at which the startd's log is renamed to .old; 0 is never.")
     max_starter_log: int = knob("10 M", size(), "The same for each of the starters' logs.")
     max_procd_log: int = knob("10 M", size(), "The same for procd's log.")
+    max_pool_log: int = knob("10 M", size(), "The same for the embedded pool's log.")
     execute: Path = knob(
         "$(LOCAL_DIR)/execute",
         path(),

@@ -51,7 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
         config = configuration.load(options.config)
         if not options.foreground:
             config.log.mkdir(mode=0o700, parents=True, exist_ok=True)
-        log = logs.start("pool", None if options.foreground else config.log / "PoolLog")
+        file = None if options.foreground else config.log / "PoolLog"
+        log = logs.start("pool", file, limit_bytes=config.max_pool_log)
         for warning in config.warnings:
             log.warning("%s", warning)
         places = Places(config.sailplane_pool_dir, config.spool)

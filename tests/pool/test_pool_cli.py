@@ -199,9 +199,14 @@ def test_a_pool_ends_in_order_and_comes_back(daemon: Daemon) -> None:
     assert (done.returncode, "another pool is running" in done.stderr) == (100, True)
     assert daemon.stop(signal.SIGINT) == 0
     assert not (daemon.place / "pool" / "socket").exists()
+    assert not (daemon.place / "log" / "PoolLog.old").exists()
+    daemon.knobs["MAX_POOL_LOG"] = "300"
     daemon.start()
     assert (daemon.place / "pool" / "keys.d" / "POOL").read_bytes() == key
     assert daemon.stop() == 0
+    old = daemon.place / "log" / "PoolLog.old"
+    assert 300 < old.stat().st_size < 1500
+    assert old.stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize(
