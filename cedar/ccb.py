@@ -61,7 +61,7 @@ async def register(stream: CedarStream, name: str, earlier: Registration | None)
 
 def _is_ccbid(text: str) -> bool:
     broker, _, number = text.rpartition("#")
-    return len(text) <= MAX_ID_CHARS and number.isdigit() and not set(broker) & set("<> \t\n") and bool(broker)
+    return len(text) <= MAX_ID_CHARS and number.isdecimal() and not set(broker) & set("<> \t\n") and bool(broker)
 
 
 def heartbeat() -> ClassAd:

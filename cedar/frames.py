@@ -65,11 +65,6 @@ class Frames:
         """True once everything is encrypted; there is no way back."""
         return self._key is not None
 
-    @property
-    def idle(self) -> bool:
-        """True when no byte of a next message has arrived."""
-        return self._start == self._end and self._spent == 0
-
     # --- keys ---
 
     def use_key(self, key: bytes, *, iv: bytes | None = None) -> None:

@@ -24,7 +24,9 @@ _ALIVE_S: Final = 300
 _ALIVE_SLACK_S: Final = 20
 # A peer that wants us to wait longer without any sign of life is not believed.
 _MAX_ALIVE_S: Final = 86400
-_WAITING, _THIS_ITEM, _ALWAYS = 0, 1, 2
+# Result in a go-ahead; 1 is for one item.
+_WAITING, _ALWAYS = 0, 2
+_INT_BYTES: Final = 8
 
 
 class Stopped(Exception):
@@ -45,7 +47,10 @@ class GoAhead:
 
 
 async def ask(stream: CedarStream, state: GoAhead) -> None:
-    """Wait for the peer's word; it may take as long as its queue, if it gives signs of life."""
+    """Wait for the peer's word; it may take as long as its queue, if it gives signs of life.
+
+    Raises Stopped when the peer says no, Refused("TRANSFER_KEY"), PeerFault ("timeout" without a sign of life).
+    """
     await stream.put(_ALIVE_S)
     wait_s = _ALIVE_S
     while True:
@@ -63,7 +68,7 @@ async def ask(stream: CedarStream, state: GoAhead) -> None:
 
 
 async def grant(stream: CedarStream, *, max_bytes: int | None = None, announce: bool = False) -> None:
-    """Let the peer go ahead, for all items."""
+    """Let the peer go ahead, for all items. ``announce``: tell it the most bytes that are taken (None: any number)."""
     interval_s = await get_int(stream)
     if interval_s < _ALIVE_S:
         await stream.put(ad_of(Timeout=_ALIVE_S, Result=_WAITING))
@@ -74,6 +79,7 @@ async def grant(stream: CedarStream, *, max_bytes: int | None = None, announce: 
 
 
 def ad_of(**values: int) -> ClassAd:
+    """An ad of numbers."""
     ad = ClassAd()
     for name, value in values.items():
         ad[name] = value
@@ -81,10 +87,13 @@ def ad_of(**values: int) -> ClassAd:
 
 
 async def get_ad(stream: CedarStream, *, within_s: float = math.inf) -> ClassAd:
+    """A message that is one ad.
+
+    Raises Refused("TRANSFER_KEY"), PeerFault: "timeout" after ``within_s``, and what stream and ad raise.
+    """
     with trio.move_on_after(within_s):
         reader = await stream.get()
-        if reader.remaining() == 8:  # shorter than any ad: a server's answer to a wrong key
-            check_key_refusal(reader)
+        check_key_refusal(reader)
         ad = reader.ad()
         reader.end()
         return ad
@@ -92,12 +101,16 @@ async def get_ad(stream: CedarStream, *, within_s: float = math.inf) -> ClassAd:
 
 
 def check_key_refusal(reader: Reader) -> None:
+    """Refused("TRANSFER_KEY") for a server's answer to a wrong key: a number, which is shorter than any ad."""
+    if reader.remaining() != _INT_BYTES:
+        return
     if reader.int() == 0:
         raise Refused("TRANSFER_KEY", "the peer does not know the transfer key")
     raise PeerFault("codec", "a number came where an ad belongs")
 
 
 async def get_int(stream: CedarStream) -> int:
+    """A message that is one integer; PeerFault for any other."""
     reader = await stream.get()
     value = reader.int()
     reader.end()

@@ -78,8 +78,7 @@ async def receive_files(
 
 async def _get_header(stream: CedarStream) -> tuple[bool, int]:
     reader = await stream.get()
-    if reader.remaining() == 8:
-        check_key_refusal(reader)
+    check_key_refusal(reader)
     final = reader.int() != 0
     ad = reader.ad()
     reader.end()
