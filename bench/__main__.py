@@ -28,6 +28,8 @@ BENCHES: dict[str, ModuleType] = {
     "throughput": throughput,
     "turnaround": turnaround,
 }
+# In a file or a pipe, which have no width: no figure's name is cut.
+_WIDE = 160
 _VERSIONS_OF = ("sailplane", "trio", "cryptography", "htcondor")
 
 
@@ -87,7 +89,7 @@ def _show(figures: list[Figure], not_run: dict[str, str]) -> None:
         met = {True: "[green]yes[/]", False: "[red]no[/]", None: ""}[row.get("met")]
         cells = (row["ours"], row.get("reference", ""), row.get("ratio", ""), row["unit"], row.get("goal", ""))
         table.add_row(figure.name, *map(str, cells), met)
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=_WIDE)
     console.print(table)
     for name, reason in not_run.items():
         console.print(f"{name} was not run: {reason}", markup=False)

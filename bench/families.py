@@ -14,13 +14,14 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench import pilotside
+from bench.pilotside import PYTHON
 from demo import accounts, daemons
 from demo.accounts import Account
-from demo.grid import write_private
+from demo.cgroups import MAIN
 from demo.site import Site
 
 # Longer than any single measurement; after that a sleeper ends whatever has become of the bench.
@@ -182,14 +183,26 @@ def starting(site: Site, switch: str = "glexec", cgroup: Path | None = None) -> 
 
     Args:
         switch: SAILPLANE_SWITCH.
-        cgroup: where groups can be made, as `delegated` gives it.
+        cgroup: where groups can be made, as `demo.cgroups.delegated` gives it.
     """
     assert site.installed is not None
-    pilot = site.accounts["pilot"]
-    path = site.layout.pilot / f"bench-{time.monotonic_ns()}.proxy"
-    proxy = write_private(path, site.users["alice"].proxy.read_bytes(), owner=(pilot.uid, pilot.gid))
+    proxy = pilotside.credential(site, f"bench-{time.monotonic_ns()}")
     socket = site.layout.pilot / "run" / "procd"
-    environment = site.environment(site.layout.pilot)
+    control = "yes" if site.linger or switch == "userns" else "no"
+    given = [str(socket), switch, str(site.installed.front), str(proxy), control]
+    command = [str(site.runtime.python), "-c", STARTER, *given, PYTHON, "-IS", "-c", FAMILY]
+    with _procd(site, switch, cgroup, socket), ExitStack() as stack:
+        with _inside(cgroup):
+            process = stack.enter_context(
+                speaking(command, site.environment(site.layout.pilot), site.accounts["pilot"])
+            )
+        yield Starter(process)
+
+
+@contextmanager
+def _procd(site: Site, switch: str, cgroup: Path | None, socket: Path) -> Iterator[None]:
+    """A procd at the pilot's account that answers at `socket`, ended afterwards."""
+    assert site.installed is not None
     knobs = {
         "_CONDOR_SAILPLANE_SWITCH": switch,
         "_CONDOR_SAILPLANE_CGROUP": str(cgroup or "/nonexistent"),
@@ -202,73 +215,27 @@ def starting(site: Site, switch: str = "glexec", cgroup: Path | None = None) -> 
         procd = daemons.start(
             "procd",
             site.runtime.argv("sailplane-procd", "--socket", str(socket), "--log", str(log / "ProcLog")),
-            account=pilot,
-            environment=environment | knobs,
+            account=site.accounts["pilot"],
+            environment=site.environment(site.layout.pilot) | knobs,
             cwd=site.layout.pilot,
             output=site.layout.logs / "procd.out",
             logs=log,
         )
     try:
         daemons.wait_until(procd.said_ready, what="procd to be ready", deadline_s=PATIENCE_S, daemons=[procd])
-        job = [os.path.realpath("/usr/bin/python3"), "-IS", "-c", FAMILY]
-        python = [str(site.runtime.python), "-c"]
-        control = "yes" if site.linger or switch == "userns" else "no"
-        given = [str(socket), switch, str(site.installed.front), str(proxy), control, *job]
-        with ExitStack() as stack:
-            with _inside(cgroup):
-                process = stack.enter_context(_speaking([*python, STARTER, *given], environment, pilot))
-            yield Starter(process)
+        yield
     finally:
         procd.stop(deadline_s=PATIENCE_S)
 
 
 @contextmanager
-def delegated(account: Account) -> Iterator[Path | None]:
-    """A cgroup that an account may divide, as a batch system makes it, with a group "main" in it; None where the kernel
-    has no cgroup.kill to offer."""
-    mount = next((line.split()[4] for line in _mounts() if " - cgroup2 " in line), None)
-    path = None if mount is None else Path(mount, f"sptest-{os.getpid()}")
-    if path is None or not Path(mount or "", "cgroup.procs").exists():
-        yield None
-        return
-    try:
-        (path / "main").mkdir(parents=True)
-    except OSError:
-        yield None
-        return
-    try:
-        for place in (path, path / "main"):
-            for name in (".", "cgroup.procs", "cgroup.subtree_control"):
-                os.chown(place / name, account.uid, account.gid)
-        yield path if (path / "cgroup.kill").exists() else None
-    finally:
-        for place in (*path.glob("*/"), path):
-            what = f"{place} to be empty"
-            daemons.wait_until(partial(_removed, place), what=what, deadline_s=PATIENCE_S, daemons=[])
-
-
-def _mounts() -> list[str]:
-    return Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-
-
-def _removed(path: Path) -> bool:
-    try:
-        path.rmdir()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
-@contextmanager
 def _inside(cgroup: Path | None) -> Iterator[None]:
-    """What is started meanwhile begins in the group "main" of a delegated one."""
+    """What is started meanwhile begins in the main group of a delegated one."""
     if cgroup is None:
         yield
         return
     own = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
-    (cgroup / "main" / "cgroup.procs").write_text("0")
+    (cgroup / MAIN / "cgroup.procs").write_text("0")
     try:
         yield
     finally:
@@ -278,8 +245,8 @@ def _inside(cgroup: Path | None) -> Iterator[None]:
 @contextmanager
 def family(account: Account, processes: int) -> Iterator[int]:
     """A family at an account, started by root without a switch; its process group, ended afterwards."""
-    command = [os.path.realpath("/usr/bin/python3"), "-IS", "-c", FAMILY, str(processes)]
-    with _speaking(command, {}, account) as process:
+    command = [PYTHON, "-IS", "-c", FAMILY, str(processes)]
+    with speaking(command, {}, account) as process:
         pid = int(answer(process, None))
         try:
             assert process.stdin is not None
@@ -294,7 +261,7 @@ def family(account: Account, processes: int) -> Iterator[int]:
 @contextmanager
 def started_family(processes: int) -> Iterator[tuple[int, int]]:
     """A family at our own account below a sub-reaper; the numbers of sub-reaper and root. Ended afterwards."""
-    command = [os.path.realpath("/usr/bin/python3"), "-IS", "-c", ABOVE, FAMILY, str(processes)]
+    command = [PYTHON, "-IS", "-c", ABOVE, FAMILY, str(processes)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         root = int(answer(process, ""))
@@ -308,7 +275,7 @@ def started_family(processes: int) -> Iterator[tuple[int, int]]:
 @contextmanager
 def crowd(processes: int) -> Iterator[None]:
     """Sleeping processes of root's own that have nothing to do with anybody; ended afterwards."""
-    command = [os.path.realpath("/usr/bin/python3"), "-IS", "-c", CROWD, str(processes)]
+    command = [PYTHON, "-IS", "-c", CROWD, str(processes)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         answer(process, None)
@@ -336,7 +303,8 @@ def _group(pid: int) -> int:
 
 
 @contextmanager
-def _speaking(argv: list[str], environment: dict[str, str], account: Account) -> Iterator[subprocess.Popen[bytes]]:
+def speaking(argv: list[str], environment: dict[str, str], account: Account) -> Iterator[subprocess.Popen[bytes]]:
+    """A process at an account, to be talked with by `answer`. Its input ends afterwards; then it has 5 s to end."""
     process = subprocess.Popen(
         argv,
         stdin=subprocess.PIPE,

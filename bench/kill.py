@@ -8,18 +8,18 @@ is left; measured in turns with ours. Beside them the way of HTCondor 8.8: a cal
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from bench.families import delegated, family, starting
+from bench import pilotside
+from bench.families import family, starting
 from bench.figures import Figure
 from demo import daemons
 from demo.accounts import Account, processes_of
-from demo.grid import write_private
+from demo.cgroups import NoCgroupError, delegated
 from demo.site import Site
 from pilot.userns import Host, obstacle
 
@@ -60,9 +60,7 @@ print((time.monotonic() - begun_s) * 1000)
 
 def why_not() -> str:
     """Why this bench cannot run here; empty if it can."""
-    if os.geteuid() != 0:
-        return "needs root: it makes accounts and installs a glexec behind sudo"
-    return "" if shutil.which("sudo") else "not installed: sudo"
+    return pilotside.why_not()
 
 
 def run() -> list[Figure]:
@@ -82,8 +80,8 @@ def run() -> list[Figure]:
             figures.append(Figure(f"kill_{size}", ours, "ms", goal, by_root))
         figures.append(Figure("kill_1000_calls", calls, "calls", "== 1", note="in the site's root log"))
         figures += _one_by_one(site)
-        with delegated(site.accounts["pilot"]) as group:
-            figures += _free(site, "cgroup", cgroup=group) if group is not None else []
+        with suppress(NoCgroupError), delegated(site.accounts["pilot"]) as group:
+            figures += _free(site, "cgroup", cgroup=group)
         figures += _free(site, "own", switch="none")
         if obstacle(Host()) is None:
             figures += _free(site, "userns", switch="userns")
@@ -122,7 +120,7 @@ def _by_root(site: Site, size: int) -> float:
     uid = site.accounts["alice"].uid
     with family(site.accounts["alice"], size):
         done = subprocess.run(
-            [os.path.realpath("/usr/bin/python3"), "-IS", "-c", ROOT, str(uid)],
+            [pilotside.PYTHON, "-IS", "-c", ROOT, str(uid)],
             capture_output=True, text=True, check=True, timeout=60,
         )  # fmt: skip
     return float(done.stdout)
@@ -132,12 +130,7 @@ def _one_by_one(site: Site) -> list[Figure]:
     """HTCondor 8.8: `glexec kill PID`, one process after the other."""
     assert site.installed is not None
     alice, pilot = site.accounts["alice"], site.accounts["pilot"]
-    proxy = write_private(
-        site.layout.pilot / "bench88.proxy", site.users["alice"].proxy.read_bytes(), owner=(pilot.uid, pilot.gid)
-    )
-    environment = site.environment(site.layout.pilot) | {
-        "GLEXEC_CLIENT_CERT": str(proxy), "GLEXEC_TARGET_PROXY": "/dev/null", "GLEXEC_ID": "bench#88",
-    }  # fmt: skip
+    environment = pilotside.call_environment(site, pilotside.credential(site, "bench88"), "bench#88")
     note = "calls, one after the other, as HTCondor 8.8's procd makes them; its single pass"
     return [
         Figure(
@@ -157,7 +150,7 @@ def _killed_one_by_one(alice: Account, pilot: Account, size: int, front: Path, e
         start_s = time.perf_counter()
         for pid in members:
             done = subprocess.run(
-                [str(front), os.path.realpath("/bin/sh"), "-c", f"kill -9 {pid}"],
+                [str(front), pilotside.SHELL, "-c", f"kill -9 {pid}"],
                 env=environment, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, check=False,
                 **daemons.switched(pilot),
             )  # fmt: skip

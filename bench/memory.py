@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from bench import pilotside
 from bench.figures import Figure
 from demo.site import Site
 
@@ -43,7 +44,7 @@ UPDATES = 3
 
 def why_not() -> str:
     """Why this bench cannot run here; empty if it can."""
-    return "" if os.geteuid() == 0 else "needs root: it makes accounts and reads the memory of their processes"
+    return pilotside.why_not()
 
 
 def run() -> list[Figure]:

@@ -4,7 +4,8 @@ A process at the submit side sends or takes them over an encrypted CEDAR stream 
 the pilot's account, and through sudo and glexec the far side at the user's. The reference takes the same stream, with
 the same code of ``cedar``, and writes plain files at the pilot's own account. All files lie in memory (/dev/shm).
 Clocks run while files move: the call of the switch is open by then (``turnaround`` and ``switch`` measure that).
-Other work of the machine waits meanwhile, where the kernel lets it (SCHED_FIFO).
+Other work of the machine waits meanwhile, where the kernel lets it: three processes of ours and two of the reference
+would suffer differently from it.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from bench.families import _speaking, answer
+from bench import pilotside
+from bench.families import answer, speaking
 from bench.figures import Figure
-from demo.grid import write_private
 from demo.site import Site
 
 MEMORY = Path("/dev/shm")
@@ -226,10 +227,8 @@ trio.run(main, act)
 
 def why_not() -> str:
     """Why this bench cannot run here; empty if it can."""
-    if os.geteuid() != 0:
-        return "needs root: it makes accounts and installs a glexec behind sudo"
-    if shutil.which("sudo") is None:
-        return "not installed: sudo"
+    if lack := pilotside.why_not("tar"):
+        return lack
     free = shutil.disk_usage(MEMORY).free if MEMORY.is_dir() else 0
     return "" if free > 4 << 30 else f"{MEMORY} has no 4 GB free"
 
@@ -277,16 +276,14 @@ def _memory(site: Site) -> Iterator[tuple[Path, Path]]:
 def _glexec(site: Site) -> tuple[str, str, str]:
     """The site's switch, a credential of a user for the pilot, and the far side's programs."""
     assert site.installed is not None
-    pilot = site.accounts["pilot"]
-    pem = site.users["alice"].proxy.read_bytes()
-    proxy = write_private(site.layout.pilot / "bench.proxy", pem, owner=(pilot.uid, pilot.gid))
+    proxy = pilotside.credential(site, "bench")
     return str(site.installed.front), str(proxy), str(site.runtime.packages / "jobwrapper")
 
 
 @contextmanager
 def _submit_side() -> Iterator[int]:
     process = subprocess.Popen([sys.executable, "-c", SUBMIT], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    _first(process.pid)
+    pilotside.go_first(process.pid)
     try:
         yield int(answer(process, None))
     finally:
@@ -296,16 +293,9 @@ def _submit_side() -> Iterator[int]:
 @contextmanager
 def _side(site: Site, program: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     command = [str(site.runtime.python), "-c", program, *arguments]
-    with _speaking(command, site.environment(site.layout.pilot), site.accounts["pilot"]) as process:
-        _first(process.pid)
+    with speaking(command, site.environment(site.layout.pilot), site.accounts["pilot"]) as process:
+        pilotside.go_first(process.pid)
         yield process
-
-
-def _first(pid: int) -> None:
-    """Other work of the machine waits for this process and its children, where the kernel lets it: three processes of
-    ours and two of the reference would suffer differently from it."""
-    with suppress(PermissionError):
-        os.sched_setscheduler(pid, os.SCHED_FIFO, os.sched_param(5))
 
 
 def _tar(top: Path, files: int, size: int) -> list[float]:
@@ -318,7 +308,7 @@ def _tar(top: Path, files: int, size: int) -> list[float]:
             for _ in range(max(1, size >> 20)):
                 file.write(bytes(min(size, 1 << 20)))
     found = []
-    _first(0)
+    pilotside.go_first(0)
     for _ in range(RUNS):
         target.mkdir()
         begun_s = time.perf_counter()

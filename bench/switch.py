@@ -12,12 +12,11 @@ import json
 import os
 import shutil
 import subprocess
-from contextlib import suppress
 from pathlib import Path
 
+from bench import pilotside
 from bench.figures import Figure
 from demo import daemons
-from demo.grid import write_private
 from demo.site import Site
 
 CALLS = 40
@@ -106,10 +105,7 @@ trio.run(main, Path(sys.argv[1]), int(sys.argv[2]))
 
 def why_not() -> str:
     """Why this bench cannot run here; empty if it can."""
-    if os.geteuid() != 0:
-        return "needs root: it makes accounts and installs a glexec behind sudo"
-    missing = [tool for tool in ("sudo", "newuidmap") if shutil.which(tool) is None]
-    return f"not installed: {' '.join(missing)}" if missing else ""
+    return pilotside.why_not("newuidmap")
 
 
 def run() -> list[Figure]:
@@ -134,19 +130,11 @@ def run() -> list[Figure]:
 def _glexec(site: Site) -> tuple[list[float], list[float]]:
     """Milliseconds of calls of ours, and of the bare way."""
     assert site.installed is not None
-    pilot = site.accounts["pilot"]
     program = os.path.realpath(shutil.which("true") or "/bin/true")
-    proxy = write_private(
-        site.layout.pilot / "switch.proxy", site.users["alice"].proxy.read_bytes(), owner=(pilot.uid, pilot.gid)
-    )
     front = _bare(site, program)
-    environment = site.environment(site.layout.pilot) | {
-        "GLEXEC_CLIENT_CERT": str(proxy), "GLEXEC_TARGET_PROXY": "/dev/null", "GLEXEC_ID": "bench#switch",
-    }  # fmt: skip
+    environment = pilotside.call_environment(site, pilotside.credential(site, "switch"), "bench#switch")
     commands = [[str(site.installed.front), program], [str(front)]]
-    done = _run_quietly(
-        site, [os.path.realpath("/usr/bin/python3"), "-IS", "-c", CALLER, json.dumps(commands), str(CALLS)], environment
-    )
+    done = _run_quietly(site, [pilotside.PYTHON, "-IS", "-c", CALLER, json.dumps(commands), str(CALLS)], environment)
     ours, bare = json.loads(done)
     return ours, bare
 
@@ -156,8 +144,7 @@ def _bare(site: Site, program: str) -> Path:
     assert site.installed is not None
     installed = site.installed
     root_part, front = installed.prefix / "bench.py", installed.prefix / "bench.sh"
-    python = os.path.realpath("/usr/bin/python3")
-    root_part.write_text(f"#!{python} -IS\n{BARE}")
+    root_part.write_text(f"#!{pilotside.PYTHON} -IS\n{BARE}")
     command = f"{shutil.which('sudo')} -n -C 10 {root_part} {installed.lcmaps_db} glexec_get_account {program}"
     front.write_text(f"#!/bin/sh\n{command}\nexit $?\n")
     for path in (root_part, front):
@@ -186,8 +173,7 @@ def _run_quietly(site: Site, argv: list[str], environment: dict[str, str]) -> by
         argv, env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         **daemons.switched(site.accounts["pilot"]),
     ) as process:  # fmt: skip
-        with suppress(PermissionError):
-            os.sched_setscheduler(process.pid, os.SCHED_FIFO, os.sched_param(5))
+        pilotside.go_first(process.pid)
         out, errors = process.communicate(timeout=120)
     if process.returncode != 0:
         raise daemons.SiteError(f"{argv[0]}: exit status {process.returncode}: {errors.decode('utf-8', 'replace')}")

@@ -6,18 +6,17 @@ here, and no ratio is given.
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import time
 from typing import Any
 
+from bench import pilotside
 from bench.figures import Figure
-from bench.pool import until
 from demo.site import Site
 
 SLOTS, JOBS, ROUNDS = 8, 96, 3
 STOP_S = 30.0
+LOOK_S = 0.005
 SUBMIT = """
 universe = vanilla
 executable = /bin/true
@@ -31,9 +30,7 @@ queue {jobs}
 
 def why_not() -> str:
     """Why this bench cannot run here; empty if it can."""
-    if os.geteuid() != 0:
-        return "needs root: it makes accounts and installs a glexec behind sudo"
-    return "" if shutil.which("sudo") else "not installed: sudo"
+    return pilotside.why_not()
 
 
 def run() -> list[Figure]:
@@ -65,7 +62,9 @@ def _round(site: Site) -> float:
     before = len(_ended(site))
     site.ask(alice, "submit", "job.sub")
     start_s = time.monotonic()
-    until(lambda: True if len(_ended(site)) >= before + JOBS else None, f"{JOBS} jobs", within_s=300.0)
+    site.wait_until(
+        lambda: len(_ended(site)) >= before + JOBS or None, what=f"{JOBS} jobs", deadline_s=300.0, look_s=LOOK_S
+    )
     return JOBS / (time.monotonic() - start_s)
 
 

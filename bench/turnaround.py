@@ -8,16 +8,13 @@ and jobs take turns, so that a machine that slows down slows both.
 from __future__ import annotations
 
 import datetime
-import os
 import re
-import shutil
 import subprocess
 import time
-from pathlib import Path
 
+from bench import pilotside
 from bench.figures import Figure
 from demo import daemons
-from demo.grid import write_private
 from demo.site import Site, User
 
 ROUNDS, JOBS_A_ROUND = 5, 5
@@ -61,10 +58,7 @@ rm -rf "$place" "$place.out"
 
 def why_not() -> str:
     """Why this bench cannot run here; empty if it can."""
-    if os.geteuid() != 0:
-        return "needs root: it makes accounts and installs a glexec behind sudo"
-    missing = [tool for tool in ("sudo", "openssl", "tar") if shutil.which(tool) is None]
-    return f"not installed: {', '.join(missing)}" if missing else ""
+    return pilotside.why_not("openssl", "tar")
 
 
 def run() -> list[Figure]:
@@ -76,7 +70,7 @@ def run() -> list[Figure]:
         site.put(alice, "job.sh", JOB, mode=0o755)
         site.put(alice, "input.txt", INPUT)
         site.put(alice, "job.sub", SUBMIT.format(proxy=alice.proxy, jobs=JOBS_A_ROUND).encode())
-        bare = _Bare(site, alice)
+        bare = _Bare(site)
         _jobs(site, alice)
         bare.job()
         warm = len(_lives(site))
@@ -145,27 +139,22 @@ def _switch_calls(site: Site) -> list[float]:
 class _Bare:
     """The script's side: at the pilot's account, with the user's proxy."""
 
-    def __init__(self, site: Site, user: User) -> None:
+    def __init__(self, site: Site) -> None:
         assert site.installed is not None  # why_not() asked for root
         self._site, self._account = site, site.accounts["pilot"]
-        owner = (self._account.uid, self._account.gid)
-        proxy = site.layout.pilot / "bare.proxy"
-        write_private(proxy, user.proxy.read_bytes(), owner=owner)
+        proxy = pilotside.credential(site, "bare")
         files = site.layout.pilot / "bare.in"
         files.mkdir()
         (files / "job.sh").write_bytes(JOB)
         (files / "job.sh").chmod(0o755)
         (files / "input.txt").write_bytes(INPUT)
         self._glexec = str(site.installed.front)
-        self._environment = site.environment(site.layout.pilot) | {
+        self._environment = pilotside.call_environment(site, proxy, "bare") | {
             "GLEXEC": self._glexec,
-            "GLEXEC_CLIENT_CERT": str(proxy),
-            "GLEXEC_TARGET_PROXY": "/dev/null",
-            "GLEXEC_ID": "bare",
             "PROXY": str(proxy),
             "CERTIFICATES": str(site.layout.certificates),
             "INPUT_DIR": str(files),
-            "SHELL_PATH": os.path.realpath("/bin/sh"),
+            "SHELL_PATH": pilotside.SHELL,
         }
         self._serial = 0
 
@@ -177,14 +166,14 @@ class _Bare:
 
     def empty_call(self) -> float:
         """One call that starts the wrapper's interpreter and does nothing, in ms."""
-        return self._timed([self._glexec, os.path.realpath("/usr/bin/python3"), "-IS", "-c", "pass"])
+        return self._timed([self._glexec, pilotside.PYTHON, "-IS", "-c", "pass"])
 
     def _timed(self, argv: list[str]) -> float:
         start_s = time.perf_counter()
         done = subprocess.run(
             argv,
             env=self._environment,
-            cwd=str(Path("/")),
+            cwd="/",
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

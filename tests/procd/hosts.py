@@ -6,11 +6,9 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import secrets
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +16,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+from demo import cgroups
 from demo.accounts import Account
 from tests.procd import world
 
@@ -71,52 +70,14 @@ class Delegated:
 
     @property
     def main(self) -> Path:
-        return self.path / "main"
+        return self.path / cgroups.MAIN
 
 
 @contextmanager
 def delegated(account: Account | None) -> Iterator[Delegated]:
-    """A group as a batch system would make it; None: one that nobody else may divide. Skips without cgroup.kill."""
-    mount = _mount()
-    if mount is None:
-        pytest.skip("no cgroup v2 on this host")
-    path = mount / f"sptest-{secrets.token_hex(4)}"
+    """As `demo.cgroups.delegated`. Skips where the host gives none."""
     try:
-        (path / "main").mkdir(parents=True)
-    except OSError as error:
-        pytest.skip(f"no cgroup can be made here: {error.strerror}")
-    try:
-        if not (path / "cgroup.kill").exists():
-            pytest.skip("this kernel has no cgroup.kill")
-        if account is not None:
-            for place in (path, path / "main"):
-                for name in (".", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads"):
-                    os.chown(place / name, account.uid, account.gid)
-        yield Delegated(path)
-    finally:
-        (path / "cgroup.kill").write_text("1")
-        _remove(path)
-
-
-def _mount() -> Path | None:
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        if after.startswith("cgroup2 "):
-            return Path(before.split()[4])
-    return None
-
-
-def _remove(path: Path) -> None:
-    end_s = time.monotonic() + world.DEADLINE_S
-    for group in sorted((each for each in path.rglob("*") if each.is_dir()), reverse=True):
-        _rmdir(group, end_s)
-    _rmdir(path, end_s)
-
-
-def _rmdir(group: Path, end_s: float) -> None:
-    while True:
-        try:
-            group.rmdir()
-            return
-        except OSError:
-            assert time.monotonic() < end_s, f"{group} stays populated"
+        with cgroups.delegated(account) as path:
+            yield Delegated(path)
+    except cgroups.NoCgroupError as error:
+        pytest.skip(str(error))
