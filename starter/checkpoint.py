@@ -61,7 +61,7 @@ async def send_checkpoint(
         failure = _Failure(f"the files could not be read: {fault}", lasting=fault.code in ("limit", "name"))
     if failure is not None and failure.lasting:
         text = f"The checkpoint of job {work.description.job_id} could not be sent from {work.host}: {failure.text}"
-        return StepFailed(Hold(HoldCode.FAILED_TO_CHECKPOINT, 0, updates.one_line(text)), sandbox=True)
+        return StepFailed(Hold(HoldCode.FAILED_TO_CHECKPOINT, -1, updates.one_line(text)), sandbox=True)
     if failure is not None:
         log.warning("checkpoint %d was not sent (%s); the job goes on", number, failure.text)
     await _tell(work, number, sent=failure is None)

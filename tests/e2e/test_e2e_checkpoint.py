@@ -43,7 +43,7 @@ def test_a_checkpoint_file_that_is_not_there_holds_the_job(lingering: Jobs) -> N
     wishes = {**WISHES, "transfer_checkpoint_files": "state, missing"}
     job = lingering.submit("bob", COUNTING, **wishes)
     row = lingering.wait_for(job, "held")
-    assert row["hold_code"] == 36
+    assert (row["hold_code"], row["hold_subcode"]) == (36, -1)
     assert "missing" in row["reason"]
     lingering.until_nothing_is_left_of("bob")
 
