@@ -101,6 +101,8 @@ class Plugins:
     environment: Mapping[str, str] = attrs.field(repr=False)
     limit_s: float
     host: str
+    of_job: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+    """The job's own variables, of which each plugin gets those that are called after it."""
 
     def orders(self, wishes: Sequence[Wish], *, upload: bool, executable: str = "") -> list[Order]:
         """One for each program; what it fetches as `executable` can be run then. Raises NoPlugin."""
@@ -115,7 +117,7 @@ class Plugins:
                 tuple(own),
                 self._infile(own),
                 upload,
-                self.environment,
+                {**self.environment, **_called_after(program, self.of_job)},
                 self.limit_s,
                 executable if any(wish.name == executable for wish in own) else "",
                 brought=program.startswith(f"{self.sandbox}/"),
@@ -136,6 +138,14 @@ class Plugins:
             f"[ LocalFileName = {_quoted(posixpath.join(self.sandbox, wish.name))}; Url = {_quoted(wish.url)} ]\n"
             for wish in wishes
         )
+
+
+def _called_after(program: str, variables: Mapping[str, str]) -> dict[str, str]:
+    """As in stock: CURL_... for curl_plugin, however it is spelled; nothing that describes this node."""
+    base = posixpath.basename(program)
+    prefix = (base.partition("_plugin")[0] if "_plugin" in base else posixpath.splitext(base)[0]).lower() + "_"
+    own = {name: value for name, value in variables.items() if name.lower().startswith(prefix)}
+    return {name: value for name, value in own.items() if not name.startswith(("_CONDOR_", "X509_USER_PROXY"))}
 
 
 def _quoted(text: str) -> str:

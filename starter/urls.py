@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from classad2 import ClassAd
 
-from starter.description import CREDENTIALS_NAME, JOB_AD_NAME, MACHINE_AD_NAME
+from starter.description import CREDENTIALS_NAME, JOB_AD_NAME, MACHINE_AD_NAME, SCRATCH_MARKER
 from starter.plugins import Judged, Plugins, programs_of
 from starter.work import Work
 
@@ -36,6 +36,7 @@ def plugins_of(work: Work, *, proxy: bool) -> Plugins:
         environment=environment,
         limit_s=work.settings.max_file_transfer_plugin_lifetime,
         host=work.host,
+        of_job={name: value.replace(SCRATCH_MARKER, sandbox) for name, value in job.environment.items()},
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import trio
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,6 +62,14 @@ def test_each_program_gets_its_urls_once() -> None:
     assert [(get_str(ad, "LocalFileName"), get_str(ad, "Url")) for ad in read] == [
         ("/sandbox/a", "https://h/a"), ("/sandbox/c", 'HTTPS://h/"c"\n'),
     ]  # fmt: skip
+
+
+def test_a_plugin_gets_those_of_the_jobs_variables_that_are_called_after_it() -> None:
+    job = {"CURL_TRIES": "1", "curl_x": "2", "CURLY": "3", "PATH": "/mine", "OSDF_X": "4", "_CONDOR_CREDS": "/mine"}
+    own = evolve(plugins({"https": "/site/curl_plugin.py", "osdf": "/s/osdf.sh", "x": "/s/_plugin"}), of_job=job)
+    made = own.orders([Wish("a", "https://h"), Wish("b", "osdf://h"), Wish("c", "x://h")], upload=False)
+    assert [set(one.environment) - {"PATH", "WORD"} for one in made] == [{"CURL_TRIES", "curl_x"}, {"OSDF_X"}, set()]
+    assert {one.environment["PATH"] for one in made} == {os.environ["PATH"]}
 
 
 def test_a_url_that_nobody_can_move_is_refused_without_its_secrets() -> None:
