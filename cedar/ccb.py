@@ -44,7 +44,7 @@ class Request:
 async def register(stream: CedarStream, name: str, earlier: Registration | None) -> Registration:
     """The first message on a connection for CCB_REGISTER. Who brings what an earlier connection was given keeps its id.
 
-    Raises PeerFault: "closed", "ccb" for an answer that is none.
+    Raises PeerFault: "closed", "ccb" for an answer that is none. Cancelling leaves the connection of no use.
     """
     ad = ClassAd({"Command": int(Command.CCB_REGISTER)})
     set_str(ad, "Name", name)
@@ -53,10 +53,12 @@ async def register(stream: CedarStream, name: str, earlier: Registration | None)
         set_str(ad, "ClaimId", earlier.cookie)
     await stream.put(ad)
     answer = (await stream.get()).ad()
-    ccbid = get_str(answer, "CCBID", "")
+    ccbid, cookie = get_str(answer, "CCBID", ""), get_str(answer, "ClaimId", "")
     if get_int(answer, "Command", 0) != Command.CCB_REGISTER or not _is_ccbid(ccbid):
         raise PeerFault("ccb", "the broker does not say by which id we are known")
-    return Registration(ccbid, get_str(answer, "ClaimId", ""))
+    if len(cookie) > MAX_ID_CHARS:
+        raise PeerFault("ccb", f"the broker's cookie has {len(cookie)} characters, more than {MAX_ID_CHARS}")
+    return Registration(ccbid, cookie)
 
 
 def _is_ccbid(text: str) -> bool:

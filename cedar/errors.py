@@ -28,7 +28,7 @@ class PeerFault(_Worded):
     "handshake" (security negotiation), "closed" (end of file, reset, or use after
     an interrupted write), "timeout", "limit" (larger, deeper or more than allowed),
     "address" (a sinful string or claim id), "state" (an adopted stream's state),
-    "inherit" (what a parent daemon left in the environment).
+    "inherit" (what a parent daemon left in the environment), "ccb" (what no broker says).
     """
 
 
@@ -36,5 +36,7 @@ class Refused(_Worded):
     """The peer answered no.
 
     Codes are the peer's own words where it has any ("DENIED", "SID_NOT_FOUND",
-    "CMD_NOT_FOUND"), else one of "TOKEN" (no token fits, or it was not accepted), "METHODS".
+    "CMD_NOT_FOUND"), else one of "TOKEN" (no token fits, or it was not accepted), another method's
+    name, "METHODS" (no common one), "TRANSFER_KEY" (of a file transfer, not known to the peer),
+    "DELEGATION" (no proxy was asked for or given), and of our own table of sessions "FULL", "SID" (too long an id).
     """
