@@ -30,7 +30,7 @@ _WIDE = 160
 _TROUBLE = (SiteError, AccountError, RuntimeMissingError, LeftoverError, InstallError)
 
 
-@click.command()
+@click.command(epilog="Examples: ./dev demo; ./dev demo --linger no --json found.json; ./dev demo --keep")
 @click.option(
     "--linger",
     type=click.Choice(["yes", "no"]),

@@ -56,8 +56,8 @@ def main(
 ) -> None:
     """Track the processes of jobs, and signal them.
 
-    Ready when the socket answers. SIGTERM, SIGINT and the lifeline's end stop all families, then procd. Exit status:
-    0 all families were empty, 1 something survived, 100 wrong usage or settings.
+    Ready when the socket answers. SIGINT, the lifeline's end, and without a lifeline SIGTERM stop all families, then
+    procd. Exit status: 0 all families were empty, 1 something survived, 100 wrong usage or settings.
     """
     if context.invoked_subcommand is not None:
         return
