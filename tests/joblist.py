@@ -276,7 +276,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("has a program of the machine's", "", {"executable": "/bin/echo", "transfer_executable": "false",
          "arguments": "from the machine"}, out="from the machine\n"),
     Kind("has a umask and a place of its own", "umask; touch x; stat -c %a x; test $PWD = $_CONDOR_SCRATCH_DIR"
-         " && test $TMPDIR && echo $OMP_NUM_THREADS; ulimit -c; nice", out="0022\n644\n1\n0\n0\n"),
+         " && test $TMPDIR && echo $OMP_NUM_THREADS; ulimit -c; nice", out=f"0022\n644\n1\n0\n{os.nice(0)}\n"),
     Kind("has a proxy", 'stat -c %a "$X509_USER_PROXY"; test -O "$X509_USER_PROXY" && basename "$X509_USER_PROXY"',
          out="600\nproxy\n", ad={"x509userproxysubject": "{identity}"}),
     Kind("has a token", "cat $_CONDOR_CREDS/box.use", {"+OAuthServicesNeeded": '"box"'}, out="s3cret"),
