@@ -7,16 +7,16 @@ after they have begun and have reported their usage more than once.
 
 from __future__ import annotations
 
-import os
 import re
 import statistics
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 from bench import pilotside
 from bench.figures import Figure
 from demo.site import Site
+from procd.proc import TICKS_PER_S, ProcReader, ticks_now
 
 JOBS = 4
 KB_PER_MB = 1024
@@ -40,6 +40,8 @@ queue {jobs}
 """
 # After so many updates the allocator has what it needs.
 UPDATES = 3
+# How figures of processes begin that there is one of for each job: the switch that stays beside it, and the job.
+CHAIN = "chain_"
 
 
 def why_not() -> str:
@@ -55,7 +57,10 @@ def run() -> list[Figure]:
         alice = site.users["alice"]
         site.put(alice, "job.sub", SUBMIT.format(proxy=alice.proxy, jobs=JOBS).encode())
         site.ask(alice, "submit", "job.sub")
-        found = site.wait_until(lambda: _measured(site), what="all jobs to run for a while", deadline_s=120.0)
+        with closing(ProcReader()) as reader:
+            found = site.wait_until(
+                lambda: _measured(site, reader), what="all jobs to run for a while", deadline_s=120.0
+            )
     rest = {name: values for name, values in found.items() if name != "starter"}
     beside = sum(statistics.median(values) for name, values in rest.items() if name.startswith(CHAIN))
     note = f"the chain of one job below it: {beside:.1f} MB"
@@ -65,23 +70,19 @@ def run() -> list[Figure]:
     ]
 
 
-# How figures of processes begin that there is one of for each job: the switch that stays beside it, and the job.
-CHAIN = "chain_"
-
-
-def _measured(site: Site) -> dict[str, list[float]] | None:
+def _measured(site: Site, reader: ProcReader) -> dict[str, list[float]] | None:
     """MB by kind of process, once all jobs run and have reported."""
     log = (site.layout.pilot / "log" / "StarterLog").read_text()
     if log.count("-> running ") < JOBS:
         return None
     assert site.startd is not None
-    parents = _parents()
+    parents = {process.id.pid: process.parent for process in reader.scan()}
     daemons = {pid: _kind(_command(pid)) for pid, parent in parents.items() if parent == site.startd.pid}
     spawners = {pid for pid, kind in daemons.items() if kind == "spawner"}
     forked = {pid: _name(pid) for pid, parent in parents.items() if parent in spawners}
     starters = {pid for pid, name in forked.items() if name != "spare"}
     spares = {pid for pid, name in forked.items() if name == "spare"}
-    if len(starters) < JOBS or not all(_has_reported(pid) for pid in starters):
+    if len(starters) < JOBS or not all(_has_reported(reader, pid) for pid in starters):
         return None
     kinds = {
         site.startd.pid: "startd",
@@ -112,15 +113,6 @@ def _kind(line: str) -> str:
     return next((kind for word, kind in (("--spawner-fd", "spawner"), ("procd", "procd")) if word in line), "")
 
 
-def _parents() -> dict[int, int]:
-    """Parent by pid, for every process."""
-    found: dict[int, int] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            found[int(entry.name)] = int((entry / "stat").read_bytes().rpartition(b")")[2].split()[1])
-    return found
-
-
 def _command(pid: int) -> str:
     with suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
@@ -134,12 +126,10 @@ def _name(pid: int) -> str:
     return "gone"
 
 
-def _has_reported(pid: int) -> bool:
-    """By its CPU ticks' age: it has lived through some updates."""
-    with open("/proc/uptime", encoding="ascii") as uptime:
-        now_s = float(uptime.read().split()[0])
-    try:
-        began = int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
-    except OSError:
+def _has_reported(reader: ProcReader, pid: int) -> bool:
+    """By its age: it has lived through some updates."""
+    began_ticks = reader.ticks(pid)
+    if began_ticks is None:
         return False
-    return bool(now_s - began / os.sysconf("SC_CLK_TCK") > UPDATES * KNOBS["STARTER_UPDATE_INTERVAL"] + 1.0)
+    lived_s = (ticks_now() - began_ticks) / TICKS_PER_S
+    return bool(lived_s > UPDATES * KNOBS["STARTER_UPDATE_INTERVAL"] + 1.0)
