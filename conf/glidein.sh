@@ -58,6 +58,7 @@ startd=$runtime/bin/sailplane-startd
 [ -x "$startd" ] || fail Config "$startd is not there" 100
 
 # --- check: cheap, and before anything is started ---------------------------------------------------------------------
+# 200 MB: logs, a proxy, and a first job's sandbox.
 free_kb=$(df -Pk . | awk 'NR == 2 { print $4 }')
 [ "${free_kb:-0}" -ge 200000 ] || fail WN_Resource "only ${free_kb:-0} KB are free in $work"
 proxy=$(value X509_USER_PROXY)
@@ -73,6 +74,7 @@ rm -f ready && mkfifo ready || fail WN_Resource "no fifo can be made in $work"
 _CONDOR_LOCAL_DIR=$work "$startd" --glidein-config "$config" ${own:+--config "$own"} --ready-fd 9 9>ready >startd.out 2>startd.err &
 pilot=$!
 exec 8<ready
+# 120 s for it to be ready: validation asks the site's switch, which may be slow, several times.
 # A batch system's TERM is the warning: the pilot ends in order. INT and QUIT mean at once. HUP comes with a lost terminal.
 trap 'kill -TERM "$pilot" 2>/dev/null' TERM
 trap 'kill -QUIT "$pilot" 2>/dev/null' INT QUIT
