@@ -109,13 +109,13 @@ def remove(name: str) -> None:
 
 def _delete(name: str, uid: int) -> None:
     """Kill and userdel, again if a child that was on its way took the uid after the last look."""
-    end = time.monotonic() + _LAST_KILL_S
+    end_s = time.monotonic() + _LAST_KILL_S
     while True:
         kill_all(uid)
         try:
             return _run("userdel", name)
         except InUseError:
-            if time.monotonic() > end:
+            if time.monotonic() > end_s:
                 raise
 
 
@@ -169,9 +169,9 @@ def processes_of(uids: Sequence[int]) -> dict[int, str]:
 
 def kill_all(uid: int) -> None:
     """SIGKILL every process of a throw-away account until none is left; AccountError after 10 s."""
-    end = time.monotonic() + _LAST_KILL_S
+    end_s = time.monotonic() + _LAST_KILL_S
     while left := processes_of([uid]):
-        if time.monotonic() > end:
+        if time.monotonic() > end_s:
             raise AccountError(f"processes of uid {uid} survive SIGKILL: {left}")
         for pid in left:
             with suppress(ProcessLookupError):
@@ -193,7 +193,7 @@ def throw_away(kind: str, roles: Sequence[str] = ROLES) -> Iterator[Mapping[str,
 
 def _run(*argv: str) -> None:
     """Run a tool of the system; while another one holds the account files, try again."""
-    end = time.monotonic() + _LAST_LOCK_S
+    end_s = time.monotonic() + _LAST_LOCK_S
     while True:
         with interrupts.held():  # killed half-way, useradd leaves a group, copies and locks of the files
             done = subprocess.run(
@@ -203,6 +203,6 @@ def _run(*argv: str) -> None:
             return
         if (argv[0], done.returncode) == ("userdel", _IN_USE):
             raise InUseError(f"{argv[0]} {argv[-1]} failed ({done.returncode}): {done.stderr.strip()}")
-        if "lock" not in done.stderr or time.monotonic() > end:
+        if "lock" not in done.stderr or time.monotonic() > end_s:
             raise AccountError(f"{argv[0]} {argv[-1]} failed ({done.returncode}): {done.stderr.strip()}")
         time.sleep(0.05)

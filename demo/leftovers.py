@@ -157,9 +157,9 @@ def _own_tree(directory: Path) -> None:
 
 
 def _kill_in(directory: Path) -> None:
-    end = time.monotonic() + _LAST_KILL_S
+    end_s = time.monotonic() + _LAST_KILL_S
     while left := processes_in(directory):
-        if time.monotonic() > end:
+        if time.monotonic() > end_s:
             raise LeftoverError(f"processes of {directory} survive SIGKILL: {left}")
         for pid in left:
             with suppress(ProcessLookupError, PermissionError):

@@ -23,7 +23,7 @@ _MEMORY_BYTES = 2 << 30  # library, plugins and Globus map about 300 MiB
 _OPEN_FILES = 256
 _LIMIT_REPLY_BYTES = 64 << 10
 _KEPT_CHATTER_BYTES = 4 << 10
-_LIMIT_WORDS = 2000
+_LIMIT_CHAT_CHARS = 2000
 _VOMS = bytes.fromhex("060a2b06010401be45646405")  # the extension's object identifier, as it stands in a certificate
 _PR_SET_PDEATHSIG = 1
 _END = b"\n"  # of an answer: without it the child has died in the middle
@@ -261,7 +261,7 @@ def _mapped_or_failed(library: object, pem: bytes, settings: "Settings", policy_
 def _chat(text: str) -> None:
     """Words for the site's log."""
     if text:
-        os.write(2, (text[:_LIMIT_WORDS] + "\n").encode("utf-8", "replace"))
+        os.write(2, (text[:_LIMIT_CHAT_CHARS] + "\n").encode("utf-8", "replace"))
 
 
 def _library() -> "tuple[object, object] | OSError":

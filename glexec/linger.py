@@ -26,6 +26,7 @@ _IGNORED = (signals.SIGINT, signals.SIGQUIT, signals.SIGTSTP, signals.SIGTTIN, s
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_PDEATHSIG = 1
+_SO_DOMAIN = 39  # asm-generic/socket.h; not among the names of _socket
 
 
 class Door:
@@ -245,9 +246,12 @@ def near_end(fd: int) -> _socket.socket:
     """The control socket of a caller; Failure(201) if it is something else."""
     try:
         found = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fd)
-        family_, kind = found.getsockopt(_socket.SOL_SOCKET, 39), found.getsockopt(_socket.SOL_SOCKET, _socket.SO_TYPE)
+        domain, kind = (
+            found.getsockopt(_socket.SOL_SOCKET, _SO_DOMAIN),
+            found.getsockopt(_socket.SOL_SOCKET, _socket.SO_TYPE),
+        )
     except OSError:
         raise codes.Failure(codes.CLIENT, "GLEXEC_CONTROL_FD is not a socket") from None
-    if (family_, kind) != (_socket.AF_UNIX, _socket.SOCK_SEQPACKET):  # 39: SO_DOMAIN
+    if (domain, kind) != (_socket.AF_UNIX, _socket.SOCK_SEQPACKET):
         raise codes.Failure(codes.CLIENT, "GLEXEC_CONTROL_FD is not a Unix socket of datagrams in order")
     return found

@@ -24,8 +24,8 @@ _USAGE = "usage: mkgltempdir [-h] [-r [-f] gltmp_dir] [-t targetdir-mode] [-m pa
 _WRONG_USAGE, _FAILED = 100, 1
 _TARGET_MODE, _PARENT_MODE = 0o700, 0o755
 _DEADLINE_S = 300.0  # the site's decision, and the removal of a large tree
-_LIMIT_FRAME = 1 << 20
-_LIMIT_RECORD = 64 << 10
+_LIMIT_FRAME_BYTES = 1 << 20
+_LIMIT_RECORD_BYTES = 64 << 10
 _END_OF_TAR = bytes(1024)
 _UCRED_BYTES = 12  # struct ucred: pid, uid, gid
 
@@ -190,7 +190,7 @@ def _found(places: "Any", path: str) -> "tuple[Any, dict[str, Any]]":
         above = os.fstat(fd)
         with open(os.open(places.RECORD, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=fd), "rb") as file:
             owner = os.fstat(file.fileno()).st_uid
-            record = json.loads(file.read(_LIMIT_RECORD).decode("ascii"))
+            record = json.loads(file.read(_LIMIT_RECORD_BYTES).decode("ascii"))
     except (OSError, ValueError):
         raise Trouble("%s was not made by mkgltempdir, or is gone" % path) from None
     finally:
@@ -268,7 +268,7 @@ class Far:
 
     def _object(self, head: bytes) -> "dict[str, Any]":
         size = int.from_bytes(head, "big")
-        if size > _LIMIT_FRAME:
+        if size > _LIMIT_FRAME_BYTES:
             raise Trouble("the target's side talks nonsense")
         try:
             value = json.loads(self.exactly(size).decode("ascii"))

@@ -38,7 +38,7 @@ from glexec.descriptors import close_all_but
 _RESULTS = {CLIENT: "client error", INTERNAL: "internal error", DENIED: "denied"}
 _FRONT_DEADLINE_S = 30.0  # for the front's second half to start; it has begun before sudo
 _FRONT_LOOK_S = 0.001
-_LIMIT_COMMAND = 1000
+_LIMIT_COMMAND_CHARS = 1000  # of a command line in the log, and of the library's last words
 
 
 class Call:
@@ -198,13 +198,15 @@ def _about(call: Call, settings: conf.Settings) -> "dict[str, object]":
 
 
 def _command(call: Call) -> str:
-    return " ".join(item[:_LIMIT_COMMAND] for item in call.command[:_LIMIT_COMMAND])[:_LIMIT_COMMAND]
+    """What the log shows of it; at least one character of each argument, so no more of these are looked at."""
+    shown = (item[:_LIMIT_COMMAND_CHARS] for item in call.command[:_LIMIT_COMMAND_CHARS])
+    return " ".join(shown)[:_LIMIT_COMMAND_CHARS]
 
 
 def _log_refusal(log: rootlog.Log, call: Call, settings: conf.Settings, failure: Failure) -> None:
     more = {"result": _RESULTS[failure.code], "code": failure.code, "reason": failure.text}  # type: dict[str, object]
     if isinstance(failure, decision.Refusal):
-        more.update(dn=failure.dn, details=failure.details[-_LIMIT_COMMAND:])
+        more.update(dn=failure.dn, details=failure.details[-_LIMIT_COMMAND_CHARS:])
     more.update(_about(call, settings))
     log.write("decision", **more)
 

@@ -10,7 +10,7 @@ import time
 
 from glexec.codes import INTERNAL, Failure, reason
 
-_LIMIT_TEXT = 1024  # characters of one field: enough for a DN or a job id, told when it is cut
+_LIMIT_TEXT_CHARS = 1024  # characters of one field: enough for a DN or a job id, told when it is cut
 _NOTICE = 5  # syslog's severity
 _SYSLOG_S = 5.0  # a daemon that does not read for that long does not log
 _PLAIN = frozenset(chr(code) for code in range(0x20, 0x7F)) - frozenset('"\\')
@@ -18,8 +18,8 @@ _PLAIN = frozenset(chr(code) for code in range(0x20, 0x7F)) - frozenset('"\\')
 
 def quoted(text: str) -> str:
     """A JSON string in plain ASCII; control characters, quotes and undecodable bytes escaped."""
-    if len(text) > _LIMIT_TEXT:
-        text = "%s...(%d characters)" % (text[:_LIMIT_TEXT], len(text))
+    if len(text) > _LIMIT_TEXT_CHARS:
+        text = "%s...(%d characters)" % (text[:_LIMIT_TEXT_CHARS], len(text))
     return '"%s"' % "".join(char if char in _PLAIN else _escaped(char) for char in text)
 
 

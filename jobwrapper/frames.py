@@ -10,7 +10,7 @@ from _socket import AF_UNIX, SHUT_RDWR, SOCK_STREAM, socket
 
 PROTOCOL = 1
 # The pilot is trusted with more than this; a length beyond it means that we do not talk to the pilot.
-FRAME_LIMIT = 64 * 1024 * 1024
+FRAME_LIMIT_BYTES = 64 * 1024 * 1024
 
 
 def _python_json() -> "tuple":  # type: ignore[type-arg]
@@ -106,7 +106,7 @@ class Line:
 
     def receive(self) -> "dict":  # type: ignore[type-arg]
         length = int.from_bytes(self.exactly(4), "big")
-        if length > FRAME_LIMIT:
+        if length > FRAME_LIMIT_BYTES:
             raise Gone()
         return loads(self.exactly(length).decode("ascii"))
 

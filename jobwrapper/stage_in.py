@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BLOCK = 512
-BUFFER = 1024 * 1024
+BUFFER_BYTES = 1024 * 1024
 # What a frame of the catalogue holds at most; names are up to 4096 bytes, up to 6 characters each in JSON.
 NAMES_BYTES = 24 * 1024
 OPEN_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -106,7 +106,7 @@ class Source:
 
     def __init__(self, line: Line) -> None:
         self.line = line
-        self.buffer = bytearray(BUFFER)
+        self.buffer = bytearray(BUFFER_BYTES)
         self.view = memoryview(self.buffer)
         self.start = self.stop = 0
 

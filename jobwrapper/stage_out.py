@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-BUFFER = 1024 * 1024
+BUFFER_BYTES = 1024 * 1024
 # Deeper than anything that is meant.
 DEPTH = 64
 # The owner is told of these; more say nothing more.
@@ -311,7 +311,7 @@ def _send_file(out: "Out", name: bytes, item: Item) -> None:
         out.add(header(name, item.mode, item.size, b"0"))
         left = item.size
         while left:
-            got = out.read(fd, left) if left < BUFFER else out.pass_on(fd, item.size - left, left)
+            got = out.read(fd, left) if left < BUFFER_BYTES else out.pass_on(fd, item.size - left, left)
             if not got:
                 raise OSError(5, "a file became shorter while it was sent: " + to_text(item.source))
             left -= got
@@ -325,17 +325,17 @@ class Out:
 
     def __init__(self, line: Line) -> None:
         self.line = line
-        self.buffer = memoryview(bytearray(BUFFER))
+        self.buffer = memoryview(bytearray(BUFFER_BYTES))
         self.used = 0
 
     def add(self, data: bytes) -> None:
-        if self.used + len(data) > BUFFER:
+        if self.used + len(data) > BUFFER_BYTES:
             self.flush()
         self.buffer[self.used : self.used + len(data)] = data
         self.used += len(data)
 
     def read(self, fd: int, limit: int) -> int:
-        if self.used + BLOCK > BUFFER:
+        if self.used + BLOCK > BUFFER_BYTES:
             self.flush()
         got = os.readv(fd, [self.buffer[self.used : self.used + limit]])
         self.used += got

@@ -26,7 +26,6 @@ _HEADERS = struct.Struct("=IHHIIIIIIHH")
 # An event: what, cpu, time; then for a fork parent's thread and process, child's thread and process; for an end thread
 # and process first.
 _EVENT = struct.Struct("=IIQIIII")
-_HEADERS_BYTES = 36
 _ANSWER_WITHIN_MS = 100
 _DATAGRAM_BYTES = 1024
 # The kernel caps this at net.core.rmem_max, and doubles it; an event takes about 800 of them.
@@ -75,7 +74,7 @@ class Connector:
 
     def _ask(self, body: bytes) -> bool:
         """Send one request; whether events come then. An acknowledgement need not: the mask holds it back."""
-        length = _HEADERS_BYTES + len(body)
+        length = _HEADERS.size + len(body)
         head = _HEADERS.pack(length, _NLMSG_DONE, 0, 0, os.getpid(), _CN_IDX_PROC, _CN_VAL_PROC, 0, 0, len(body), 0)
         self.socket.send(head + body)
         _stir()
@@ -88,7 +87,7 @@ class Connector:
                 if error.errno == errno.ENOBUFS:
                     return True  # so many that some were lost: then there are events
                 raise
-            what, _, _, refusal, *_ = _EVENT.unpack_from(datagram, _HEADERS_BYTES)
+            what, _, _, refusal, *_ = _EVENT.unpack_from(datagram, _HEADERS.size)
             if what != _ANSWER or refusal:
                 return bool(what != _ANSWER)
         return False
@@ -122,9 +121,9 @@ def _stir() -> None:
 
 def parse(datagram: bytes) -> Event | None:
     """The event in a datagram; None for any other, and for threads."""
-    if len(datagram) < _HEADERS_BYTES + _EVENT.size:
+    if len(datagram) < _HEADERS.size + _EVENT.size:
         return None
-    what, _, _, first, second, third, fourth = _EVENT.unpack_from(datagram, _HEADERS_BYTES)
+    what, _, _, first, second, third, fourth = _EVENT.unpack_from(datagram, _HEADERS.size)
     if what == _FORK and third == fourth:
         return Event(fourth, second)
     if what == _EXIT and first == second:
