@@ -338,14 +338,14 @@ class Job:
             lease_s = self._work.lease_s
             with trio.move_on_after(max(0.0, shadow.heard_s + lease_s - trio.current_time())) as waiting:
                 await shadow.wait_connected()
-            if waiting.cancelled_caught:
+            if waiting.cancelled_caught and shadow.lost:  # else one has come in the last moment
                 break
             await self._post(Reconnected())
         shadow.give_up(fault)
         await self._post(ShadowLost(f"{fault}; no shadow came back within the job's lease of {lease_s:.0f} s"))
 
     async def _take_up(self, message: PassedCommand, fd: int) -> None:
-        over = isinstance(self._life.verdict, Abandoned)
+        over = isinstance(self._life.verdict, Abandoned) or self._work.shadow.given_up
         if await take_up(self._work, message, fd, over=over, log=self._log):
             self._log.info("a shadow has taken the job up again")
 

@@ -77,6 +77,11 @@ class Shadow:
         """Whether there is no socket now."""
         return self._socket.fault is not None
 
+    @property
+    def given_up(self) -> bool:
+        """Whether no further socket is waited for."""
+        return self._given_up is not None
+
     async def wait_gone(self) -> None:
         """Until the present socket has ended."""
         await self._socket.wait_gone()
@@ -95,7 +100,7 @@ class Shadow:
         Cancelling it, or a fault, leaves everything as it was; ``stream`` is the caller's then.
 
         Raises:
-            PeerFault: the first call was not answered.
+            PeerFault: the first call was not answered, or the shadow was given up before it was.
             ShadowRefused: it was refused.
         """
         with trio.move_on_after(FIRST_ANSWER_S) as scope:
@@ -103,6 +108,8 @@ class Shadow:
             session = _session_in(_checked(Syscall.GET_SEC_SESSION_INFO, await stream.get())[1])
         if scope.cancelled_caught:
             raise PeerFault("timeout", f"the shadow did not answer within {FIRST_ANSWER_S:.0f} s")
+        if self._given_up is not None:  # nobody would listen: a call there would wait in vain, and the job's end for it
+            raise PeerFault("late", "the shadow came back when the job's lease was over")
         before, self._socket = self._socket, SyscallSocket(stream)
         self.takes += 1
         self.heard_s = trio.current_time()

@@ -45,10 +45,10 @@ from starter.job import MAX_WAITING_EVENTS, TERMINATED, Job
 from starter.launch import Launched
 from starter.life import Life, State
 from starter.limits import Bounds
-from starter.messages import AccountKnown
+from starter.messages import AccountKnown, PassedCommand
 from starter.sandbox import Account
 from starter.shadow import ShadowRefused
-from starter.verdict import Exited, Killed
+from starter.verdict import Abandoned, Exited, Killed
 from starter.work import Guests, Work
 
 LOG = logging.LoggerAdapter(logging.getLogger("test"), {})
@@ -268,15 +268,16 @@ class Told:
     def __init__(self) -> None:
         self.updates: list[tuple[float, str]] = []
         self.heard_s = trio.current_time()
-        self.lost, self.back = trio.Event(), trio.Event()
+        self.cut, self.back = trio.Event(), trio.Event()
+        self.lost = True  # as long as nobody came back
         self.given_up = False
 
     async def update_job_info(self, ad: Any) -> None:
         self.updates.append((trio.current_time(), str(ad["JobState"])))
 
     async def listen(self) -> PeerFault:
-        await self.lost.wait()
-        self.lost = trio.Event()
+        await self.cut.wait()
+        self.cut = trio.Event()
         return PeerFault("closed", "cut")
 
     async def wait_connected(self) -> None:
@@ -304,6 +305,48 @@ def job_with(told: Told, *, lease_s: float = 100.0) -> Job:
     job = Job(cast(Work, work), cast(Channel, SimpleNamespace(send=nothing)), LOG)
     job._life.state = State.RUNNING
     return job
+
+
+async def test_a_job_whose_shadow_was_given_up_is_over_for_those_that_come_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also when the startd has ended it since, which is another verdict."""
+    told, answers = Told(), list[bool]()
+    job = job_with(told)
+
+    async def note(*_: Any, over: bool, log: Any) -> bool:
+        answers.append(over)
+        return False
+
+    monkeypatch.setattr("starter.job.take_up", note)
+    for told.given_up, job._life.verdict in (
+        (False, None),
+        (True, None),
+        (True, Killed("it ends", 1, False)),
+        (False, Abandoned("x")),
+    ):
+        await job._take_up(cast(PassedCommand, None), -1)
+    assert answers == [False, True, True, True]
+
+
+async def test_a_shadow_that_comes_in_the_last_moment_of_the_lease_is_not_given_up(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Late(Told):
+        async def wait_connected(self) -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                self.lost = False
+                self.listen = trio.sleep_forever  # type: ignore[method-assign]
+
+    told = Late()
+    told.cut.set()
+    job = job_with(told, lease_s=5.0)
+    with trio.move_on_after(60):
+        await job._watch_shadow()
+    assert not told.given_up
+    assert [type(job._told.receive_nowait()) for _ in range(2)] == [Disconnected, Reconnected]
 
 
 async def stand(job: Job, *, still: bool) -> None:
@@ -366,14 +409,14 @@ async def test_a_lost_shadow_is_waited_for_until_the_lease_since_its_last_answer
     async with trio.open_nursery() as nursery:
         nursery.start_soon(job._watch_shadow)
         await trio.sleep(30)  # the last answer is so old when the socket ends
-        told.lost.set()
+        told.cut.set()
         assert isinstance(await job._told.receive(), Disconnected)
         await trio.sleep(50)
         told.back.set()
         assert isinstance(await job._told.receive(), Reconnected)
         back_s = trio.current_time()
         await trio.sleep(40)
-        told.lost.set()
+        told.cut.set()
         assert isinstance(await job._told.receive(), Disconnected)
         lost = await job._told.receive()
         assert isinstance(lost, ShadowLost)
@@ -388,7 +431,7 @@ async def test_a_job_without_a_lease_ends_with_its_shadow(autojump_clock: trio.t
     began_s = trio.current_time()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(job._watch_shadow)
-        told.lost.set()
+        told.cut.set()
         assert [type(await job._told.receive()) for _ in range(2)] == [Disconnected, ShadowLost]
     assert trio.current_time() - began_s < 1
 

@@ -262,6 +262,29 @@ async def test_a_shadow_that_comes_back_and_does_not_answer_changes_nothing(
     await shadow.begin_execution()
 
 
+async def test_a_shadow_that_comes_back_too_late_gets_nothing(
+    ends: tuple[Shadow, FakeShadow], two_ends: TwoEnds
+) -> None:
+    """Nobody listens any more: a call on its socket would keep the job's end waiting for two minutes."""
+    shadow, fake = ends
+    await fake.stream.aclose()
+    await shadow.wait_gone()
+    ours, theirs = two_ends()
+
+    async def come_back_late() -> None:
+        with pytest.raises(PeerFault, match="lease was over"):
+            await shadow.take(ours)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(come_back_late)
+        assert (await theirs.get()).int() == Syscall.GET_SEC_SESSION_INFO
+        shadow.give_up(PeerFault("closed", "its lease is over"))
+        await theirs.put(1, "r", "[ri]", "rk", "f2", "[fi]", "fk2")
+    assert (shadow.given_up, shadow.lost, shadow.takes) == (True, True, 0)
+    with pytest.raises(PeerFault, match="its lease is over"):
+        await shadow.note_job_ended()
+
+
 async def test_a_call_that_costs_socket_after_socket_is_given_up(two_ends: TwoEnds) -> None:
     ours, theirs = two_ends()
     shadow = Shadow(ours)
