@@ -20,7 +20,7 @@ async def streams() -> AsyncIterator[tuple[CedarStream, CedarStream]]:
     try:
         left.use_key(bytes(32))
         right.use_key(bytes(32))
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             yield left, right
     finally:
         with trio.CancelScope(shield=True):

@@ -42,6 +42,7 @@ class Site:
     address: Sinful = field(factory=lambda: Sinful("127.0.0.1", 0))
     faults: list[Exception] = field(factory=list)
     requests: list[Request] = field(factory=list)
+    server: Server = field(init=False)
 
     def token(self, subject: str = f"condor@{DOMAIN}", key: bytes = KEY, **more: object) -> Path:
         """A directory with one token."""
@@ -79,7 +80,7 @@ async def site(tmp_path: Path, **options: object) -> AsyncIterator[Site]:
         HELD: Served("WRITE", handle, admit=lambda session: False),
     }
     policy = ServerPolicy(keys, DOMAIN, ("TOKEN", "FS"), authorise)
-    server = Server(
+    here.server = Server(
         here.table,
         here.sessions,
         policy,
@@ -89,7 +90,7 @@ async def site(tmp_path: Path, **options: object) -> AsyncIterator[Site]:
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         here.address = Sinful("127.0.0.1", listeners[0].socket.getsockname()[1])
-        await nursery.start(server.serve, listeners)
+        await nursery.start(here.server.serve, listeners)
         yield here
         nursery.cancel_scope.cancel()
 
@@ -260,8 +261,10 @@ async def test_a_first_message_of_expressions_is_refused(tmp_path: Path) -> None
 
 
 async def test_silent_clients_are_dropped_and_kept_ones_are_not(tmp_path: Path) -> None:
-    async with site(tmp_path, handshake_deadline_s=1.0) as here:
+    async with site(tmp_path) as here:
         kept = await connect(here.address, UPDATE, Negotiate(here.token()), subsystem="STARTD")
+        await wait_for(lambda: len(here.requests) == 1)
+        here.server._deadline_s = 0.2  # from now on: its handshake may take its time
         silent = await raw(here)
         with trio.fail_after(30), pytest.raises(PeerFault):
             await silent.get()

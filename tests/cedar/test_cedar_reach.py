@@ -48,7 +48,11 @@ ATTACKS = {
 
 
 def children() -> set[str]:
-    return {pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()}
+    found: set[str] = set()
+    for path in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):  # an idle thread ends by itself
+            found.update(path.read_text().split())
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -71,8 +75,8 @@ def unit_s() -> float:
 
 
 def within_units(most: float, work: Callable[[], object]) -> bool:
-    """Whether this thread was away for so many units at most. There is a second trial: a machine may hang by itself."""
-    for _ in range(2):
+    """Whether this thread was away for so many units at most. There are more trials: a machine may hang by itself."""
+    for _ in range(5):
         before_s, began_s = unit_s(), time.perf_counter()
         work()
         took_s = time.perf_counter() - began_s

@@ -46,7 +46,7 @@ async def pool(sink: MemorySink) -> AsyncIterator[Sinful]:
     served = Served("WRITE", serve)
     table: dict[int, Served] = {Command.FILETRANS_UPLOAD: served, Command.FILETRANS_DOWNLOAD: served}
     server = Server(table, sessions, ServerPolicy())
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
             await nursery.start(server.serve, listeners)

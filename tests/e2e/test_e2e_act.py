@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,8 @@ def states(jobs: Jobs) -> set[str]:
     found = set()
     for pid, name in jobs.processes("alice").items():
         if "sleep" in name:
-            found.add(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0])
+            with contextlib.suppress(OSError):  # it has gone meanwhile
+                found.add(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0])
     return found
 
 

@@ -21,7 +21,7 @@ from demo.grid import Certified, Grid, make_grid, make_proxy, write_private
 from glexec.install import Installed, InstallError, install, uninstall
 from tests.glexec.judges import World, made_world
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 class Result(NamedTuple):

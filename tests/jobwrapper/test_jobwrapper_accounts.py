@@ -123,7 +123,7 @@ def linger(request: pytest.FixtureRequest) -> bool:
 
 
 async def fill(context: Context, place: Place, files: dict[str, bytes]) -> tuple[JobAccount, Any]:
-    async with stage_in(context, place, deadline_s=20) as inward:
+    async with stage_in(context, place, deadline_s=60) as inward:
         for name, content in files.items():
             await inward.file(name, 0o755, len(content), once(content))
         return inward.account, await inward.finish()
@@ -153,7 +153,7 @@ async def start(context: Context, place: Place, *argv: str) -> Launched:
 
 async def fetch(context: Context, place: Place, wanted: Changed | Listed) -> dict[str, bytes]:
     found = {}
-    async with stage_out(context, place, wanted, limits=LIMITS, deadline_s=20) as outward:
+    async with stage_out(context, place, wanted, limits=LIMITS, deadline_s=60) as outward:
         async for entry in outward.entries():
             if isinstance(entry, OutFile):
                 found[entry.name] = b"".join([chunk async for chunk in entry.chunks])
@@ -236,7 +236,7 @@ def test_a_user_whom_the_site_does_not_know(site: Site, linger: bool) -> None:
 async def refused(context: Context, execute: Path) -> tuple[str, Any]:
     place = make_place(execute)
     try:
-        async with stage_in(context, place, deadline_s=20):
+        async with stage_in(context, place, deadline_s=60):
             raise AssertionError("let in")
     except StageFailed as failed:
         remove_place(place)
@@ -342,7 +342,7 @@ def test_links_on_return_lead_nowhere(site: Site, linger: bool) -> None:
         launched = await start(context, place, "./job.sh")
         await launched.wait()
         found = {}
-        async with stage_out(context, place, Listed(wanted), limits=LIMITS, deadline_s=20) as outward:
+        async with stage_out(context, place, Listed(wanted), limits=LIMITS, deadline_s=60) as outward:
             missing = outward.manifest.missing
             async for entry in outward.entries():
                 if isinstance(entry, OutFile):
@@ -386,12 +386,12 @@ async def killed(context: Context, execute: Path) -> tuple[Any, Any, int]:
     script = b"#!/bin/sh\nfor i in 1 2 3 4 5 6 7 8; do (sleep 1000 & wait) & done; echo up > up; wait\n"
     account, _ = await fill(context, place, {"job.sh": script})
     launched = await start(context, place, "./job.sh")
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while len(alive(account.uid)) < 17:  # noqa: ASYNC110 - processes have no event
             await trio.sleep(0.01)
     target = (launched.pid, start_ticks(launched.pid))
-    told = await signal_far(context, signal.SIGKILL, [target], tree=True, limit_s=10, deadline_s=20)
-    with trio.fail_after(20):
+    told = await signal_far(context, signal.SIGKILL, [target], tree=True, limit_s=30, deadline_s=60)
+    with trio.fail_after(60):
         outcome = await launched.wait()
     launched.running.close()
     left = len(alive(account.uid))
@@ -416,14 +416,14 @@ def test_hanging_up_ends_a_lingering_family(site: Site) -> None:
         launched = await start(context, place, "./job.sh")
         assert launched.control is not None
         launched.hang_up()
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await launched.wait()
         launched.running.close()
         await fetch(context, place, Listed(()))
         return account.uid
 
     uid = as_account(site.pilot, hang_up, site.context(True), site.execute)
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while alive(uid):
         assert time.monotonic() < end
     assert tree(site.execute) == {}
@@ -436,7 +436,7 @@ def test_a_wrapper_killed_in_mid_transfer(site: Site, linger: bool) -> None:
         place = make_place(execute)
         code = ""
         try:
-            async with stage_in(context, place, deadline_s=20) as inward:
+            async with stage_in(context, place, deadline_s=60) as inward:
                 await inward.file("first", 0o644, 300_000, once(bytes(300_000)))
                 await trio.lowlevel.checkpoint()
                 far_pid = inward._far.hello.pid
@@ -446,7 +446,7 @@ def test_a_wrapper_killed_in_mid_transfer(site: Site, linger: bool) -> None:
                     [(far_pid, start_ticks(far_pid))],
                     tree=False,
                     limit_s=5,
-                    deadline_s=20,
+                    deadline_s=60,
                 )
                 await inward.file("second", 0o644, 3_000_000, once(bytes(3_000_000)))
                 await inward.finish()

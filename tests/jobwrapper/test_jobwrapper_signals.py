@@ -111,8 +111,12 @@ def members(group: int) -> dict[int, str]:
     return found
 
 
+# Of a call, for as long as the family is not what was asked for.
+LIMIT_S = 30.0
+
+
 def wait_for(condition, what: str) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end, what
         time.sleep(0.005)
@@ -120,7 +124,7 @@ def wait_for(condition, what: str) -> None:
 
 async def send(process: subprocess.Popen[bytes], number: int, *, tree: bool = False, tick: int = 0):
     target = (process.pid, start_ticks(process.pid) + tick)
-    return await signal_far(ASKING, number, [target], tree=tree, limit_s=10, deadline_s=20)
+    return await signal_far(ASKING, number, [target], tree=tree, limit_s=LIMIT_S, deadline_s=60)
 
 
 async def test_kill_takes_the_whole_tree(started) -> None:
@@ -173,7 +177,7 @@ async def test_who_waits_for_a_stopped_vfork_is_stopped(started, tmp_path: Path)
     os.mkfifo(tmp_path / "fifo")  # opened between vfork and exec, where nobody writes
     process = start(started, VFORK.format(str(tmp_path / "fifo")))
     wait_for(lambda: sorted(members(process.pid).values()) == ["D", "S"], "a vfork")
-    with trio.fail_after(8):
+    with trio.fail_after(LIMIT_S - 5):  # it is not the limit that ends it
         told = await send(process, signal.SIGSTOP)
     assert told.left_count == 0
     assert sorted(members(process.pid).values()) == ["D", "T"]
@@ -195,7 +199,7 @@ async def test_those_who_asked_are_not_of_the_family() -> None:
         [(os.getpid(), start_ticks(os.getpid()))],
         tree=False,
         limit_s=5,
-        deadline_s=20,
+        deadline_s=60,
     )
     assert told.sent == 0
 
@@ -240,7 +244,9 @@ time.sleep(1000)
 async def bid_farewell(process: subprocess.Popen[bytes], grace_s: float):
     target = (process.pid, start_ticks(process.pid))
     farewell = (Farewell(signal.SIGTERM, grace_s), target)
-    return await signal_far(ASKING, signal.SIGKILL, [target], tree=False, limit_s=10, deadline_s=20, farewell=farewell)
+    return await signal_far(
+        ASKING, signal.SIGKILL, [target], tree=False, limit_s=LIMIT_S, deadline_s=60, farewell=farewell
+    )
 
 
 async def test_a_farewell_gives_the_root_its_time_in_the_same_call(started, tmp_path: Path) -> None:

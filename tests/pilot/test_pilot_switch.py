@@ -216,7 +216,7 @@ async def answer(switch: GlexecSwitch | NoneSwitch, *argv: str, **changes) -> tu
         running = await switch.start(call)
     os.close(write)
     assert running.pid in own_children()
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         outcome = await running.wait()
     assert running.pid not in own_children()
     out = read_all(read)
@@ -336,7 +336,7 @@ async def test_the_control_socket_is_descriptor_3_and_talks(tmp_path: Path) -> N
         running = await switch.start(Call(("x",), "", None, stdin=null.fileno(), control=True))
     assert running.control is not None
     assert running.control.type == socket.SOCK_SEQPACKET
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         assert await read_linger(running.control) == Linger(1, running.pid)
         assert read_ended(running.control) == (None, False)
         running.control.send(json.dumps({"do": "signal", "number": 15, "to": "all"}).encode())
@@ -351,7 +351,7 @@ async def test_nobody_on_the_control_socket(tmp_path: Path) -> None:
             Call(("x",), "", None, stdin=null.fileno(), control=True)
         )
     assert running.control is not None
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         assert await read_linger(running.control) is None
         await running.wait()
     running.close()
@@ -407,7 +407,7 @@ async def test_failed_calls_of_a_users_and_the_pilots_own_are_counted(tmp_path: 
         GlexecSwitch(glexec, None, log_only=True), Settings(), "t", tmp_path / "proxy.pem",
         patience=Patience(ledger, 60.0),
     )  # fmt: skip
-    far = await open_call(asking, "launch", deadline_s=20)
+    far = await open_call(asking, "launch", deadline_s=60)
     await far.end()
     assert ledger.counts() == {**dict.fromkeys(ENDS, 0), "denied": 2, "passed": 2}
 
@@ -421,7 +421,7 @@ async def test_a_call_that_is_cancelled_is_counted_as_abandoned(
     context = glexec_context(tmp_path / "glexec", f"echo $$ > {tmp_path}/pid; exec sleep 600", retries=0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(partial(open_call, evolve(context, patience=Patience(ledger, 60.0)), "x", deadline_s=60))
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while not (tmp_path / "pid").exists():  # noqa: ASYNC110 - a file, written by a process
                 await trio.sleep(0.01)
         nursery.cancel_scope.cancel()
@@ -431,7 +431,7 @@ async def test_a_call_that_is_cancelled_is_counted_as_abandoned(
 async def test_a_call_that_works_the_second_time(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     context = glexec_context(tmp_path / "glexec", f'test -e {mark} && exec "$@"; : > {mark}; exit 203', retries=1)
-    far = await open_call(context, "launch", deadline_s=20)
+    far = await open_call(context, "launch", deadline_s=60)
     assert far.hello.uid == os.getuid()
     assert far.running.authorised
     await far.end()
@@ -479,7 +479,7 @@ async def test_a_hello_by_two_processes(tmp_path: Path) -> None:
 
 async def test_who_speaks_is_told_by_the_kernel(tmp_path: Path) -> None:
     program = 'send({"hello": 1, "pid": 1, "uid": 0, "name": "a\\nb"}); exactly(1)'
-    far = await open_call(hostile_context(tmp_path / "far", program), "x", deadline_s=20)
+    far = await open_call(hostile_context(tmp_path / "far", program), "x", deadline_s=60)
     assert (far.hello.pid, far.hello.uid, far.hello.gid) == (far.running.pid, os.getuid(), os.getgid())
     assert far.hello.name == str(os.getuid())
     await far.end()
@@ -488,7 +488,7 @@ async def test_who_speaks_is_told_by_the_kernel(tmp_path: Path) -> None:
 async def test_a_cancelled_call_leaves_nothing(tmp_path: Path) -> None:
     before = open_fds()
     with trio.move_on_after(0.05):
-        await open_call(hostile_context(tmp_path / "far", "exactly(1)"), "x", deadline_s=20)
+        await open_call(hostile_context(tmp_path / "far", "exactly(1)"), "x", deadline_s=60)
     assert own_children() == frozenset()
     assert open_fds() == before
 
@@ -571,7 +571,7 @@ async def test_a_switch_that_does_what_no_switch_should_breaks_one_call_only(
 
 async def test_a_switch_that_writes_to_standard_error_on_success_has_succeeded(tmp_path: Path) -> None:
     context = glexec_context(tmp_path / "glexec", 'echo >&2 "libfoo: deprecated"; exec "$@"', retries=0)
-    far = await open_call(context, "peek", deadline_s=20)
+    far = await open_call(context, "peek", deadline_s=60)
     assert far.hello.uid == os.getuid()
     assert "deprecated" in far.running.errors()
     await far.end()

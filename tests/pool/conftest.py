@@ -67,12 +67,12 @@ class LivePool:
             row: m.JobRow = page.rows[0]
             return row
 
-    async def until(self, cluster: int, *states: str, proc: int = 0, seconds: float = 15.0) -> m.JobRow:
+    async def until(self, cluster: int, *states: str, proc: int = 0, seconds: float = 60.0) -> m.JobRow:
         """Wait until a job is in one of the states."""
         return await eventually(lambda: self.row(cluster, proc), lambda row: row.state in states, seconds)
 
 
-async def eventually(look: Callable[[], Any], good: Callable[[Any], bool], seconds: float = 15.0) -> Any:
+async def eventually(look: Callable[[], Any], good: Callable[[Any], bool], seconds: float = 60.0) -> Any:
     """Look again and again until it is good; at the end say what was last seen."""
     last = None
     with trio.move_on_after(seconds):

@@ -230,7 +230,7 @@ class FakeEP:
         self.changed.set()
         self.changed = trio.Event()
 
-    async def seen(self, what: str, times: int = 1, seconds: float = 10.0) -> None:
+    async def seen(self, what: str, times: int = 1, seconds: float = 60.0) -> None:
         """Wait until a command has come so often."""
         with trio.fail_after(seconds):
             while sum(1 for name, _ in self.log if name == what) < times:

@@ -21,7 +21,7 @@ from pool import cli, cli_ask, cli_fetch
 from pool import messages as m
 from tests.pool.fake_ep import FakeEP
 
-READY_S = 20.0
+READY_S = 60.0
 ROOT = Path(__file__).resolve().parents[2]
 
 

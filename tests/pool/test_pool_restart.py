@@ -96,7 +96,7 @@ async def test_a_startd_started_anew_ends_the_wait(start_pool: Callable[..., Any
         again = FakeEP(second.address, second.places.tokens)
         again._started += 5
         async with again.running():
-            await second.until(cluster, "completed", seconds=20)
+            await second.until(cluster, "completed", seconds=60)
 
 
 async def test_an_unfinished_submission_leaves_nothing(start_pool: Callable[..., Any]) -> None:

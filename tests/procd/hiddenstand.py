@@ -95,7 +95,7 @@ async def steer(
         return usage.user_s + usage.system_s >= 0.2 and usage.processes == 2
 
     await world.until(burnt, "two processes that have burnt")
-    stopped = await client.stop("job", deadline_s=10)
+    stopped = await client.stop("job", deadline_s=60)
     return said | {"stopped": attrs.asdict(stopped), "usage": attrs.asdict(await client.unregister("job"))}
 
 

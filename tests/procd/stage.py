@@ -19,7 +19,7 @@ from tests.glexec.conftest import Site
 from tests.procd import world
 from tests.procd.test_procd_glexec import Starter
 
-PATIENCE_S = 40.0
+PATIENCE_S = 60.0
 STRIKES = 100
 
 

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +151,7 @@ def forks() -> int:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["kill", "stop"])
 async def test_a_root_part_ends_a_job_that_attacks(site: Site, number: int) -> None:  # noqa: F811
     with stage(site, linger=True, program=escapes.ATTACK, arguments=("120", str(int(number)))) as on:
-        stopped = on.starter.ask("stop", deadline_s=20)
+        stopped = on.starter.ask("stop", deadline_s=60)
         assert (stopped["empty"], stopped["route"]) == (True, "control")
         assert on.alive() == {}
 
@@ -172,7 +171,7 @@ async def test_without_one_it_is_tried_again_and_told(site: Site, program: str, 
     with stage(site, linger=False, program=program, arguments=("120", how)) as on:
         begun_s = time.monotonic()
         stopped = on.starter.ask("stop", deadline_s=3)
-        assert time.monotonic() - begun_s < 20
+        assert time.monotonic() - begun_s < 60
         assert stopped["switch_calls"] >= 1
         if stopped["empty"]:
             return
@@ -187,7 +186,7 @@ async def test_a_killer_that_was_stopped_does_not_stay(site: Site) -> None:  # n
         told: list[dict[str, Any]] = []
 
         def ask() -> None:
-            told.append(on.starter.ask("stop", deadline_s=20, soft=int(signal.SIGTERM), grace_s=30.0))
+            told.append(on.starter.ask("stop", deadline_s=180, soft=int(signal.SIGTERM), grace_s=120.0))
 
         begun_s = time.monotonic()
         async with trio.open_nursery() as nursery:
@@ -197,20 +196,13 @@ async def test_a_killer_that_was_stopped_does_not_stay(site: Site) -> None:  # n
             killer = seen[0]
             os.kill(killer, signal.SIGSTOP)
             await world.until(lambda: killer not in on.alive(), "the stopped killer's end")
-        assert time.monotonic() - begun_s < 20
+        assert time.monotonic() - begun_s < 60
         assert (told[0]["empty"], told[0]["switch_calls"]) == (True, 2)
 
 
 def killers() -> list[int]:
     """Those that have spoken: files of what cannot be traced are root's (proc(5))."""
-    return [pid for pid in world.marked("__main__.py\0signal") if not is_traceable(pid) and world.uid_of(pid)]
-
-
-def is_traceable(pid: int) -> bool:
-    """False when it is gone, too."""
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/environ").stat().st_uid != 0
-    return False
+    return [pid for pid in world.marked("__main__.py\0signal") if world.traceable_by(pid) == 0 and world.uid_of(pid)]
 
 
 # --- what was found by these tests --------------------------------------------------------------------------

@@ -36,10 +36,10 @@ async def test_a_family_is_stopped_and_proved_empty(tmp_path: Path) -> None:
         async with world.procd(tmp_path / "s") as client:
             await world.register(client, job)
             assert (await client.usage("job")).processes == 1
-            stopped = await client.stop("job", deadline_s=10)
+            stopped = await client.stop("job", deadline_s=60)
             assert (stopped.empty, stopped.survivors, stopped.route) == (True, (), "own")
             assert job.alive() == []
-            again = await client.stop("job", deadline_s=10)
+            again = await client.stop("job", deadline_s=60)
             assert (again.empty, again.route, again.switch_calls, again.usage) == (True, "none", 0, None)
             assert (await client.unregister("job")).processes == 0
 
@@ -51,7 +51,7 @@ async def test_no_descendant_escapes(tmp_path: Path, seed: int) -> None:
         async with world.procd(tmp_path / "s") as client:
             await world.register(client, job)
             await grown(job, 2)
-            assert (await client.stop("job", deadline_s=15)).empty
+            assert (await client.stop("job", deadline_s=60)).empty
             assert job.alive() == []
 
 
@@ -134,7 +134,7 @@ async def test_a_stop_forgets_an_empty_family_if_it_is_to_and_tells_its_last_usa
         async with world.procd(tmp_path / "s") as client:
             await world.register(client, job)
             await world.until(lambda: job.alive() == [], "the job's end")
-            stopped = await client.stop("job", deadline_s=10, forget=True)
+            stopped = await client.stop("job", deadline_s=60, forget=True)
             assert stopped.empty
             assert stopped.usage is not None
             assert 0.25 <= stopped.usage.user_s + stopped.usage.system_s <= 0.6
@@ -151,7 +151,7 @@ async def test_a_family_that_two_are_ending_is_forgotten_by_the_last(tmp_path: P
             told = []
 
             async def stop() -> None:
-                told.append(await client.stop("job", deadline_s=10, forget=True))
+                told.append(await client.stop("job", deadline_s=60, forget=True))
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(stop)
@@ -211,7 +211,7 @@ async def test_a_sub_family_is_stopped_alone(tmp_path: Path) -> None:
             assert [family.parent for family in await client.families()] == [None, "job"]
             assert (await client.usage("inner")).processes == 1
             assert (await client.usage("job")).processes == 2
-            assert (await client.stop("inner", deadline_s=10)).empty
+            assert (await client.stop("inner", deadline_s=60)).empty
             assert job.alive() == [job.pid]
 
 
@@ -274,7 +274,7 @@ async def test_who_is_killed_is_looked_at_before(tmp_path: Path, monkeypatch: py
             await world.register(client, job, control_fd=far.near.fileno())
             go.touch()
             await world.until(lambda: len(job.alive()) == 8, "eight processes")
-            assert (await client.stop("job", deadline_s=10)).route == "control"
+            assert (await client.stop("job", deadline_s=60)).route == "control"
             assert (await client.unregister("job")).processes_seen == 8
         far.close()
 
@@ -287,7 +287,7 @@ async def test_a_lingering_switch_is_told_to_stop_suspend_and_signal(tmp_path: P
             await client.suspend("job")
             await client.resume("job")
             await client.signal("job", 15, "root")
-            stopped = await client.stop("job", deadline_s=10)
+            stopped = await client.stop("job", deadline_s=60)
             assert (stopped.empty, stopped.route, stopped.switch_calls) == (True, "control", 0)
         assert far.heard == [
             b'{"do": "stop"}',
@@ -304,7 +304,7 @@ async def test_a_deaf_control_socket_is_not_the_end(tmp_path: Path, monkeypatch:
         far = RootPart(job, deaf=True)
         async with world.procd(tmp_path / "s") as client:
             await world.register(client, job, control_fd=far.near.fileno())
-            stopped = await client.stop("job", deadline_s=10)
+            stopped = await client.stop("job", deadline_s=60)
             assert (stopped.empty, stopped.route) == (True, "control+own")
             assert job.alive() == []
         far.close()
@@ -320,7 +320,7 @@ async def test_a_control_socket_whose_far_end_is_gone_is_passed_over(tmp_path: P
             await world.until(lambda: states(job.alive()) == {"T"}, "stopped by the next route")
             [family] = await client.families()
             assert not family.control
-            assert (await client.stop("job", deadline_s=10)).route == "own"
+            assert (await client.stop("job", deadline_s=60)).route == "own"
 
 
 # --- refusals -----------------------------------------------------------------------------------------------

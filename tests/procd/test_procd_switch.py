@@ -85,7 +85,7 @@ async def test_a_whole_family_costs_one_call(tmp_path: Path, site: Site, account
             await world.until(lambda: len(job.alive()) == 32, "32 processes")
             usage = await client.usage("job")
             assert (usage.processes, usage.pss_kb is None or usage.pss_kb > 0) == (32, True)
-            stopped = await client.stop("job", deadline_s=20)
+            stopped = await client.stop("job", deadline_s=60)
             assert stopped == Stopped(empty=True, route="switch", switch_calls=1)
             assert job.alive() == []
     assert site.calls == ["site#7"]
@@ -100,7 +100,7 @@ async def test_no_descendant_escapes_at_another_account(
         async with world.procd(tmp_path / "s", site.settings()) as client:
             await world.register(client, job, credential=site.credential(uid))
             await world.until(lambda: len(job.alive()) >= 2, "a tree")
-            assert (await client.stop("job", deadline_s=20)).empty
+            assert (await client.stop("job", deadline_s=60)).empty
             assert job.alive() == []
 
 
@@ -150,7 +150,7 @@ async def test_survivors_are_reported_when_the_switch_refuses(
     with world.job(world.SLEEP, uid=uid) as job:
         async with world.procd(tmp_path / "s", site.settings()) as client:
             await world.register(client, job, credential=credential)
-            with trio.fail_after(15):
+            with trio.fail_after(60):
                 stopped = await client.stop("job", deadline_s=1.5)
             assert (stopped.empty, stopped.survivors, stopped.route) == (False, (job.pid,), "switch")
             assert words in stopped.text
@@ -175,7 +175,7 @@ async def test_families_of_one_credential_share_a_call(
             ends: list[Stopped] = []
 
             async def stop(family: str) -> None:
-                ends.append(await client.stop(family, deadline_s=20))
+                ends.append(await client.stop(family, deadline_s=60))
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(stop, "one")
@@ -197,7 +197,7 @@ async def test_a_dead_starter_s_unseen_orphans_are_found_by_their_account(
             os.kill(job.starter_pid, signal.SIGKILL)
             await world.until(lambda: job.alive() == [], "the family's end")
             assert other.alive() == [other.pid]
-            assert (await client.stop("other", deadline_s=20)).empty
+            assert (await client.stop("other", deadline_s=60)).empty
 
 
 async def test_a_dead_starters_family_is_tried_again_until_it_is_empty(
@@ -225,11 +225,10 @@ async def test_whoever_kills_cannot_be_traced(tmp_path: Path, site: Site, accoun
     with world.job(deaf, uid=uid) as job:
         async with world.procd(tmp_path / "s", site.settings()) as client, trio.open_nursery() as nursery:
             await world.register(client, job, credential=site.credential(uid))
-            nursery.start_soon(partial(client.stop, "job", deadline_s=20, soft=signal.SIGTERM, grace_s=2.0))
+            nursery.start_soon(partial(client.stop, "job", deadline_s=60, soft=signal.SIGTERM, grace_s=2.0))
             wrapper = str(site.directory / "jobwrapper")
-            # Files of a process that cannot be traced are root's (proc(5)); its directory stays its own.
             await world.until(
-                lambda: [os.stat(f"/proc/{pid}/environ").st_uid for pid in world.marked(wrapper)] == [0],
+                lambda: [world.traceable_by(pid) for pid in world.marked(wrapper)] == [0],
                 "a killer that nobody may trace",
             )
             assert [world.uid_of(pid) for pid in world.marked(wrapper)] == [uid]
@@ -245,7 +244,7 @@ async def test_where_a_root_part_is_deaf_the_switch_is_called(
         async with world.procd(tmp_path / "s", site.settings()) as client:
             given = {"control_fd": far.near.fileno(), "credential": site.credential(uid), "audit_id": "site#8"}
             await world.register(client, job, **given)
-            stopped = await client.stop("job", deadline_s=20)
+            stopped = await client.stop("job", deadline_s=60)
             assert (stopped.empty, stopped.route, stopped.switch_calls) == (True, "control+switch", 1)
         far.close()
     assert site.calls == ["site#8"]
@@ -261,7 +260,7 @@ async def test_a_soft_end_and_the_kill_after_it_are_one_call(
         async with world.procd(tmp_path / "s", site.settings()) as client:
             await world.register(client, job, credential=site.credential(uid))
             await world.until(lambda: len(job.alive()) == 2, "two processes")
-            stopped = await client.stop("job", deadline_s=20, soft=signal.SIGTERM, grace_s=0.5)
+            stopped = await client.stop("job", deadline_s=60, soft=signal.SIGTERM, grace_s=0.5)
             assert (stopped.empty, stopped.switch_calls) == (True, 1)
             assert job.alive() == []
     assert len(site.calls) == 1

@@ -256,7 +256,7 @@ async def test_a_cgroup_ends_a_family_at_once(tmp_path: Path, place: Delegated, 
             before = set(job.alive())  # the tree may still grow, and its parents leave
             inside = {int(pid) for pid in (group / "cgroup.procs").read_text().split()}
             assert before & set(job.alive()) <= inside
-            stopped = await client.stop("job", deadline_s=10)
+            stopped = await client.stop("job", deadline_s=60)
             assert (stopped.empty, stopped.route) == (True, "cgroup")
             assert job.alive() == []
             await client.unregister("job")
@@ -269,7 +269,7 @@ async def test_a_fork_storm_loses_against_a_cgroup(tmp_path: Path, place: Delega
         async with world.procd(tmp_path / "s", world.settings(SAILPLANE_CGROUP=str(place.path))) as client:
             await let_run(client, job)
             await world.storming(client)
-            stopped = await client.stop("job", deadline_s=10)
+            stopped = await client.stop("job", deadline_s=60)
             assert (stopped.empty, stopped.route) == (True, "cgroup")
 
 
@@ -305,7 +305,7 @@ async def test_another_accounts_family_costs_no_call_with_a_cgroup(
             await client.resume("job")
             assert (group / "cgroup.freeze").read_text().strip() == "0"
             await client.suspend("job")
-            stopped = await client.stop("job", deadline_s=10)
+            stopped = await client.stop("job", deadline_s=60)
             assert (stopped.empty, stopped.route, stopped.switch_calls) == (True, "cgroup", 0)
             assert job.alive() == []
     assert site.calls == []
@@ -338,7 +338,7 @@ async def test_a_restarted_procd_finds_its_cgroup_again(tmp_path: Path, place: D
             first.kill()
             await world.until(lambda: first.poll() is not None, "its end")
         with world.daemon(tmp_path / "s", **knob):
-            assert (await client.stop("job", deadline_s=10)).route == "cgroup"
+            assert (await client.stop("job", deadline_s=60)).route == "cgroup"
             assert job.alive() == []
             client.close()
 
@@ -411,7 +411,7 @@ async def test_what_is_no_descendant_is_reported_and_killed_only_at_a_dedicated_
         async with world.procd(tmp_path / "s", site.settings(**knobs)) as client:
             await world.register(client, job, credential=site.credential(alice.uid))
             with stray(alice) as pid, caplog.at_level(logging.WARNING):
-                stopped = await client.stop("job", deadline_s=10)
+                stopped = await client.stop("job", deadline_s=60)
                 assert stopped.empty
                 assert stopped.strays == (() if dedicated else (pid,))
                 assert (await client.usage("job")).strays == (0 if dedicated else 1)
@@ -432,7 +432,7 @@ async def test_while_two_jobs_are_at_a_dedicated_account_neither_gets_the_strays
             for name, each in (("job", job), ("other", other)):
                 await world.register(client, each, name, credential=site.credential(alice.uid))
             with stray(alice) as pid:
-                stopped = await client.stop("job", deadline_s=10)
+                stopped = await client.stop("job", deadline_s=60)
                 assert (stopped.empty, stopped.strays) == (True, (pid,))
                 assert world.marked("sptest-stray-") == [pid]
             assert other.alive() == [other.pid]
@@ -485,7 +485,7 @@ async def test_a_family_is_followed_without_children_files(tmp_path: Path, monke
             await world.until(lambda: len(job.alive()) >= 2, "a tree")
             assert "no-children-files" in {lack.word for lack in (await client.describe()).degraded}
             assert (await client.usage("job")).processes >= 2
-            assert (await client.stop("job", deadline_s=15)).empty
+            assert (await client.stop("job", deadline_s=60)).empty
             assert job.alive() == []
 
 

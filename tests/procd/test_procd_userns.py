@@ -66,9 +66,9 @@ async def _signalled(home: Path) -> dict[str, object]:
         await client.resume("job")
         await world.until(lambda: states(members) == {"S"}, "all to go on")
         said["routes"] = (await client.describe()).routes
-        said["stopped"] = attrs.asdict(await client.stop("job", deadline_s=20))
+        said["stopped"] = attrs.asdict(await client.stop("job", deadline_s=60))
         said["left"] = [pid for pid in members if world.uid_of(pid) == family.uid]
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         await running.wait()
     running.close()
     return said

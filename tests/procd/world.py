@@ -25,7 +25,7 @@ from procd.proc import ProcReader
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = os.path.realpath("/usr/bin/python3")
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 # A sub-reaper that starts one child and reaps whatever comes to it. `starter` is below `spawner`; both say
 # who they and their children are.
@@ -148,6 +148,17 @@ def uid_of(pid: int) -> int | None:
         return None
 
 
+def traceable_by(pid: int) -> int | None:
+    """Whose its files are: root's where it cannot be traced (proc(5)), while its directory stays its own.
+
+    None when it is gone.
+    """
+    try:
+        return os.stat(f"/proc/{pid}/environ").st_uid
+    except OSError:
+        return None
+
+
 def _has(pid: int, marker: str) -> bool:
     try:
         line = Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -179,7 +190,9 @@ def job(program: str, *arguments: str, uid: int = 0) -> Iterator[Job]:
             os.killpg(pid, signal.SIGKILL)
         for each in (stand_in.pid, starter):
             _kill(each)
+        end_s = time.monotonic() + DEADLINE_S
         while left := marked(marker):
+            assert time.monotonic() < end_s, f"killed again and again, and still there: {left}"
             for each in left:
                 _kill(each)
         stand_in.stdout.close()

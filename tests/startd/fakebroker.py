@@ -65,7 +65,7 @@ class FakeBroker:
     async def until(self, holds: object) -> None:
         """Until a condition (a function) is true."""
         assert callable(holds)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while not holds():
                 await self._change.wait()
 

@@ -70,7 +70,7 @@ class Port:
 
     async def say(self, command: Command, session_of: ClaimId, *items: Item, answer: bool = True) -> Reader | None:
         stream = await connect(
-            self.address, command, Resume(session_of.session(EXECUTE_SIDE)), subsystem="SCHEDD", deadline_s=5.0
+            self.address, command, Resume(session_of.session(EXECUTE_SIDE)), subsystem="SCHEDD", deadline_s=30.0
         )
         async with stream:
             if items:

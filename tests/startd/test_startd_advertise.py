@@ -49,7 +49,7 @@ class Collector:
 
     async def until(self, command: Command, *names: str) -> None:
         """Until these have come, and no others of that command."""
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             async with self.heard:
                 while [name for said, name in self.said if said == command] != list(names):
                     await self.heard.wait()
@@ -70,7 +70,7 @@ async def advertised(collector: Collector, ads: Callable[[], list[ClassAd]]) -> 
         )
         async with trio.open_nursery() as running:
             running.start_soon(advertiser.run)
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 await collector.updated.wait()
                 await advertiser.advertised.wait()
             yield advertiser
@@ -98,7 +98,7 @@ class Listed:
         """An update is under way, and the collector does not read."""
         self.text = "x" * LARGE_CHARS
         advertiser.wake()
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await self.begun.wait()
         await trio.testing.wait_all_tasks_blocked(0.05)
         self.text = ""
@@ -176,7 +176,7 @@ async def test_a_slot_whose_name_is_there_again_is_not_taken_back() -> None:
         listed.names.append("slot1_1@x")
         advertiser.gone("slot1_1@x")
         first, second, new = ((int(Command.UPDATE_STARTD_AD), name) for name in listed.names)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             async with collector.heard:
                 while collector.said != [first, second, first, second, new]:
                     await collector.heard.wait()

@@ -45,7 +45,7 @@ async def reached(fake: FakeBroker, **more: object) -> AsyncIterator[Broker]:
         policy = ServerPolicy(None, "x", ("FS",), lambda caller, level: level == "READ")
         await nursery.start(Server(table, SessionTable(), policy).serve, [broker])
         nursery.start_soon(broker.run)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await broker.registered.wait()
         yield broker
         nursery.cancel_scope.cancel()
@@ -58,7 +58,7 @@ async def test_who_asks_the_broker_is_called_back_and_served() -> None:
         async with listener:
             here = Sinful("127.0.0.1", listener.socket.getsockname()[1])
             await fake.ask(here, number="17", connect_id="s3cret")
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 transport = await listener.accept()
                 said, stream = await called_back(
                     transport, Command.QUERY_STARTD_ADS, Negotiate(authentication="OPTIONAL")
@@ -87,14 +87,14 @@ async def test_a_lost_connection_is_made_anew_under_the_same_id() -> None:
         first = broker.registration
         await fake.streams[0].aclose()
         await fake.until(lambda: len(fake.streams) == 2)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await broker.registered.wait()
         assert broker.registration == first
         assert len(moved) == 1
         fake.keeps = False
         await fake.streams[1].aclose()
         await fake.until(lambda: len(fake.streams) == 3)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await broker.registered.wait()
         assert broker.registration != first
         assert len(moved) == 2, "another id is another address"

@@ -53,7 +53,7 @@ async def on_claim(here: Port, claim: ClaimId, **values: Any) -> ClassAd:
 
 async def as_administrator(here: Port, ad: ClassAd) -> ClassAd:
     wish = Negotiate(methods=("FS",), authentication="REQUIRED")
-    async with await connect(here.address, Command.CA_AUTH_CMD, wish, subsystem="TOOL", deadline_s=5) as stream:
+    async with await connect(here.address, Command.CA_AUTH_CMD, wish, subsystem="TOOL", deadline_s=60) as stream:
         await stream.put(ad)
         with trio.fail_after(30):
             return (await stream.get()).ad()

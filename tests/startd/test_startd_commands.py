@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import os
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import cast
@@ -82,7 +82,7 @@ async def test_a_starter_that_its_shadow_waits_for_hears_so() -> None:
             here.claims.handle(held, StarterGone(0, broken=False))
 
         held.starter = cast(Channel, SimpleNamespace(send=send))
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             answer = await here.say(Command.DEACTIVATE_CLAIM_JOB_DONE, held.claim_id, held.claim_id.text)
         assert answer is not None
         assert "StillCleaning" not in answer.ad()
@@ -117,7 +117,7 @@ async def test_who_has_no_claim_may_only_ask(command: Command) -> None:
     async with port() as here:
         before = state(here)
         with pytest.raises((PeerFault, Refused)):
-            await connect(here.address, command, Negotiate(authentication="OPTIONAL"), subsystem="TOOL", deadline_s=5.0)
+            await connect(here.address, command, Negotiate(authentication="OPTIONAL"), subsystem="TOOL", deadline_s=60)
         asked = await connect(
             here.address, Command.QUERY_STARTD_ADS, Negotiate(authentication="OPTIONAL"), subsystem="TOOL"
         )
@@ -129,11 +129,17 @@ async def test_who_has_no_claim_may_only_ask(command: Command) -> None:
         assert state(here) == before
 
 
+def computed_s() -> float:
+    """CPU time of this process, in which all of it runs, and of its children that have ended: on a busy machine the
+    clock is no measure."""
+    return sum(os.times()[:4])
+
+
 async def test_a_strangers_question_cannot_keep_the_startd_busy() -> None:
     evil = 'regexp("(a+)+$", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab")'
     async with port() as here:
         for requirements, answered in (('regexp("^slot1.*@", Name)', True), (evil, False), ('eval("1 == 1")', False)):
-            began_s = trio.current_time()
+            began_s = computed_s()
             asked = await connect(
                 here.address, Command.QUERY_STARTD_ADS, Negotiate(authentication="OPTIONAL"), subsystem="TOOL"
             )
@@ -144,7 +150,7 @@ async def test_a_strangers_question_cannot_keep_the_startd_busy() -> None:
                 else:
                     with pytest.raises(PeerFault):
                         await asked.get()
-            assert trio.current_time() - began_s < 2
+            assert computed_s() - began_s < 2
 
 
 async def test_a_request_cannot_keep_the_startd_busy() -> None:
@@ -155,11 +161,11 @@ async def test_a_request_cannot_keep_the_startd_busy() -> None:
     async with port(start="TARGET.Importance =!= 7", rank="TARGET.Importance") as here:
         before = state(here)
         presented = here.slot.current
-        began_s = time.monotonic()
+        began_s = computed_s()
         reader = await here.say(Command.REQUEST_CLAIM, presented, presented.text, ad, "", 10)
         assert reader is not None
         assert reader.int() == 0
-        assert time.monotonic() - began_s < 2
+        assert computed_s() - began_s < 2
         assert state(here) == before
 
 
@@ -170,7 +176,7 @@ async def test_a_job_whose_ad_cannot_be_passed_on_is_refused_and_the_claim_lives
         lines = [*to_wire(JOB), "Odd = a.'q r'"]
         stream = await connect(
             here.address, Command.ACTIVATE_CLAIM, Resume(held.claim_id.session(EXECUTE_SIDE)), subsystem="SCHEDD",
-            deadline_s=5.0,
+            deadline_s=60,
         )  # fmt: skip
         async with stream:
             await stream.put(held.claim_id.text, 2, len(lines), *lines, "", "")
@@ -252,12 +258,12 @@ MEGABYTE = {
 @pytest.mark.parametrize("kind", MEGABYTE)
 async def test_a_request_of_a_megabyte_is_answered_or_refused_soon(kind: str) -> None:
     async with port() as here:
-        presented, began_s = here.slot.current, trio.current_time()
+        presented, began_s = here.slot.current, computed_s()
         lines = [*to_wire(JOB), *MEGABYTE[kind]]
         said: list[Item] = [presented.text, len(lines), *lines, "", "", "", 10]
         with suppress(PeerFault):
             await here.say(Command.REQUEST_CLAIM, presented, *said)
-        assert trio.current_time() - began_s < 4
+        assert computed_s() - began_s < 4
         assert len(here.slots.held) == (kind == "text"), "a long text is a job's own affair, nonsense is refused"
         await here.claim()
 

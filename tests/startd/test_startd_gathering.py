@@ -112,7 +112,7 @@ class Full:
         presented = self.port.slot.current
         stream = await connect(
             self.port.address, Command.REQUEST_CLAIM, Resume(presented.session(EXECUTE_SIDE)),
-            subsystem="SCHEDD", deadline_s=5.0,
+            subsystem="SCHEDD", deadline_s=60,
         )  # fmt: skip
         items: list[Item] = [presented.text, job(cpus, importance, "bob@x"), "", 10, len(named), *named]
         await stream.put(*items)

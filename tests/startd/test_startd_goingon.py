@@ -39,7 +39,7 @@ async def test_it_is_told_whether_the_claim_would_take_it_again(
             here.claims.handle(held, Retire(600.0, "x", 1018, Cause.WANTED))
         before = held.life.state
         await starter.send(AskGoingOn(7))
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             answer, _ = await starter.receive()
         assert answer == GoingOn(7, expected)
         assert held.life.state is before, "a question changes nothing"

@@ -163,7 +163,7 @@ async def test_nobody_else_reaches_the_starter(command: Command) -> None:
             with pytest.raises((Refused, PeerFault)):
                 await here.say(command, wrong, JOB)
         with pytest.raises((Refused, PeerFault)):
-            await connect(here.address, command, Negotiate(authentication="OPTIONAL"), subsystem="TOOL", deadline_s=5)
+            await connect(here.address, command, Negotiate(authentication="OPTIONAL"), subsystem="TOOL", deadline_s=60)
         heard: list[object] = []
         async with trio.open_nursery() as nursery:
             nursery.start_soon(hear, starter, heard)

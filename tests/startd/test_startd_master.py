@@ -327,7 +327,10 @@ def children(pid: int) -> list[int]:
 
 
 def environment_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/environ").read_bytes().decode()
+    """Empty of one that is gone: a startd asks the machine by commands, too."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/environ").read_bytes().decode()
+    return ""
 
 
 def alive(pid: int) -> bool:

@@ -53,7 +53,7 @@ class Busy:
         """REQUEST_CLAIM on a connection that stays; its answer may be long in coming."""
         stream = await connect(
             self.port.address, Command.REQUEST_CLAIM, Resume(presented.session(EXECUTE_SIDE)),
-            subsystem="SCHEDD", deadline_s=5.0,
+            subsystem="SCHEDD", deadline_s=60,
         )  # fmt: skip
         await stream.put(presented.text, job(importance, user), "", 10, *more)
         return stream

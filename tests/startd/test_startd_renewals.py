@@ -23,7 +23,7 @@ BOTH = (Command.DELEGATE_GSI_CRED_STARTER, Command.UPDATE_GSI_CRED)
 
 async def call(here: Port, command: Command, claim_id: ClaimId) -> CedarStream:
     return await connect(
-        here.address, command, Resume(claim_id.session(EXECUTE_SIDE)), subsystem="SHADOW", deadline_s=5.0
+        here.address, command, Resume(claim_id.session(EXECUTE_SIDE)), subsystem="SHADOW", deadline_s=30.0
     )
 
 

@@ -167,7 +167,7 @@ async def granted(on: Port, wishes: Negotiate) -> tuple[str, set[str]]:
     levels, identity = set(), ""
     for command, level in LEVELS.items():
         try:
-            stream = await connect(on.address, command, wishes, subsystem="TOOL", deadline_s=10.0)
+            stream = await connect(on.address, command, wishes, subsystem="TOOL", deadline_s=60)
         except (Refused, PeerFault):
             continue
         async with stream:

@@ -16,7 +16,7 @@ def spec(place: Place, *argv: str, **changes) -> LaunchSpec:
 
 
 async def run(place: Place, *argv: str, context: Context | None = None, **changes) -> Launched | ExecFailed:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         return await launch(context or wrapper_context(), place, spec(place, *argv, **changes), register=no_register)
 
 
@@ -24,7 +24,7 @@ async def finish(place: Place, *argv: str, **changes) -> Exited | Signalled:
     """Run a job to its end; its outcome."""
     launched = await run(place, *argv, **changes)
     assert isinstance(launched, Launched)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         outcome = await launched.wait()
     launched.running.close()
     assert isinstance(outcome, Exited | Signalled)

@@ -28,7 +28,7 @@ def mode_of(path: Path) -> int:
 
 async def staged(tmp_path: Path, files: dict[str, bytes]) -> tuple[Place, Catalogue]:
     place = make_place(tmp_path)
-    async with stage_in(wrapper_context(), place, deadline_s=20) as inward:
+    async with stage_in(wrapper_context(), place, deadline_s=60) as inward:
         for name, content in files.items():
             await inward.file(name, 0o644, len(content), once(content))
         return place, await inward.finish()
@@ -44,7 +44,7 @@ async def collect(outward: Outward) -> dict[str, bytes | None]:
 
 
 async def fetched(place: Place, wanted: Wanted, limits: Limits = LIMITS) -> dict[str, bytes | None]:
-    async with stage_out(wrapper_context(), place, wanted, limits=limits, deadline_s=20) as outward:
+    async with stage_out(wrapper_context(), place, wanted, limits=limits, deadline_s=60) as outward:
         found = await collect(outward)
         assert [entry.name for entry in outward.manifest.entries] == list(found)
         return found

@@ -36,7 +36,7 @@ async def calls(run_dir: Path = Path("/nonexistent")) -> AsyncIterator[Ahead]:
 
 
 def begin(opened: Ahead, verb: str, context: Context | None = None) -> None:
-    opened.open(context or wrapper_context(), verb, deadline_s=20)
+    opened.open(context or wrapper_context(), verb, deadline_s=60)
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -177,7 +177,7 @@ async def test_a_wrapper_that_dies_while_the_command_before_runs_is_not_called_a
 async def launched_with_after(place: Place, script: str, after: Command) -> tuple[Exited | Signalled, After | None]:
     launched = await run(place, "/bin/sh", "-c", script, post=after)
     assert isinstance(launched, Launched)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         outcome = await launched.wait()
     launched.running.close()
     assert isinstance(outcome, Exited | Signalled)
@@ -229,7 +229,7 @@ async def test_signals_reach_the_job_under_a_wrapper_that_stays(place: Place) ->
     script = "trap 'echo heard; exit 9' TERM; echo ready > ready; while :; do sleep 0.05; done"
     launched = await run(place, "/bin/sh", "-c", script, post=shell("touch after"))
     assert isinstance(launched, Launched)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while not (place.path / "ready").exists():  # noqa: ASYNC110 - a file, made by another process
             await trio.sleep(0.01)
         os.kill(launched.pid, signal.SIGTERM)
@@ -273,7 +273,7 @@ async def test_a_last_word_that_is_none_changes_nothing(tmp_path: Path, said: st
     place.path.mkdir()
     launched = await run(place, "x", context=far, post=shell("true"))
     assert isinstance(launched, Launched)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         assert await launched.wait() == Exited(6)
     launched.running.close()
     assert launched.after is None

@@ -145,7 +145,7 @@ async def test_a_line_for_the_users_log_is_a_generic_event_and_nothing_else(tmp_
 async def raw(port: int, *lines: bytes) -> bytes:
     """All that comes back. A server that hangs up with something unread may take back its last answer (TCP's reset)."""
     answer = b""
-    with trio.fail_after(20), contextlib.suppress(trio.BrokenResourceError):
+    with trio.fail_after(60), contextlib.suppress(trio.BrokenResourceError):
         async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
             for line in lines:
                 await stream.send_all(line)
@@ -171,7 +171,7 @@ async def test_many_strangers_push_out_one_another_and_not_the_job(tmp_path: Pat
     async with serving(tmp_path) as (server, (side, port)), trio.open_nursery() as nursery:
         strangers = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(3 * chirpserver.MAX_STRANGERS)]
         await client(server, port, lambda c: c.get_job_attr("Owner"))
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             assert await strangers[0].receive_some() == b""
         for stranger in strangers:
             await stranger.aclose()
@@ -247,7 +247,7 @@ async def test_too_many_open_files_and_too_large_a_write(tmp_path: Path) -> None
 async def test_a_stranger_does_not_stay(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(chirpserver, "COOKIE_WITHIN_S", 0.05)
     async with serving(tmp_path) as (_, (_, port)):
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
                 await stream.send_all(b"cook")
                 assert await stream.receive_some() == b""
@@ -257,7 +257,7 @@ async def test_a_file_of_one_shadow_is_no_file_of_the_next(tmp_path: Path) -> No
     """There the number may be that of its log or its socket."""
     (tmp_path / "f").write_text("secret")
     async with serving(tmp_path) as (server, (side, port)):
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             stream = await trio.open_tcp_stream("127.0.0.1", port)
             await stream.send_all(b"cookie " + server.cookie.encode() + b"\n")
             assert await stream.receive_some() == b"0\n"
@@ -277,7 +277,7 @@ async def test_more_connections_than_a_job_may_have(tmp_path: Path, monkeypatch)
     async with serving(tmp_path) as (server, (_, port)):
         cookie = b"cookie " + server.cookie.encode() + b"\n"
         streams = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(2)]
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             for stream in streams:
                 await stream.send_all(cookie)
                 assert await stream.receive_some() == b"0\n"
@@ -315,7 +315,7 @@ async def test_many_long_reads_and_writes_fill_no_memory(tmp_path: Path) -> None
             await stream.send_all(request + opened.split(b"\n")[1] + b" %d\n" % chirp.DATA_BYTES)
             if not reads:
                 await stream.send_all(bytes(chirp.DATA_BYTES - 1))
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while side.calls.count(chirp.Syscall.READ) < 16 * chirpserver.MAX_LONG_READS:  # noqa: ASYNC110 - in its own time
                 await trio.sleep(0.01)
         _, most = tracemalloc.get_traced_memory()
@@ -327,7 +327,7 @@ async def test_many_long_reads_and_writes_fill_no_memory(tmp_path: Path) -> None
 async def test_the_data_of_a_write_that_is_refused_is_no_request(tmp_path: Path, refusal: str) -> None:
     (tmp_path / "f").touch()
     async with serving(tmp_path) as (server, (side, port)):
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             stream = await trio.open_tcp_stream("127.0.0.1", port)
             await stream.send_all(b"cookie " + server.cookie.encode() + b"\nopen f w 0\n")
             opened = b""

@@ -207,7 +207,7 @@ async def test_the_outcome_of_a_step_that_was_overtaken_in_the_same_moment_is_no
     job = Job(work, cast(Channel, SimpleNamespace(send=nothing)), LOG)
     job._renewals = cast(Any, SimpleNamespace(state_changed=lambda: None))
     job._life.handle(JobKnown(has_proxy=False, output_on_evict=False), now_s=0)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with trio.open_nursery() as job._nursery:
             job._begin(Step.STAGE_IN)
             await trio.testing.wait_all_tasks_blocked()

@@ -45,13 +45,13 @@ from tests.starter.launches import finish, output, run, spec
 async def test_a_job_from_start_to_output(tmp_path: Path) -> None:
     before = open_fds()
     place = make_place(tmp_path)
-    async with stage_in(wrapper_context(), place, deadline_s=20) as inward:
+    async with stage_in(wrapper_context(), place, deadline_s=60) as inward:
         await inward.file("in.txt", 0o644, 3, once(b"abc"))
         catalogue = await inward.finish()
     job = "cat; echo $WORD >&2; echo new > made; exit 7"
     assert await finish(place, "/bin/sh", "-c", job, stdin="in.txt", environment={"WORD": "hey"}) == Exited(7)
     found = {}
-    async with stage_out(wrapper_context(), place, Changed(catalogue), limits=LIMITS, deadline_s=20) as outward:
+    async with stage_out(wrapper_context(), place, Changed(catalogue), limits=LIMITS, deadline_s=60) as outward:
         async for entry in outward.entries():
             assert isinstance(entry, OutFile)
             found[entry.name] = b"".join([chunk async for chunk in entry.chunks])
@@ -248,7 +248,7 @@ async def killed_in(place: Place, tmp_path: Path, program: str, *, retries: int 
     mark = tmp_path / "mark"
     context = hostile_context(tmp_path / "far", f"open({str(mark)!r}, 'a').write('x')\n{program}", retries=retries)
     try:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             result = await launch(context, place, spec(place, "./tool"), register=no_register)
     except CallFailed as failed:
         assert own_children() == frozenset()
@@ -322,7 +322,7 @@ async def test_a_lingering_switch_that_keeps_the_socket(place: Place, tmp_path: 
     assert isinstance(launched, Launched)
     assert launched.control is None
     assert launched.pid != launched.running.pid
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         assert await launched.wait() == Exited(9)
     launched.running.close()
     assert (place.path / "seen").read_text() == "hello\n"
@@ -352,7 +352,7 @@ async def test_a_root_part_that_is_late(place: Place, tmp_path: Path, monkeypatc
     launched = await run(place, "/bin/sh", "-c", "exit 203", context=context)
     assert isinstance(launched, Launched)
     assert launched.control is None
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         assert await launched.wait() == Exited(203)
     launched.running.close()
 
@@ -365,7 +365,7 @@ async def test_the_root_part_tells_the_exact_end(place: Place, tmp_path: Path, j
     launched = await run(place, "/bin/sh", "-c", job, context=context)
     assert isinstance(launched, Launched)
     assert launched.control is not None
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         assert await launched.wait() == outcome
     launched.running.close()
 

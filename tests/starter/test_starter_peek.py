@@ -51,7 +51,7 @@ class Peer:
         self.stream = stream
 
     async def get(self) -> Reader:
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             return await self.stream.get()
 
     async def answer(self) -> ClassAd:
@@ -130,7 +130,7 @@ class Job:
 @pytest.fixture
 async def job(tmp_path: Path) -> Job:
     place = make_place(tmp_path)
-    async with stage_in(wrapper_context(), place, deadline_s=10) as inward:
+    async with stage_in(wrapper_context(), place, deadline_s=60) as inward:
         await inward.finish()
     (place.path / "_condor_stdout").write_text("0123456789")
     (place.path / "_condor_stderr").write_text("trouble")

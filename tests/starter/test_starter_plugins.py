@@ -225,7 +225,7 @@ PLUGIN = """
 async def test_a_plugin_fetches_into_the_sandbox(tmp_path: Path) -> None:
     program = script(tmp_path / "plugin", PLUGIN)
     place = make_place(tmp_path)
-    async with stage_in(wrapper_context(), place, deadline_s=20) as inward:
+    async with stage_in(wrapper_context(), place, deadline_s=60) as inward:
         await inward.file("first", 0o644, 1, once(b"x"))
         (asked,) = plugins({"t": str(program)}, place.path).orders(
             [Wish("got", "t://x")], upload=False, executable="got"
@@ -242,7 +242,7 @@ async def test_a_plugin_fetches_into_the_sandbox(tmp_path: Path) -> None:
 async def test_a_plugin_sends_out_of_the_sandbox(tmp_path: Path) -> None:
     program = script(tmp_path / "plugin", PLUGIN)
     place = make_place(tmp_path)
-    async with stage_in(wrapper_context(), place, deadline_s=20) as inward:
+    async with stage_in(wrapper_context(), place, deadline_s=60) as inward:
         for name in ("dir/a", "b"):
             await inward.file(name, 0o644, 1, once(name.encode()[:1]))
         await inward.finish()
@@ -257,7 +257,7 @@ async def test_a_plugin_sends_out_of_the_sandbox(tmp_path: Path) -> None:
             seen.append(judge(order, answer, "node"))
 
     names = Listed(("dir", "b"))
-    async with stage_out(wrapper_context(), place, names, limits=LIMITS, deadline_s=20, uploads=Wanted()) as outward:
+    async with stage_out(wrapper_context(), place, names, limits=LIMITS, deadline_s=60, uploads=Wanted()) as outward:
         assert [entry.name for entry in outward.manifest.entries] == ["dir", "dir/a.sent", "b"]
         await outward.again()
         assert "dir/a" not in [entry.name for entry in outward.manifest.entries]
@@ -270,7 +270,7 @@ async def test_a_plugin_that_does_not_do_it(tmp_path: Path, program: str) -> Non
     if program != "missing":
         script(path, PLUGIN if program == "fail" else "sleep 1000 & sleep 1000")
     place = make_place(tmp_path)
-    async with stage_in(wrapper_context(), place, deadline_s=20) as inward:
+    async with stage_in(wrapper_context(), place, deadline_s=60) as inward:
         wishes = [Wish("x", f"t://{program}")]
         (asked,) = plugins({"t": str(path)}, place.path, 0.2 if program == "slow" else 20).orders(wishes, upload=False)
         judged = judge(asked, await inward.run_plugin(asked), "node")
@@ -286,7 +286,7 @@ async def test_a_plugin_ends_with_its_call(tmp_path: Path) -> None:
     place = make_place(tmp_path)
     begun_s = trio.current_time()
     with trio.CancelScope() as scope:
-        async with stage_in(wrapper_context(), place, deadline_s=20) as inward, trio.open_nursery() as nursery:
+        async with stage_in(wrapper_context(), place, deadline_s=60) as inward, trio.open_nursery() as nursery:
 
             async def stop() -> None:
                 while not (place.path / "pid").exists() or not (place.path / "pid").read_text():  # noqa: ASYNC110
@@ -308,7 +308,7 @@ async def test_a_plugin_can_be_terminated(tmp_path: Path) -> None:
     """What started it cannot."""
     program = script(tmp_path / "plugin", "kill -TERM $$; sleep 1000")
     place = make_place(tmp_path)
-    async with stage_in(wrapper_context(), place, deadline_s=20) as inward:
+    async with stage_in(wrapper_context(), place, deadline_s=60) as inward:
         (asked,) = plugins({"t": str(program)}, place.path).orders([Wish("x", "t://x")], upload=False)
         judged = judge(asked, await inward.run_plugin(asked), "node")
         await inward.finish()
@@ -319,7 +319,7 @@ async def test_a_plugin_can_be_terminated(tmp_path: Path) -> None:
 async def test_nothing_is_fetched_after_something_could_not_be_stored(tmp_path: Path) -> None:
     program = script(tmp_path / "plugin", "touch ran; exit 0")
     place = make_place(tmp_path)
-    async with stage_in(wrapper_context(), place, deadline_s=20) as inward:
+    async with stage_in(wrapper_context(), place, deadline_s=60) as inward:
         await inward.directory("x", 0o755)
         await inward.file("x", 0o644, 1, once(b"x"))
         (asked,) = plugins({"t": str(program)}, place.path).orders([Wish("y", "t://x")], upload=False)

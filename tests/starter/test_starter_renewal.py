@@ -110,7 +110,7 @@ class Job:
         async with connection() as (fd, state, peer), trio.open_nursery() as nursery:
             message = PassedCommand(Command.DELEGATE_GSI_CRED_STARTER, "", "", state)
             nursery.start_soon(self.renewals.serve, message, fd)
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 try:
                     await delegation.give(peer.stream, signer(source))
                     return (await peer.get()).int()
@@ -149,7 +149,7 @@ def without_key(pem: bytes) -> bytes:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while not true():  # noqa: ASYNC110 - a file, written by a process
             await trio.sleep(0.01)
 
@@ -318,7 +318,7 @@ async def test_silent_connections_beyond_a_few_are_closed_at_once(job: Job, monk
             nursery.start_soon(job.renewals.serve, PassedCommand(Command.DELEGATE_GSI_CRED_STARTER, "", "", state), fd)
         await trio.testing.wait_all_tasks_blocked()
         async with connection() as (fd, state, _peer):
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 await job.renewals.serve(PassedCommand(Command.DELEGATE_GSI_CRED_STARTER, "", "", state), fd)
         nursery.cancel_scope.cancel()
 

@@ -32,7 +32,7 @@ async def test_stage_in_keeps_modes_and_content(tmp_path: Path) -> None:
     place = make_place(tmp_path)
     old = os.umask(0o077)
     try:
-        async with stage_in(wrapper_context(), place, deadline_s=20) as inward:
+        async with stage_in(wrapper_context(), place, deadline_s=60) as inward:
             assert (mode_of(place.root), mode_of(place.sticky), mode_of(place.path)) == (0o711, 0o711, 0o700)
             await inward.file("tool", 0o755, 5, once(b"ab", b"", b"cde"))
             await inward.file("shared", 0o666, 0, once())
@@ -79,7 +79,7 @@ async def test_names_of_every_kind_go_in_and_out(tmp_path: Path) -> None:
 async def test_names_that_lead_out_do_not_go_in(tmp_path: Path, name: str) -> None:
     place = make_place(tmp_path)
     with pytest.raises(StageFailed) as caught:
-        async with stage_in(wrapper_context(), place, deadline_s=20) as inward:
+        async with stage_in(wrapper_context(), place, deadline_s=60) as inward:
             await inward.file(name, 0o644, 1, once(b"x"))
     assert caught.value.code == "name"
     remove_place(place)
@@ -89,7 +89,7 @@ async def test_names_that_lead_out_do_not_go_in(tmp_path: Path, name: str) -> No
 async def test_a_file_of_another_size_than_announced(tmp_path: Path, content: bytes) -> None:
     place = make_place(tmp_path)
     with pytest.raises(StageFailed) as caught:
-        async with stage_in(wrapper_context(), place, deadline_s=20) as inward:
+        async with stage_in(wrapper_context(), place, deadline_s=60) as inward:
             await inward.file("x", 0o644, 3, once(content))
     assert caught.value.code == "size"
     remove_place(place)
@@ -98,7 +98,7 @@ async def test_a_file_of_another_size_than_announced(tmp_path: Path, content: by
 async def test_an_input_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
     place = make_place(tmp_path)
     with pytest.raises(KeyError):  # noqa: PT012
-        async with stage_in(wrapper_context(), place, deadline_s=20) as inward:
+        async with stage_in(wrapper_context(), place, deadline_s=60) as inward:
             await inward.directory("dir", 0o500)
             await inward.file("dir/file", 0o400, 1_000_000, once(bytes(1_000_000)))
             raise KeyError
@@ -111,7 +111,7 @@ async def test_a_cancelled_input_leaves_nothing(tmp_path: Path) -> None:
     before = open_fds()
     place = make_place(tmp_path)
     with trio.move_on_after(0.1):
-        async with stage_in(wrapper_context(), place, deadline_s=20) as inward:
+        async with stage_in(wrapper_context(), place, deadline_s=60) as inward:
             await inward.file("file", 0o400, 1_000_000, once(bytes(1_000_000)))
             await trio.sleep_forever()
     remove_place(place)
@@ -124,7 +124,7 @@ async def test_the_far_sides_disk_says_no(tmp_path: Path) -> None:
     refused = 0
     place = make_place(tmp_path)
     with pytest.raises(StageFailed) as caught:  # noqa: PT012
-        async with stage_in(wrapper_context(), place, deadline_s=20) as inward:
+        async with stage_in(wrapper_context(), place, deadline_s=60) as inward:
             await inward.directory("x", 0o755)
             for name in ("x", "y", "z"):
                 try:
@@ -141,7 +141,7 @@ async def test_the_far_sides_disk_says_no(tmp_path: Path) -> None:
 async def test_a_place_is_never_used_twice(tmp_path: Path) -> None:
     place, _ = await staged(tmp_path, {})
     with pytest.raises(StageFailed) as caught:
-        async with stage_in(wrapper_context(), place, deadline_s=20):
+        async with stage_in(wrapper_context(), place, deadline_s=60):
             pass
     assert "File exists" in str(caught.value)
     assert mode_of(place.sticky) == 0o711
@@ -182,7 +182,7 @@ async def test_a_far_side_that_lies_about_the_sandbox(tmp_path: Path, program: s
     place = make_place(tmp_path / "execute")
     context = hostile_context(tmp_path / "far", program)
     with pytest.raises(StageFailed) as caught:
-        async with stage_in(context, place, deadline_s=20):
+        async with stage_in(context, place, deadline_s=60):
             raise AssertionError("must not be entered")
     assert caught.value.code == code
     assert "\n" not in str(caught.value)
@@ -211,7 +211,7 @@ async def test_a_far_side_that_lies_about_the_catalogue(tmp_path: Path, answer: 
     place = make_place(tmp_path / "execute")
     program = READY + f"os.mkdir(top); ready(top)\nwhile line.recv(65536): pass\n{answer}"
     with pytest.raises(StageFailed) as caught:
-        async with stage_in(hostile_context(tmp_path / "far", program), place, deadline_s=20) as inward:
+        async with stage_in(hostile_context(tmp_path / "far", program), place, deadline_s=60) as inward:
             await inward.finish()
     assert caught.value.code == code
     remove_place(place)
@@ -239,7 +239,7 @@ async def test_a_wrapper_that_dies_is_broken_and_tried_again(tmp_path: Path) -> 
     mark = tmp_path / "mark"
     program = f"open({str(mark)!r}, 'a').write('x'); os.kill(os.getpid(), 9)"
     with pytest.raises(StageFailed) as caught:
-        async with stage_in(hostile_context(tmp_path / "far", program, retries=2), make_place(tmp_path), deadline_s=20):
+        async with stage_in(hostile_context(tmp_path / "far", program, retries=2), make_place(tmp_path), deadline_s=60):
             pass
     assert isinstance(caught.value.outcome, Broken)
     assert mark.read_text() == "xxx"

@@ -68,7 +68,7 @@ async def test_what_is_listed_comes_back(tmp_path: Path, names, found, missing) 
     (place.path / "dangling").symlink_to("nowhere")
     (place.path / "round" / "again").symlink_to("..")
     os.mkfifo(place.path / "fifo")
-    async with stage_out(wrapper_context(), place, Listed(names), limits=LIMITS, deadline_s=20) as outward:
+    async with stage_out(wrapper_context(), place, Listed(names), limits=LIMITS, deadline_s=60) as outward:
         assert outward.manifest.missing == missing
         assert len(outward.manifest.reasons) == len(missing)
         assert await collect(outward) == found
@@ -97,7 +97,7 @@ async def test_what_is_no_file_is_left_out_and_told(tmp_path: Path) -> None:
     (place.path / "d" / "up").symlink_to("..")
     with socket.socket(socket.AF_UNIX) as listening, contextlib.chdir(place.path / "d"):
         listening.bind("socket")
-    async with stage_out(wrapper_context(), place, Listed(("d",)), limits=LIMITS, deadline_s=20) as outward:
+    async with stage_out(wrapper_context(), place, Listed(("d",)), limits=LIMITS, deadline_s=60) as outward:
         told = dict(outward.manifest.left_out)
         assert told == {"d/pipe": "a named pipe", "d/socket": "a socket", "d/up": "a link to a directory"}
         assert outward.manifest.missing == ()
@@ -108,7 +108,7 @@ async def test_a_link_to_a_directory_needs_its_slash(tmp_path: Path) -> None:
     """As stock: it would not say where the files are."""
     place, _ = await staged(tmp_path, {"d/plain": b"x"})
     (place.path / "link").symlink_to("d")
-    async with stage_out(wrapper_context(), place, Listed(("link",)), limits=LIMITS, deadline_s=20) as outward:
+    async with stage_out(wrapper_context(), place, Listed(("link",)), limits=LIMITS, deadline_s=60) as outward:
         assert outward.manifest.missing == ("link",)
         assert "slash" in outward.manifest.reasons[0]
     assert await fetched(place, Listed(("link/",))) == {"plain": b"x"}
@@ -116,7 +116,7 @@ async def test_a_link_to_a_directory_needs_its_slash(tmp_path: Path) -> None:
 
 async def test_again_then_remove(tmp_path: Path) -> None:
     place, _ = await staged(tmp_path, {"f": b"F" * 700_000, "g": b"G"})
-    async with stage_out(wrapper_context(), place, Listed(("f", "g")), limits=LIMITS, deadline_s=20) as outward:
+    async with stage_out(wrapper_context(), place, Listed(("f", "g")), limits=LIMITS, deadline_s=60) as outward:
         async for entry in outward.entries():
             assert isinstance(entry, OutFile)
             assert len(await anext(entry.chunks)) > 0
@@ -131,7 +131,7 @@ async def test_again_then_remove(tmp_path: Path) -> None:
 
 async def test_chunks_that_nobody_reads_are_skipped(tmp_path: Path) -> None:
     place, _ = await staged(tmp_path, {"f": b"F" * 700_000, "g": b"G"})
-    async with stage_out(wrapper_context(), place, Listed(("f", "g")), limits=LIMITS, deadline_s=20) as outward:
+    async with stage_out(wrapper_context(), place, Listed(("f", "g")), limits=LIMITS, deadline_s=60) as outward:
         assert [entry.name async for entry in outward.entries()] == ["f", "g"]
 
 
@@ -141,7 +141,7 @@ async def test_without_a_word_the_sandbox_is_kept(tmp_path: Path, how: str) -> N
     before = open_fds()
     with trio.CancelScope() as scope:
         try:
-            async with stage_out(wrapper_context(), place, Listed(("f",)), limits=LIMITS, deadline_s=20) as outward:
+            async with stage_out(wrapper_context(), place, Listed(("f",)), limits=LIMITS, deadline_s=60) as outward:
                 async for entry in outward.entries():
                     assert isinstance(entry, OutFile)
                     await anext(entry.chunks)
@@ -200,7 +200,7 @@ async def test_remove_copes_with_whatever_the_job_left(tmp_path: Path) -> None:
     place, _ = await staged(tmp_path, {})
     spoil(place.path)
     (place.path / "out").symlink_to(tmp_path / "precious")
-    async with stage_out(wrapper_context(), place, Listed(()), limits=LIMITS, deadline_s=20) as outward:
+    async with stage_out(wrapper_context(), place, Listed(()), limits=LIMITS, deadline_s=60) as outward:
         await outward.remove()
     remove_place(place)
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]  # noqa: ASYNC240
@@ -255,8 +255,8 @@ async def test_a_far_side_that_lies_about_the_output(tmp_path: Path, program: st
     context = hostile_context(tmp_path / "far", program)
     failed = None
     try:
-        with trio.fail_after(20):
-            async with stage_out(context, place, Listed(("x",)), limits=LIMITS, deadline_s=5) as outward:
+        with trio.fail_after(60):
+            async with stage_out(context, place, Listed(("x",)), limits=LIMITS, deadline_s=60) as outward:
                 assert await collect(outward) == {"x": b"abc"}
     except StageFailed as fault:
         failed = fault.code
@@ -279,7 +279,7 @@ async def test_a_far_side_that_removes_nothing(tmp_path: Path) -> None:
 
 async def test_a_tree_too_deep_to_be_meant_is_said_to_be_missing(tmp_path: Path) -> None:
     place, _ = await staged(tmp_path, {"d/" * 80 + "f": b"F"})
-    async with stage_out(wrapper_context(), place, Listed(("d",)), limits=LIMITS, deadline_s=20) as outward:
+    async with stage_out(wrapper_context(), place, Listed(("d",)), limits=LIMITS, deadline_s=60) as outward:
         assert len(outward.manifest.entries) == 65
         assert outward.manifest.reasons == ("too many directories in one another",)
         assert set((await collect(outward)).values()) == {None}
@@ -289,11 +289,11 @@ async def test_files_on_their_way_outlive_a_batch_systems_sigterm(tmp_path: Path
     """Such a one sends it to every process of a pilot: what a job has made still goes home."""
     place = make_place(tmp_path)
     content = os.urandom(3 << 20)
-    async with stage_in(wrapper_context(), place, deadline_s=20) as inward:
+    async with stage_in(wrapper_context(), place, deadline_s=60) as inward:
         terminate_children()
         await inward.file("big", 0o644, len(content), once(content))
         await inward.finish()
-    async with stage_out(wrapper_context(), place, Listed(("big",)), limits=LIMITS, deadline_s=20) as outward:
+    async with stage_out(wrapper_context(), place, Listed(("big",)), limits=LIMITS, deadline_s=60) as outward:
         terminate_children()
         got = [
             b"".join([bytes(chunk) async for chunk in entry.chunks])

@@ -73,7 +73,7 @@ def stream(files: Files, path: str = "out") -> Stream:
 async def through(files: Files, data: bytes, *, append: bool = False) -> None:
     made = stream(files)
     end = await made.open(append=append)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(made.run)
             await trio.to_thread.run_sync(write_all, end, data)
@@ -104,7 +104,7 @@ async def test_the_end_of_a_stream_whose_shadow_is_another_one_by_now_is_no_fail
     files = Files()
     made = stream(files)
     end = await made.open(append=False)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(made.run)
             os.write(end, b"all of it")
@@ -119,7 +119,7 @@ async def test_a_shadow_that_writes_nothing_is_not_asked_for_ever() -> None:
     end = await made.open(append=False)
     os.write(end, b"x")
     os.close(end)
-    with trio.fail_after(20), pytest.raises(StreamBroken) as broken:
+    with trio.fail_after(60), pytest.raises(StreamBroken) as broken:
         await made.run()
     assert broken.value.hold.subcode == errno.ENOSPC
 

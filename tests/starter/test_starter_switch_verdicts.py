@@ -171,7 +171,7 @@ async def test_output_that_has_arrived_is_not_taken_back_for_a_sandbox_that_stay
     async def nothing(*_: object, **__: object) -> None: ...
 
     place = make_place(tmp_path)
-    async with stage_in(wrapper_context(), place, deadline_s=20) as inward:
+    async with stage_in(wrapper_context(), place, deadline_s=60) as inward:
         await inward.file("f", 0o600, 1, once(b"x"))
         await inward.finish()
     speak = f"hello(); receive(); send({{'done': True}}); line.sendall(bytes(1024)); receive(); {end}"

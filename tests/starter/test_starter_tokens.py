@@ -72,7 +72,7 @@ async def test_files_are_replaced_at_one_stroke_and_are_the_jobs_alone(tmp_path:
     (directory / "box.use").write_bytes(b"old")
     (directory / "box.use.tmp").write_bytes(b"left by an attempt that was killed")
     kept = (directory / "box.use").open("rb")
-    await replace(wrapper_context(), str(tmp_path), Tokens({"box.use": b"new", "more.use": b"\0\xff"}), deadline_s=20)
+    await replace(wrapper_context(), str(tmp_path), Tokens({"box.use": b"new", "more.use": b"\0\xff"}), deadline_s=60)
     assert kept.read() == b"old"
     kept.close()
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == {"box.use": b"new", "more.use": b"\0\xff"}
@@ -80,7 +80,7 @@ async def test_files_are_replaced_at_one_stroke_and_are_the_jobs_alone(tmp_path:
 
 
 async def test_a_directory_that_the_job_has_taken_away_is_made_again(tmp_path: Path) -> None:
-    await replace(wrapper_context(), str(tmp_path), Tokens({"box.use": b"new"}), deadline_s=20)
+    await replace(wrapper_context(), str(tmp_path), Tokens({"box.use": b"new"}), deadline_s=60)
     assert stat.S_IMODE((tmp_path / ".condor_creds").stat().st_mode) == 0o700
 
 
@@ -88,14 +88,14 @@ async def test_a_link_in_place_of_the_directory_is_not_followed(tmp_path: Path) 
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / ".condor_creds").symlink_to("elsewhere")
     with pytest.raises(StageFailed):
-        await replace(wrapper_context(), str(tmp_path), Tokens({"box.use": b"new"}), deadline_s=20)
+        await replace(wrapper_context(), str(tmp_path), Tokens({"box.use": b"new"}), deadline_s=60)
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 async def test_a_far_side_that_says_nonsense(tmp_path: Path) -> None:
     far = hostile_context(tmp_path / "far", "hello(); receive(); line.sendall(b'\\xff' * 100)")
     with pytest.raises(StageFailed):
-        await replace(far, str(tmp_path), Tokens({"box.use": b"new"}), deadline_s=20)
+        await replace(far, str(tmp_path), Tokens({"box.use": b"new"}), deadline_s=60)
 
 
 async def test_only_a_change_costs_a_call_and_a_failed_look_is_made_again(
