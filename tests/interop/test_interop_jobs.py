@@ -67,7 +67,9 @@ def test_the_proxy_comes_before_any_file_and_again_as_an_item(stock: StockJobs) 
         f"item 1 {job.name}.sh",
     ]
     rest = [step for step in seen[5:] if not step.startswith("item") and step != "register_job_info"]
-    assert rest == ["request_guidance", "request_guidance", "begin_execution", "event_notification", "job_exit"]
+    asked = rest.index("begin_execution")
+    assert asked >= 2, "before the input and after it; a shadow that is busy with its transfer has it asked again"
+    assert rest == ["request_guidance"] * asked + ["begin_execution", "event_notification", "job_exit"]
     assert any("DEACTIVATE_CLAIM_JOB_DONE" in line for line in stock.shadow_says(job)), "413, by our version"
 
 
