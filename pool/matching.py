@@ -29,6 +29,7 @@ TransferOutputRemaps NumJobStarts JobBatchName JobDescription JobStatus Executab
 PRIVATE = tuple(sorted(_PRIVATE_TEXT.lower().split()))
 _PRIVATE = frozenset(PRIVATE)
 _WORD = re.compile(r"[a-z_][a-z0-9_]*")
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 # Used ids that are remembered for a startd: even a thousand claims an hour cannot push one out between two ads.
 _USED_LIMIT = 4096
@@ -61,12 +62,12 @@ class Prepared:
 def prepare(job: JobId, ad: Any) -> Prepared:
     """Read a queue ad for matching; paid once a job, not once a pass."""
     texts = {name.lower(): str(ad.lookup(name)) for name in ad}
-    # What the job's own expressions refer to decides with them.
+    # What the job's own expressions refer to decides with them: its Requirements, and whatever these or a slot's name.
     own = {
         word
         for name, text in texts.items()
-        if name.startswith(("request", "rank"))
-        for word in _WORD.findall(text.lower())
+        if name not in _PRIVATE and not text.isdecimal()
+        for word in _WORD.findall(_STRING.sub("", text).lower())
     }
     common = "\n".join(f"{name}={texts[name]}" for name in sorted(texts) if name not in _PRIVATE or name in own)
     end = value_of(ad, "x509UserProxyExpiration")

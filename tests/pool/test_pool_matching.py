@@ -95,6 +95,25 @@ def test_a_name_that_an_expression_uses_tells_jobs_apart(where: str) -> None:
     assert first_for(lines(*jobs), slot(**said), *jobs) == JobId(1, 3)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [{"Requirements": "ProcId == 3"}, {"Requirements": "Mine", "Mine": "ProcId == 3"}],
+    ids=["its Requirements", "what these name"],
+)
+def test_a_job_is_not_tried_by_what_another_one_requires(said: dict[str, str]) -> None:
+    assert first_for(lines(*[job(1, proc, **said) for proc in range(5)]), slot()) == JobId(1, 3)
+
+
+def test_nor_by_what_a_slot_asks_of_it_in_another_name() -> None:
+    waiting = lines(*[job(1, proc, Mine="ProcId == 3") for proc in range(5)])
+    assert first_for(waiting, slot(Requirements="TARGET.Mine")) == JobId(1, 3)
+
+
+def test_words_of_a_text_tell_no_jobs_apart() -> None:
+    waiting = lines(*[job(1, proc, Out=f'"{proc}"', UserLog=r'"a \"b\" out of in"') for proc in range(5)])
+    assert len(list(waiting.first_for(slot(Requirements="false"), {}.get))) == 1
+
+
 def test_a_job_without_an_ad_of_its_own_any_more_is_passed_by() -> None:
     first, second = job(1, 3, Requirements="true"), job(2, 3, RequestMemory="5")
     assert first_for(lines(first, second), slot(Requirements="TARGET.ProcId == 3"), second) == second.job.id
