@@ -365,14 +365,15 @@ class Claims:
         self.handle(held, events.StarterGone(wait_status, broken))
         return True
 
-    def _leaves(self, held: Held) -> None:
+    def _leaves(self, held: Held) -> bool:
         """The starter has said that nothing of its activation is left but itself: the claim does not wait for its end.
-        It does where the pid is not known yet, or the slot was called broken."""
+        It does (False) where the pid is not known yet, or the slot was called broken."""
         if held.starter_pid is None or held.starter_broken:
-            return
+            return False
         self.leaving.begin(held.starter_pid, held.name)
         held.starter_forgotten(self.slots.sessions)
         self.handle(held, events.StarterGone(0, broken=False))
+        return True
 
     async def _listen(self, held: Held, starter: Channel) -> None:
         """All that a starter says, to its last words: the spawner may have told of its end before they are read."""
@@ -381,8 +382,9 @@ class Claims:
             while True:
                 last, _ = await starter.receive()
                 self._heard(held, last)
-                if isinstance(last, to_starter.Ended) and last.nothing_left and held.starter is starter:
-                    self._leaves(held)
+                leaves = isinstance(last, to_starter.Ended) and last.nothing_left and held.starter is starter
+                if leaves and self._leaves(held):
+                    return  # a further word would be taken for one of the slot's next starter
         except ChannelClosed:
             return
         except RpcFault as fault:

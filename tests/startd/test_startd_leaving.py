@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ import pytest
 import trio
 import trio.testing
 
-from pilot.rpc import Channel
+from pilot.rpc import Channel, ChannelClosed
 from startd import leaving
 from startd.claim import State
 from startd.claimevents import Deactivated
@@ -132,8 +132,20 @@ async def test_a_starter_that_goes_on_after_its_last_word_is_heard_no_more(monke
         first = await on.begin(1, 4711, "1.0")
         await on.say(first, DONE)
         await on.begin(2, 4712, "1.1")
-        await on.say(first, DONE)
+        for word in (SlotBroken("a process survived"), AccountKnown(1055), DONE):
+            with suppress(ChannelClosed):
+                await on.say(first, word)
         assert (on.state, on.held.starter_pid) == (State.BUSY, 4712)
+        assert (on.held.starter_broken, on.held.job_account_uid) == (False, None)
+
+
+async def test_its_job_is_in_the_report_before_the_next_one_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the time that it takes to end is not the job's."""
+    told: list[Ended | None] = []
+    async with node(monkeypatch) as on:
+        on.claims.job_ended = lambda held, seconds, words: told.append(words)
+        await on.say(await on.begin(1, 4711, "1.0"), DONE)
+        assert told == [DONE]
 
 
 async def test_one_that_does_not_end_is_killed(
