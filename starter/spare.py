@@ -80,12 +80,11 @@ class Offer:
 
 
 def take(channel: socket.socket) -> tuple[Any, list[int]]:
-    """In a spare: the activation, once we have said that we have it.
+    """In a spare that dies with its parent: the activation, once we have said that we have it; from then on it lives.
 
     Raises:
         ChannelClosed: the spawner is gone, has none for us, or wants it no more.
     """
-    die_with_parent(True)  # one that stands still would not see its channel's end
     request, fds = receive_blocking(channel, SPAWNER)
     try:
         channel.sendall(_TAKEN)

@@ -38,7 +38,7 @@ from starter.messages import (
     StarterStarted,
     StartStarter,
 )
-from starter.orphans import become_subreaper
+from starter.orphans import become_subreaper, die_with_parent
 from starter.private import ticks_of
 from starter.spare import Offer, Spare, call_itself, take
 
@@ -226,6 +226,7 @@ class Spawner:
 
     def _be_spare(self, channel: socket.socket) -> int:
         """Warm up, and wait for the one activation; 0 if the spawner is gone, or has none."""
+        die_with_parent(True)  # one that stands still, from here on, would not see its channel's end
         call_itself("spare")
         self._rehearse()
         try:

@@ -10,6 +10,7 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -395,6 +396,25 @@ def test_no_spare_outlives_its_spawner(tmp_path: Path, killed: bool, stopped: bo
             startd.close()
         os.waitpid(pid, 0)
         until("its end", lambda: not runs(left))
+        near.close()
+
+
+def test_nor_does_one_that_stands_still_in_its_rehearsal(tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    startd, pid = fork_spawner(tmp_path / "StarterLog", gate)
+    with startd:
+        left = spare()
+        near = ask(startd, 1)
+        gate.offered()
+        os.kill(left, signal.SIGSTOP)
+        until("it to stand still", lambda: stands_still(left))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        try:
+            until("its end", lambda: not runs(left))
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(left, signal.SIGKILL)
         near.close()
 
 
