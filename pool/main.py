@@ -76,7 +76,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="sailplane-pool", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="sailplane-pool",
+        description=__doc__,
+        epilog="example:\n  sailplane-pool --config pool.conf --foreground",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--config", type=Path, help="configuration file (HTCondor's language); default: SAILPLANE_CONFIG, if set"
