@@ -112,8 +112,11 @@ async def _furnish_chirp(work: Work, inward: Inward) -> None:
 
 
 def _open_launch_early(work: Work) -> None:
-    """Where the shadow lets the job start, and input surely does not wait."""
+    """Where the shadow lets the job start, and input surely does not wait. A token that is not there holds the job:
+    until all have come the call would be one too many."""
     if not work.prepared.is_set() or work.called_off is not None:
+        return
+    if work.description.services and work.tokens is None:
         return
     if work.ahead is not None and work.ahead.input_comes_at_once():
         _open_launch(work)

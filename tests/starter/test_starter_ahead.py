@@ -8,16 +8,21 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import trio
+from classad2 import ClassAd
 
 from pilot.calls import own_children
 from pilot.farside import FarSide
-from starter import ahead
+from starter import ahead, jobinput
 from starter.ahead import LAUNCH, STAGE_OUT, WANTED_IN, Ahead, is_short
 from starter.events import Step
 from starter.sandbox import Context
+from starter.tokens import Tokens
+from starter.work import Work
 from tests.jobwrapper.farsides import hostile_context, open_fds, wrapper_context
 
 LOG = logging.LoggerAdapter(logging.getLogger("test"), {})
@@ -193,3 +198,26 @@ async def test_a_step_drops_what_it_leaves_no_use_for(step: Step) -> None:
 )
 def test_only_a_known_short_input_is_short(value: object, expected: bool) -> None:
     assert is_short(value) is expected
+
+
+@pytest.mark.parametrize(
+    ("services", "tokens", "opened"),
+    [((), None, 1), (("box",), None, 0), (("box",), Tokens({"box.use": b"x"}), 1)],
+    ids=["wants none", "has not got them", "has them"],
+)
+async def test_a_job_whose_tokens_have_not_come_gets_no_call_early(
+    services: tuple[str, ...], tokens: Tokens | None, opened: int
+) -> None:
+    """One that is not there holds the job, and the call was one too many."""
+    calls: list[str] = []
+    prepared = trio.Event()
+    prepared.set()
+    early = SimpleNamespace(
+        input_comes_at_once=lambda: True, open=lambda context, verb, **more: calls.append(verb)
+    )  # fmt: skip
+    work = SimpleNamespace(
+        prepared=prepared, called_off=None, tokens=tokens, ahead=early, context=lambda once: None,
+        description=SimpleNamespace(services=services, deferral=None), job_ad=ClassAd({"TransferInputSizeMB": 0}),
+    )  # fmt: skip
+    jobinput._open_launch_early(cast(Work, work))
+    assert calls == [LAUNCH] * opened
