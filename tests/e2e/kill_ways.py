@@ -31,8 +31,8 @@ CHECKPOINTS = "n=$(cat state 2>/dev/null || echo 0); n=$((n + 1)); echo $n > sta
 CHECKPOINT = {"checkpoint_exit_code": "85", "transfer_checkpoint_files": "state", "transfer_output_files": "state"}
 # A launch that lasts.
 SLOW_LAUNCH = {"+PreCmd": '"/bin/sleep"', "+PreArguments": '"600"'}
-# What a proxy's life has to be at the least for a job to get as far as it should.
-WAY_S = 6.0
+# What a proxy's life has to be at the least for a job to get as far as it should, on a machine with much else to do.
+WAY_S = 10.0
 ENDING_S = MARGIN_S * JITTER + WAY_S
 LEASE_S = float(SHORT_LEASE["SAILPLANE_POOL_LEASE"])
 # A time that a job allows itself, and when the starter sees to it if the shadow does not (PERIODIC_EXPR_INTERVAL is 0).
