@@ -34,7 +34,7 @@ from pool.retry import Patience
 from pool.shadow import Shadow
 from pool.shadow_state import REMOVED, Finish, WrongState, clean
 from pool.shadow_state import State as ShadowState
-from pool.slices import in_slices
+from pool.slices import Slices, in_slices
 from pool.tidying import Tidying
 from pool.transfers import Transfer
 from pool.waitingjobs import WaitingJobs
@@ -100,14 +100,14 @@ class Scheduler:
     def proxy_renewed(self, cluster: int, expires_at: float) -> int:
         """The spool has a longer-lived proxy for a cluster: for jobs that wait, and on to those that run; how many."""
         self.queue.renew_proxy(cluster, expires_at)
-        running = 0
+        running, waiting = 0, []
         for job in self.queue.jobs_of_cluster(cluster):
             if job.id in self._waiting:
-                self._waiting.add(job)
+                waiting.append(job.id)
             if (shadow := self._running.get(job.id)) is not None:
                 shadow.proxy_renewed()
                 running += 1
-        self._kick()
+        self._start(self._add_idle, waiting)
         return running
 
     def with_myproxy(self, allowed: tuple[str, ...]) -> list[tuple[int, Where, float]]:
@@ -229,24 +229,25 @@ class Scheduler:
             self._settle(evolve(job, state=JobState.HELD, reason=reason, hold_code=CREDENTIAL_HOLD, hold_subcode=0))
 
     async def _match(self) -> None:
+        slices = Slices()
         for offer in self._book.offers():
-            chosen = await self._first_for(offer.ad)
+            chosen = await self._first_for(offer.ad, slices)
             if chosen is not None and self._book.take(offer):
                 self._reserve(chosen)
                 self._start(self._claim, offer, chosen)
 
-    async def _first_for(self, slot: Any) -> Waiting | None:
+    async def _first_for(self, slot: Any, slices: Slices) -> Waiting | None:
         """The first job that fits. It waits still when this returns: to be reserved before anything else runs."""
         while self._waiting:
             self._waiting.look_at_clocks(self._hold_expired)
-            found = await in_slices(self._waiting.first_for(slot))
+            found = await slices.run(self._waiting.first_for(slot))
             if found is None or found.id in self._waiting:
                 return found
         return None
 
     async def _next_for(self, claim: Claim) -> Waiting | None:
         """The job that goes to an idle claim. None means that the claim is given back."""
-        return in_turn(await self._first_for(claim.ad), claim.user)
+        return in_turn(await self._first_for(claim.ad, Slices()), claim.user)
 
     def _reserve(self, chosen: Waiting) -> None:
         self._waiting.take(chosen.id)

@@ -72,9 +72,14 @@ class WaitingJobs:
         while self._proxy_ends and self._proxy_ends[0][0] <= now:
             end, job_id = heapq.heappop(self._proxy_ends)
             waiting = self._lines.waiting(job_id)
-            if waiting is not None and waiting.proxy_end == end:  # it was not renewed meanwhile
-                self.take(job_id)
-                expired(job_id, end)
+            if waiting is None or waiting.proxy_end != end:  # it was renewed meanwhile
+                continue
+            job = self.queue.job(job_id)
+            if job is not None and int(job.cluster.proxy_expires_at or 0) > now:  # it was, and has not had its turn yet
+                self.add(job)
+                continue
+            self.take(job_id)
+            expired(job_id, end)
 
     def first_for(self, slot: Any) -> Generator[None, None, Waiting | None]:
         """As ``Lines.first_for``."""

@@ -15,7 +15,7 @@ from cedar import classads
 from pool.jobad import PoolFacts
 from pool.model import Cluster, Job, JobId, JobState
 from pool.queue import Queue
-from pool.slices import in_slices
+from pool.slices import Slices, in_slices
 from pool.waitingjobs import WaitingJobs
 
 FACTS = PoolFacts("pool.test", "pool.test", "<127.0.0.1:9618>", "$CondorVersion: 24.0.1 $", 60)
@@ -105,6 +105,31 @@ async def test_a_proxy_that_was_renewed_does_not_end_as_the_old_one(queue: Queue
     assert first(waiting) == job.id
 
 
+async def test_a_proxy_in_its_last_second_has_ended(queue: Queue, waiting: WaitingJobs) -> None:
+    now_s = int(time.time())
+    (job,) = jobs_of(queue, "A = 1\n", proxy_end=now_s + 0.999)
+    waiting.add(job)
+    told: list[int] = []
+    waiting.look_at_clocks(lambda job_id, end: told.append(end))
+    assert told == [now_s]
+
+
+async def test_a_proxy_that_was_renewed_is_believed_before_its_jobs_turn(queue: Queue, waiting: WaitingJobs) -> None:
+    """The jobs of a large submission come again one by one."""
+    (job,) = jobs_of(queue, "A = 1\n", proxy_end=500.0)
+    waiting.add(job)
+    queue.renew_proxy(job.id.cluster, 4e9)
+    waiting.look_at_clocks(lambda job_id, end: pytest.fail("its new proxy lives"))
+    assert first(waiting) == job.id
+    queue.renew_proxy(job.id.cluster, 600.0)
+    renewed = queue.job(job.id)
+    assert renewed is not None
+    waiting.add(renewed)
+    told: list[int] = []
+    waiting.look_at_clocks(lambda job_id, end: told.append(end))
+    assert told == [600]
+
+
 async def test_a_slot_that_asks_for_more_sees_the_jobs_own_ad(queue: Queue, waiting: WaitingJobs) -> None:
     jobs = jobs_of(queue, *[f'Arguments = "{number}"\n' for number in range(5)])
     for job in jobs:
@@ -133,6 +158,22 @@ async def test_others_run_between_the_slices_of_long_work() -> None:
         assert await in_slices(work()) == "done"
         nursery.cancel_scope.cancel()
     assert turns >= 5
+
+
+async def test_others_run_between_many_short_works() -> None:
+    """As searches for a thousand slots are."""
+
+    def work() -> Generator[None, None, None]:
+        time.sleep(0.002)
+        yield
+
+    turned = trio.Event()
+    slices = Slices()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_set, turned)
+        for _ in range(20):
+            await slices.run(work())
+        assert turned.is_set()
 
 
 async def test_short_work_is_not_interrupted() -> None:
