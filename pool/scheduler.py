@@ -241,7 +241,7 @@ class Scheduler:
         while self._waiting:
             self._waiting.look_at_clocks(self._hold_expired)
             found = await slices.run(self._waiting.first_for(slot))
-            if found is None or found.id in self._waiting:
+            if found is None or self._waiting.may_go(found.id):
                 return found
         return None
 

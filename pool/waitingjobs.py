@@ -85,6 +85,10 @@ class WaitingJobs:
         """As ``Lines.first_for``."""
         return self._lines.first_for(slot, self.ad_of)
 
+    def may_go(self, job_id: JobId) -> bool:
+        """Whether one that a search has found may have the slot still: it waits, and has not failed meanwhile."""
+        return job_id in self._lines
+
     def ad_of(self, job_id: JobId) -> Any:
         """What the queue says of a job, as slots see it; None where there is no such job."""
         job = self.queue.job(job_id)

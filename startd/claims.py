@@ -84,7 +84,7 @@ class Claims:
     _change: trio.Event = attrs.field(factory=trio.Event)
 
     def __attrs_post_init__(self) -> None:
-        self.leaving = Leaving(self.nursery, self.log)
+        self.leaving = Leaving(self.nursery, self.log, self.look_again)
 
     async def wait_change(self) -> None:
         """Until any claim has handled an event."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from collections.abc import Callable
 from contextlib import suppress
 
 import attrs
@@ -20,10 +21,12 @@ ENDS_WITHIN_S = 30.0
 
 @attrs.define(eq=False)
 class Leaving:
-    """``begin`` starts a task in ``nursery`` for each, which ends with the starter."""
+    """``begin`` starts a task in ``nursery`` for each, which ends with the starter. ``forgotten`` is called for one
+    whose end nobody tells."""
 
     nursery: trio.Nursery
     log: logging.LoggerAdapter[logging.Logger]
+    forgotten: Callable[[], None]
     _starters: dict[int, tuple[str, trio.Event]] = attrs.field(factory=dict)
 
     def __bool__(self) -> bool:
@@ -50,3 +53,9 @@ class Leaving:
         self.log.warning("starter %d, which has left %s, did not end in time: killed", pid, slot)
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+            with trio.move_on_after(ENDS_WITHIN_S):
+                await over.wait()
+                return
+        # A spawner that died between its wait and its word has told nobody: the pilot's end does not wait for that.
+        self._starters.pop(pid, None)
+        self.forgotten()

@@ -74,6 +74,21 @@ async def test_a_job_that_failed_lately_waits_and_is_found_later(
     assert first(waiting) == failed.id
 
 
+async def test_a_job_that_failed_during_a_search_does_not_go_at_its_end(queue: Queue, waiting: WaitingJobs) -> None:
+    (job,) = jobs_of(queue, "A = 1\n")
+    waiting.add(job)
+    search = waiting.first_for(SLOT)
+    next(search)
+    assert waiting.may_go(job.id)
+    waiting.take(job.id)
+    waiting.failed(job.id, run_s=1.0)
+    waiting.add(job)
+    with pytest.raises(StopIteration) as end:
+        next(search)
+    assert end.value.value.id == job.id
+    assert (job.id in waiting, waiting.may_go(job.id)) == (True, False)
+
+
 async def test_a_job_that_was_released_need_not_be_patient(queue: Queue, waiting: WaitingJobs) -> None:
     (job,) = jobs_of(queue, "A = 1\n")
     waiting.failed(job.id, run_s=1.0)

@@ -178,6 +178,25 @@ async def test_a_pilot_ends_when_the_last_of_them_has(
         await ended.wait()
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+async def test_nor_does_it_wait_for_one_whose_end_nobody_tells(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, autojump_clock: trio.testing.MockClock, is_there: bool
+) -> None:
+    """The spawner died when it had waited for it."""
+
+    def kill(pid: int, number: int) -> None:
+        if not is_there:
+            raise ProcessLookupError
+
+    async with node(monkeypatch) as on:
+        monkeypatch.setattr(leaving.os, "kill", kill)
+        await on.say(await on.begin(1, 4711, "1.0"), DONE)
+        began_s = trio.current_time()
+        await until_ended(end_of(on.here, tmp_path), (0.0, signal.SIGTERM))
+        assert trio.current_time() - began_s < 3 * leaving.ENDS_WITHIN_S
+        assert not on.claims.leaving
+
+
 async def test_a_jobs_account_is_known_when_its_starter_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int]] = []
     async with node(monkeypatch) as on:
