@@ -189,16 +189,17 @@ class Job:
         self._start_watching(event)
         if self._life.number:  # rule 0 changes nothing
             self._log.info("job: %s -> %s (rule %d)", before.value, self._life.state.value, self._life.number)
+        if self._life.state is not before:
+            await self._state_changed()
         for command in commands:
             if isinstance(command, Exit):
                 return command.status
             await self._carry_out(command)
-        if self._life.state is not before:
-            await self._state_changed()
         return None
 
     async def _state_changed(self) -> None:
         self._renewals.state_changed()
+        await trio.lowlevel.checkpoint()  # what has come meanwhile is known before anything new begins
         account = self._work.account
         if account is not None and account.uid != self._told_uid:
             self._told_uid = account.uid
