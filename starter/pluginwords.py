@@ -6,6 +6,7 @@ as it is, not what would have to be evaluated, and only so much of it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,8 @@ _OF_A_TRY: Mapping[str, type] = {
     "PluginLaunched": bool, "FailedName": str, "FailureType": str, "FailedServer": str, "ShouldRefresh": bool,
     "ErrorCode": int, "ErrorString": str, "Retryable": int,
 }  # fmt: skip
+# A name may have any characters in an ad, and any length.
+_ATTRIBUTE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _DEVELOPERS = "DeveloperData"
 _TRIES = "TransferErrorData"
 
@@ -47,7 +50,7 @@ def _of(said: ClassAd, wanted: Mapping[str, type]) -> ClassAd:
     of_developers = said.get(_DEVELOPERS)
     if isinstance(of_developers, ClassAd):
         own = ClassAd()
-        for name in sorted(of_developers)[:MOST_OF_DEVELOPERS]:
+        for name in sorted(filter(_ATTRIBUTE.fullmatch, of_developers))[:MOST_OF_DEVELOPERS]:
             if not is_private(name):
                 _put(own, name, of_developers.get(name), (str, bool, int, float))
         ad[_DEVELOPERS] = own

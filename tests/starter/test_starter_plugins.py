@@ -150,8 +150,13 @@ def test_a_plugin_that_tells_absurd_numbers_is_judged_all_the_same(told: str) ->
 
 
 def test_what_a_plugin_says_of_its_tries_goes_on_to_the_jobs_history() -> None:
-    tries = """{ [ ErrorType = "Parameter"; ErrorCode = 19; PluginLaunched = false; FailedName = 7; Own = "x";
-        DeveloperData = [ Seconds = 0.07; Note = "line\\n"; ClaimId = "s"; Deep = [ a = 1 ]; E = 1 + 1 ] ], 5, [ ] }"""
+    tries = (
+        """{ [ ErrorType = "Parameter"; ErrorCode = 19; PluginLaunched = false; FailedName = 7; Own = "x";
+        DeveloperData = [ Seconds = 0.07; Note = "line\\n"; ClaimId = "s"; Deep = [ a = 1 ]; E = 1 + 1;
+            'a = 1; Owner' = "root"; '"""
+        + "L" * 129
+        + """' = 1 ] ], 5, [ ] }"""
+    )
     said = NO.replace(" ]", f"; TransferFileBytes = 3; TransferEndTime = 1 + 1; Own = 5; TransferErrorData = {tries} ]")
     judged = judge(order(X), good(said, status=256), "node")
     result = judged.ads[1]
