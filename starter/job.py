@@ -199,7 +199,7 @@ class Job:
 
     async def _state_changed(self) -> None:
         self._renewals.state_changed()
-        await trio.lowlevel.checkpoint()  # what has come meanwhile is known before anything new begins
+        await trio.lowlevel.checkpoint()  # whoever was told of the new state gets a turn before anything new begins
         account = self._work.account
         if account is not None and account.uid != self._told_uid:
             self._told_uid = account.uid
