@@ -257,8 +257,11 @@ class Gate:
         self.reached.touch()
         until("the gate", self.open.exists)
 
-    def offered(self) -> None:
+    def offer(self, spawner: socket.socket) -> tuple[int, socket.socket]:
+        """Have the spare offered activation 1; its pid, and the startd's end of the starter's channel."""
+        offered, near = spare(), ask(spawner, 1)
         until("a spare with an activation", self.reached.exists)
+        return offered, near
 
 
 def ask(spawner: socket.socket, ticket: int) -> socket.socket:
@@ -288,9 +291,7 @@ def test_an_activation_that_its_spare_does_not_take_is_another_starters(
     gate = Gate(tmp_path)
     startd, spawner = fork_spawner(tmp_path / "StarterLog", gate)
     with startd:
-        offered = spare()
-        near = ask(startd, 1)
-        gate.offered()
+        offered, near = gate.offer(startd)
         os.kill(offered, number)
         assert check_runs(startd, near, 1) != offered
         until("its end", lambda: not runs(offered))
@@ -301,9 +302,7 @@ def test_an_offer_keeps_nobody_waiting_and_its_starter_begins_once(tmp_path: Pat
     gate = Gate(tmp_path)
     startd, spawner = fork_spawner(tmp_path / "StarterLog", gate)
     with startd:
-        offered = spare()
-        near = ask(startd, 1)
-        gate.offered()
+        offered, near = gate.offer(startd)
         assert check_runs(startd, ask(startd, 2), 2) != offered
         gate.open.touch()
         assert check_runs(startd, near, 1) == offered
@@ -322,9 +321,7 @@ def test_a_spare_that_comes_too_late_begins_nothing(tmp_path: Path, monkeypatch:
 
     startd, spawner = fork_spawner(tmp_path / "StarterLog", rehearse)
     with startd:
-        late = spare()
-        near = ask(startd, 1)
-        gate.offered()
+        late, near = gate.offer(startd)
         other = check_runs(startd, near, 1)
         assert other != late
         assert runs(late)
@@ -339,9 +336,7 @@ def test_a_starter_that_dies_in_the_moment_it_has_taken_its_job_is_told_of(tmp_p
     gate = Gate(tmp_path)
     startd, spawner = fork_spawner(tmp_path / "StarterLog", gate)
     with startd:
-        taking = spare()
-        near = ask(startd, 1)
-        gate.offered()
+        taking, near = gate.offer(startd)
         os.kill(spawner, signal.SIGSTOP)
         gate.open.touch()
         assert near.recv(1000)  # it has begun
@@ -403,9 +398,7 @@ def test_nor_does_one_that_stands_still_in_its_rehearsal(tmp_path: Path) -> None
     gate = Gate(tmp_path)
     startd, pid = fork_spawner(tmp_path / "StarterLog", gate)
     with startd:
-        left = spare()
-        near = ask(startd, 1)
-        gate.offered()
+        left, near = gate.offer(startd)
         os.kill(left, signal.SIGSTOP)
         until("it to stand still", lambda: stands_still(left))
         os.kill(pid, signal.SIGKILL)
